@@ -1,0 +1,3 @@
+"""cdbench: the reproducible benchmark for circuit distillation."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,1 @@
+"""Finding and comparing circuits: ablation, pairing, neuron masks."""

@@ -1,0 +1,359 @@
+"""The command line: parses, calls one function, prints. The result goes to stdout, everything else to stderr.
+
+Imports here are light, so that `--help` and `list` answer at once; torch, mlflow and matplotlib are imported by what
+needs them.
+"""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from cdbench import __version__, config, discover, plan, record
+from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
+
+_EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
+
+
+class _Group(click.Group):
+    """Turns our errors into one sentence on stderr and the exit code that they stand for."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except CdbenchError as error:
+            _stop(str(error), error.exit_code)
+        except KeyboardInterrupt:
+            _stop("interrupted; finished runs are kept, the same command goes on from here", INTERRUPTED)
+        except BrokenPipeError:
+            sys.stderr.close()  # the reader (head, a pager) has gone; nobody is left to tell
+            sys.exit(0)
+
+
+def _stop(text: str, code: int) -> NoReturn:
+    click.echo(f"cdbench: {text}", err=True)
+    sys.exit(code)
+
+
+@click.group(cls=_Group, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="cdbench")
+def main() -> None:
+    """The reproducible benchmark for circuit distillation.
+
+    \b
+    cdbench reproduce paper_a            the papers' Table 1 with models trained on the spot
+    cdbench run cka_cd --task addition_2digit --seeds 0,1
+    cdbench list methods
+    cdbench report paper_a
+    """
+
+
+Command = Callable[..., None]
+
+
+def _places_options(command: Command) -> Command:
+    command = click.option("--store", help="Folder of shared artefacts [CDBENCH_STORE; RUNS/store].")(command)
+    return click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")(command)
+
+
+def _seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> list[int] | None:
+    if value is None:
+        return None
+    try:
+        seeds = [int(word) for word in value.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds {value!r}: give different whole numbers from 0 on, for example --seeds 0,1,2")
+    return seeds
+
+
+def _run_options(command: Command) -> Command:
+    options = [
+        click.option("--profile", help="Models and budgets: tiny, smoke, paper, or a .toml file."),
+        click.option(
+            "--set",
+            "flags",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Change a value: training.lr=2e-4, method.alignment_weight=0.05.",
+        ),
+        click.option("--seeds", callback=_seeds, metavar="0,1,2", help="Seeds to run."),
+        click.option(
+            "-n", "--dry-run", is_flag=True, help="Show the plan and where each value comes from; run nothing."
+        ),
+        click.option("--force", is_flag=True, help="Run again what is finished."),
+        click.option(
+            "--jobs",
+            type=click.IntRange(1),
+            default=2,
+            show_default=True,
+            envvar="CDBENCH_JOBS",
+            help="Runs at a time.",
+        ),
+        click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
+        click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db]."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return _places_options(command)
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(["tasks", "methods", "profiles", "studies", "runs", "all"]), default="all")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_places_options
+def list_command(what: str, as_json: bool, runs: str | None, store: str | None) -> None:
+    """List tasks, methods, profiles, studies and runs; imports no plug-in.
+
+    \b
+    cdbench list methods
+    cdbench list runs --json
+    """
+    wanted = ["tasks", "methods", "profiles", "studies"] if what == "all" else [what]
+    tables = {name: _listing(name, plan.places(runs, store)) for name in wanted}
+    if as_json:
+        click.echo(json.dumps(tables, indent=1))
+        return
+    for name, rows in tables.items():
+        if what == "all":
+            click.echo(click.style(name, bold=True))
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            click.echo(f"  {row['name']:<{width}}  {row['summary']}")
+        if not rows:
+            click.echo("  none")
+
+
+def _listing(what: str, where: plan.Places) -> list[dict[str, str]]:
+    if what in ("tasks", "methods"):
+        found = discover.find("tasks" if what == "tasks" else "methods")
+        return [{"name": name, "summary": discover.summary(path)} for name, path in found.items()]
+    if what in ("profiles", "studies"):
+        tables = config.available("profiles" if what == "profiles" else "studies")
+        return [{"name": n, "summary": str(config.read_toml(p).get("description", ""))} for n, p in tables.items()]
+    rows = []
+    for run_id, done in record.read_all(where.records).items():
+        result = f"{done.metrics.accuracy.value:.1%}" if done.metrics else done.error
+        rows.append(
+            {"name": run_id, "summary": f"{done.status:<11} {done.spec.label}  {result}", "status": done.status}
+        )
+    return rows
+
+
+@main.command()
+@click.argument("studies", nargs=-1, required=True, metavar="STUDY...")
+@click.option("-k", "only", metavar="TEXT", help="Only runs whose label holds TEXT (and the teacher).")
+@click.option("--no-report", is_flag=True, help="Write no report at the end.")
+@_run_options
+def reproduce(studies: tuple[str, ...], **options: Any) -> None:
+    """Run studies to their reports. What is finished is not run again; Ctrl-C stops, the same command goes on.
+
+    \b
+    cdbench reproduce paper_a
+    cdbench reproduce paper_a failed_run --profile smoke
+    cdbench reproduce paper_a --set training.lr=2e-4 --seeds 0,1,2,3,4 --dry-run
+    cdbench reproduce paper_a -k cka_cd --json
+    """
+    _run_studies([config.load_study(name) for name in studies], options)
+
+
+@main.command()
+@click.argument("method")
+@click.option("--task", default="addition_2digit", show_default=True)
+@_run_options
+def run(method: str, task: str, **options: Any) -> None:
+    """Run one method on one task (and the teacher beside it).
+
+    \b
+    cdbench run cka_cd --task addition_2digit
+    cdbench run cka_cd --set method.alignment_weight=0.05 --seeds 0,1,2 --profile smoke
+    """
+    study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
+    _run_studies([study], options | {"only": None, "no_report": True})
+
+
+def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> None:
+    from cdbench import session
+
+    where = plan.places(options["runs"], options["store"])
+    plans = [
+        plan.make_plan(
+            study,
+            where,
+            profile=options["profile"],
+            flags=options["flags"],
+            seeds=options["seeds"],
+            only=options["only"],
+            force=options["force"],
+        )
+        for study in studies
+    ]
+    if options["dry_run"]:
+        _show_plans(plans, options["as_json"])
+        return
+    settings = session.Settings(
+        where, jobs=options["jobs"], force=options["force"], report=not options["no_report"], uri=options["uri"]
+    )
+    results = [session.run_study(each, settings) for each in plans]
+    if options["as_json"]:
+        click.echo(json.dumps([result.as_json() for result in results], indent=1))
+    else:
+        for result in results:
+            click.echo(result.table())
+    failed = [text for result in results for text in result.failures()]
+    if failed:
+        raise RunFailed(f"{len(failed)} of the runs came to no result: {'; '.join(failed[:3])}")
+
+
+def _show_plans(plans: Sequence[plan.Plan], as_json: bool) -> None:
+    if as_json:
+        click.echo(json.dumps([plan.plan_json(each) for each in plans], indent=1))
+        return
+    for each in plans:
+        click.echo(f"{each.name} (profile {each.profile}): {each.study.title}")
+        for planned in each.runs:
+            click.echo(f"  {planned.action:<6} {planned.spec.run_id}  {planned.spec.label}  ({planned.reason})")
+        click.echo("values")
+        for key, value, source in plan.value_sources(each):
+            click.echo(f"  {key:<28} {value!s:<24} {source}")
+
+
+@main.command()
+@click.argument("study")
+@_places_options
+def report(study: str, runs: str | None, store: str | None) -> None:
+    """Write the report of a study that was run, from its records.
+
+    \b
+    cdbench report paper_a
+    """
+    from cdbench.report.build import write_report
+
+    where = plan.places(runs, store)
+    click.echo(write_report(plan.read_study(study, where), where))
+
+
+@main.command()
+@click.argument("run_id")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_places_options
+def verify(run_id: str, as_json: bool, runs: str | None, store: str | None) -> None:
+    """Evaluate a run's weights again and compare every metric with its record; exit code 3 when one differs.
+
+    \b
+    cdbench verify 3f2a9c0d1b7e4f60
+    """
+    from cdbench import session
+
+    where = plan.places(runs, store)
+    differences = session.verify(where, run_id)
+    if as_json:
+        click.echo(json.dumps({"run_id": run_id, "verified": not differences, "differences": differences}, indent=1))
+    for line in [] if as_json else differences:
+        click.echo(line)
+    if differences:
+        raise AnswerBad(f"run {run_id} is not what its record says ({len(differences)} differences)")
+    if not as_json:
+        click.echo(f"run {run_id}: weights, predictions and metrics are what the record says")
+
+
+@main.command()
+@click.argument("run_id")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_places_options
+def score(run_id: str, as_json: bool, runs: str | None, store: str | None) -> None:
+    """Score a run's stored predictions again, without a model; exit code 3 when the record says otherwise.
+
+    \b
+    cdbench score 3f2a9c0d1b7e4f60
+    """
+    from cdbench import scoring
+
+    where = plan.places(runs, store)
+    done, counts = scoring.score_again(where.run(run_id))
+    if as_json:
+        click.echo(json.dumps({"run_id": run_id, **counts.as_json()}, indent=1))
+    else:
+        click.echo(f"{done.spec.label}")
+        click.echo(counts.text())
+    if not counts.agrees(done):
+        raise AnswerBad(f"the record of {run_id} says other numbers than its predictions")
+
+
+@main.command()
+@click.argument("study")
+@click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db].")
+@_places_options
+def sync(study: str, uri: str | None, runs: str | None, store: str | None) -> None:
+    """Bring MLflow up to date with a study's records. Any number of times: each point is stored once.
+
+    \b
+    cdbench sync paper_a
+    cdbench sync paper_a --mlflow http://localhost:5000
+    """
+    from cdbench import tracking
+
+    where = plan.places(runs, store)
+    sent, there = tracking.sync(plan.read_study(study, where), where, uri)
+    click.echo(f"{sent} records sent, {there} were there already: {uri or tracking.default_uri(where)}")
+
+
+@main.command("tasks-path")
+@click.option("--profile", default="tiny", show_default=True, help="Whose split the tasks evaluate.")
+@click.option("--set", "flags", multiple=True, metavar="KEY=VALUE", help="As for reproduce.")
+@_places_options
+def tasks_path(profile: str, flags: tuple[str, ...], runs: str | None, store: str | None) -> None:
+    """Print a folder for lm-eval's --include_path with every task in it, on the same held-out split as ours.
+
+    \b
+    cdbench export RUN_ID student/
+    lm_eval run --model hf --model_args pretrained=student --include_path $(cdbench tasks-path) \\
+        --tasks cdbench_addition_2digit
+    """
+    from cdbench.session import lm_eval_folder
+
+    click.echo(lm_eval_folder(plan.places(runs, store), profile, flags))
+
+
+@main.command()
+@click.argument("run_id")
+@click.argument("folder", type=click.Path(path_type=Path))
+@_places_options
+def export(run_id: str, folder: Path, runs: str | None, store: str | None) -> None:
+    """Write a run's student as a Hugging Face folder (config, weights, tokenizer).
+
+    \b
+    cdbench export 3f2a9c0d1b7e4f60 student/
+    """
+    from cdbench import session
+
+    session.export(plan.places(runs, store), run_id, folder)
+    click.echo(folder)
+
+
+@main.command()
+@click.option("--profile", help="Also check what this profile needs.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_places_options
+def doctor(profile: str | None, as_json: bool, runs: str | None, store: str | None) -> None:
+    """Look at this machine: what works, and what to do about the rest. Exit code 4 when something needed is missing.
+
+    \b
+    cdbench doctor
+    cdbench doctor --profile paper
+    """
+    from cdbench.doctor import examine
+
+    findings = examine(plan.places(runs, store), profile)
+    if as_json:
+        click.echo(json.dumps([finding.as_json() for finding in findings], indent=1))
+    else:
+        for finding in findings:
+            click.echo(f"{finding.mark}  {finding.what:<18} {finding.text}")
+    missing = [finding for finding in findings if finding.state == "missing"]
+    if missing:
+        sys.exit(4)

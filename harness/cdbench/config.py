@@ -1,0 +1,312 @@
+"""Configuration: frozen, closed models. A profile fixes models and budgets, a study says what to run, a spec is one run.
+
+Precedence, highest first: command line (`--set`), environment (CDBENCH_SET), cdbench.toml ([set]), study ([set]),
+profile, default. Every spec carries the result in full; its run id is the hash of that.
+"""
+
+import itertools
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cdbench.errors import UserError
+from cdbench.seeds import digest
+
+Scalar = bool | int | float | str
+TEACHER = "teacher"
+"""The name of the reference row; no method file may take it."""
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+
+
+class Closed(BaseModel):
+    """Frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ZooModel(Closed):
+    """A small Llama trained on the spot, on the training split only."""
+
+    source: Literal["zoo"] = "zoo"
+    layers: PositiveInt
+    hidden: PositiveInt
+    ffn: PositiveInt
+    heads: PositiveInt = 4
+    kv_heads: PositiveInt = 2
+    steps: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+    batch_size: PositiveInt = 64
+    seed: Annotated[int, Field(ge=0)] = 0
+    stop_at: Fraction | None = None
+    """Stop at the first check at which validation accuracy reaches this; None trains all steps."""
+    check_every: PositiveInt = 25
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> "ZooModel":
+        if self.hidden % self.heads or self.heads % self.kv_heads:
+            raise ValueError("heads must divide hidden, and kv_heads must divide heads")
+        return self
+
+
+class HubModel(Closed):
+    """A checkpoint on the Hugging Face hub, at a pinned revision."""
+
+    source: Literal["hub"] = "hub"
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]
+
+
+class FolderModel(Closed):
+    """A checkpoint in a local folder, in Hugging Face format."""
+
+    source: Literal["folder"] = "folder"
+    path: str
+
+
+ModelConfig = Annotated[ZooModel | HubModel | FolderModel, Field(discriminator="source")]
+
+
+class DataConfig(Closed):
+    """How a task's problems are split. `strict` keeps twins (a+b, b+a) on one side, `paper` splits at random (A11)."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    train: PositiveInt
+    validation: PositiveInt
+    test: PositiveInt
+    length_shift: Annotated[int, Field(ge=0)] = 0
+    """Problems in each out-of-distribution set; 0 makes none."""
+    split: Literal["strict", "paper"] = "strict"
+
+
+class TrainingConfig(Closed):
+    """The shared loop's budget (paper A, section 5.1, under the `paper` profile)."""
+
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    batch_size: PositiveInt = 32
+    epochs: PositiveInt = 50
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    clip_norm: Annotated[float, Field(gt=0)] = 1.0
+    selection: Literal["last", "validation"] = "last"
+    probe_every: PositiveInt = 50
+    """Steps between measurements of each term's gradient norm (each costs one more backward pass per term)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class CircuitConfig(Closed):
+    """Ablation and pairing (paper A, 4.1.2 and 4.1.3)."""
+
+    calibration: PositiveInt = 500
+    """Problems of the training split on which means are taken and impacts measured."""
+    mean: Literal["pooled", "per_position"] = "pooled"
+    pairing: Literal["nearest_impact", "one_to_one"] = "nearest_impact"
+    top_k: PositiveInt = 8
+
+
+class Profile(Closed):
+    """Models and budgets."""
+
+    name: str
+    description: str
+    teacher: ModelConfig
+    student: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    circuits: CircuitConfig
+    evaluation_batch: PositiveInt = 250
+    signal_dtype: Literal["float32", "float16"] = "float32"
+    device: Literal["cpu", "cuda"] = "cpu"
+    gpu_memory_gib: Annotated[int, Field(ge=0)] = 0
+    threads: PositiveInt = 1
+    timeout_minutes: PositiveInt = 60
+
+
+class RunSpec(Closed):
+    """One run, frozen: everything that the caller decides. `method` "teacher" is the reference row."""
+
+    schema_version: Literal[1] = 1
+    profile: Profile
+    method: str
+    params: dict[str, Scalar] = Field(default_factory=dict)
+    task: str
+    seed: Annotated[int, Field(ge=0)]
+
+    @property
+    def run_id(self) -> str:
+        """Hash of the canonical spec."""
+        return digest(self.model_dump(mode="json"))
+
+    @property
+    def label(self) -> str:
+        """For people: method, changed hyperparameters, task, seed. The paper's learning rate goes without saying."""
+        changed = "".join(f" {key}={value:g}" if isinstance(value, float) else f" {key}={value}"
+                          for key, value in sorted(self.params.items()))  # fmt: skip
+        lr = self.profile.training.lr
+        if lr != TrainingConfig.model_fields["lr"].default and self.method != TEACHER:
+            changed += f" lr={lr:g}"
+        return f"{self.method}{changed} / {self.task} / seed {self.seed}"
+
+
+class Study(Closed):
+    """profile x methods x tasks x seeds (+ a sweep: the product of the values of some keys)."""
+
+    name: str
+    title: str
+    description: str
+    profile: str = "tiny"
+    methods: list[str] = Field(min_length=1)
+    tasks: list[str] = Field(min_length=1)
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1)
+    reference: bool = True
+    """Whether the teacher stands in the table as a reference row."""
+    set: dict[str, Scalar] = Field(default_factory=dict)
+    sweep: dict[str, list[Scalar]] = Field(default_factory=dict)
+
+    def points(self) -> list[dict[str, Scalar]]:
+        """The points of the sweep; one empty point when there is none."""
+        return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
+
+
+def explain(error: ValidationError, where: str) -> UserError:
+    """A pydantic error as one sentence: file, key, what was wrong."""
+    first = error.errors()[0]
+    # The discriminator's tag ("zoo") stands in the path of a model's key; it is no key of the file.
+    keys = [str(part) for part in first["loc"] if part not in ("zoo", "hub", "folder")]
+    key = ".".join(keys) or "the file"
+    if first["type"] == "extra_forbidden":
+        return UserError(f"{where}: unknown key '{key}'")
+    if first["type"] == "missing":
+        return UserError(f"{where}: key '{key}' is missing")
+    return UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Reads a TOML file.
+
+    Raises:
+        UserError: the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def available(folder: Literal["profiles", "studies"]) -> dict[str, Path]:
+    """Name -> file of the profiles or studies that ship with the package."""
+    base = Path(str(resources.files("cdbench"))) / folder
+    return {path.stem: path for path in sorted(base.glob("*.toml"))}
+
+
+def _resolve(folder: Literal["profiles", "studies"], name: str) -> Path:
+    if name.endswith(".toml"):
+        return Path(name)
+    found = available(folder)
+    if name not in found:
+        kind = {"profiles": "profile", "studies": "study"}[folder]
+        raise UserError(f"unknown {kind} '{name}'; there are: {', '.join(found)} (or give a .toml file)")
+    return found[name]
+
+
+def load_study(name: str) -> Study:
+    """A study by name, or from a .toml file."""
+    path = _resolve("studies", name)
+    try:
+        return Study(name=path.stem, **read_toml(path))
+    except ValidationError as error:
+        raise explain(error, str(path)) from None
+
+
+def profile_table(name: str) -> tuple[dict[str, Any], Path]:
+    """A profile as its raw table, and its file."""
+    path = _resolve("profiles", name)
+    return {"name": path.stem, **read_toml(path)}, path
+
+
+def parse_assignment(text: str, where: str) -> tuple[str, Scalar]:
+    """`training.lr=2e-4` -> ("training.lr", 0.0002). The value is read as TOML; what is not TOML is a string.
+
+    Raises:
+        UserError: there is no "=", or the value is no scalar.
+    """
+    key, separator, raw = text.partition("=")
+    if not separator or not key.strip():
+        raise UserError(f"{where} {text!r}: write KEY=VALUE, for example training.lr=2e-4")
+    try:
+        value = tomllib.loads(f"value = {raw.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = raw.strip()
+    if not isinstance(value, bool | int | float | str):
+        raise UserError(f"{where} {text!r}: the value must be a number, a string, true or false")
+    return key.strip(), value
+
+
+def layered_overrides(study: Mapping[str, Scalar], flags: Iterable[str]) -> dict[str, tuple[Scalar, str]]:
+    """Key -> (value, where it comes from), after precedence: --set > CDBENCH_SET > cdbench.toml > study."""
+    layers: list[tuple[str, dict[str, Scalar]]] = [("study", dict(study))]
+    local = Path("cdbench.toml")
+    if local.is_file():
+        table = read_toml(local)
+        unknown = set(table) - {"set"}
+        if unknown:
+            raise UserError(f"{local}: unknown key '{sorted(unknown)[0]}'; the file holds one table, [set]")
+        layers.append(("cdbench.toml", dict(table.get("set", {}))))
+    words = os.environ.get("CDBENCH_SET", "").split()
+    layers.append(("CDBENCH_SET", dict(parse_assignment(word, "CDBENCH_SET") for word in words)))
+    layers.append(("--set", dict(parse_assignment(text, "--set") for text in flags)))
+    merged: dict[str, tuple[Scalar, str]] = {}
+    for source, values in layers:
+        for key, value in values.items():
+            merged[key] = (value, source)
+    return merged
+
+
+def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Profile:
+    """A profile with some values replaced. Keys that start with "method." are left to the method.
+
+    Raises:
+        UserError: unknown key or value out of range; the message names the file, or who set it.
+    """
+    table, path = profile_table(name)
+    for key, (value, _) in overrides.items():
+        if key.startswith("method."):
+            continue
+        node = table
+        *parents, leaf = key.split(".")
+        for part in parents:
+            node = node.setdefault(part, {})
+            if not isinstance(node, dict):
+                raise UserError(f"{overrides[key][1]}: '{key}' is no key of a profile")
+        node[leaf] = value
+    try:
+        return Profile(**table)
+    except ValidationError as error:
+        loc = [str(part) for part in error.errors()[0]["loc"] if part not in ("zoo", "hub", "folder")]
+        source = overrides.get(".".join(loc))
+        raise explain(error, source[1] if source else str(path)) from None
+
+
+def plan_specs(study: Study, overrides: Mapping[str, tuple[Scalar, str]], profile_name: str) -> list[RunSpec]:
+    """Every run of a study, the reference row first. Two sweep points that give one spec give one run."""
+    specs: dict[str, RunSpec] = {}
+    methods = [TEACHER] * study.reference + list(study.methods)
+    for task, method, point in itertools.product(study.tasks, methods, study.points()):
+        merged = {**overrides, **{key: (value, "sweep") for key, value in point.items()}}
+        if method == TEACHER:
+            merged = {key: value for key, value in merged.items() if not key.startswith("training.")}
+        profile = build_profile(profile_name, merged)
+        params = {key.removeprefix("method."): value for key, (value, _) in merged.items() if key.startswith("method.")}
+        for seed in study.seeds[:1] if method == TEACHER else study.seeds:
+            own = {} if method == TEACHER else params
+            spec = RunSpec(profile=profile, method=method, params=own, task=task, seed=seed)
+            specs.setdefault(spec.run_id, spec)
+    return list(specs.values())

@@ -1,0 +1,179 @@
+"""Finding plug-ins (imports nothing) and loading them (one concrete class a file, or an error that names the file)."""
+
+import ast
+import dataclasses
+import importlib
+import inspect
+import typing
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter, ValidationError
+
+from cdbench import api, plugins
+from cdbench.config import TEACHER, Scalar
+from cdbench.errors import UserError
+from cdbench.files import sha256
+
+Kind = Literal["methods", "tasks"]
+_BASES: dict[Kind, type] = {"methods": api.Method, "tasks": api.Task}
+
+
+def find(kind: Kind) -> dict[str, Path]:
+    """Name -> file of every plug-in of this kind, sorted by name. Imports none of them.
+
+    Raises:
+        UserError: a folder in CDBENCH_PLUGINS is missing, two files claim one name, or a name is no Python name.
+    """
+    found: dict[str, Path] = {}
+    for root in plugins.roots():
+        if not root.is_dir():
+            raise UserError(f"CDBENCH_PLUGINS names {root}, which is not a folder")
+        for path in sorted((root / kind).glob("*.py")):
+            name = path.stem
+            if name.startswith("_"):
+                continue
+            if not name.isidentifier() or name == TEACHER:
+                raise UserError(f"{path}: '{name}' cannot be the name of a plug-in; use letters, digits and '_'")
+            if name in found:
+                raise UserError(f"two {kind} are called '{name}': {found[name]} and {path}; rename one of the files")
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
+def locate(kind: Kind, name: str) -> Path:
+    """The file of one plug-in.
+
+    Raises:
+        UserError: there is none of that name; the message lists those there are.
+    """
+    found = find(kind)
+    if name not in found:
+        raise UserError(f"unknown {kind[:-1]} '{name}'; there are: {', '.join(found)}")
+    return found[name]
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        source = path.read_text()
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text") from None
+    if not source.strip():
+        raise UserError(f"{path} is empty; a plug-in file holds one class (see CONTRIBUTING.md)")
+    try:
+        return ast.parse(source)
+    except SyntaxError as error:
+        raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+
+
+def summary(path: Path) -> str:
+    """The first line of a plug-in's docstring, read without importing it; says so when the file is broken."""
+    try:
+        doc = ast.get_docstring(_parse(path))
+    except UserError as error:
+        return f"BROKEN: {error}"
+    return doc.splitlines()[0] if doc else ""
+
+
+def static_defaults(path: Path) -> dict[str, Scalar]:
+    """The constant defaults of the class fields in a plug-in file, read without importing it."""
+    found: dict[str, Scalar] = {}
+    for node in ast.walk(_parse(path)):
+        if (
+            isinstance(node, ast.AnnAssign)
+            and isinstance(node.target, ast.Name)
+            and isinstance(node.value, ast.Constant)
+        ):
+            value = node.value.value
+            if isinstance(value, bool | int | float | str):
+                found[node.target.id] = value
+    return found
+
+
+def plugin_digest(path: Path) -> str:
+    """Hash of a plug-in's source, part of a record's code digest."""
+    return sha256(path)[:16]
+
+
+def _refuse_internals(path: Path, tree: ast.Module) -> None:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            names = [f"{module}.{alias.name}" for alias in node.names] if module == "cdbench" else [module]
+        else:
+            continue
+        for name in names:
+            if name == "cdbench" or (name.startswith("cdbench.") and name != "cdbench.api"):
+                raise UserError(
+                    f"{path}, line {node.lineno}: imports {name}; a plug-in imports cdbench.api and what it re-exports"
+                )
+
+
+def load(kind: Kind, name: str) -> type:
+    """Imports one plug-in and returns its class.
+
+    Raises:
+        UserError: the file is broken, empty, imports the package's internals, holds no or several concrete classes,
+            or (methods) is not a frozen dataclass whose fields all have defaults. The message names the file.
+    """
+    path = locate(kind, name)
+    _refuse_internals(path, _parse(path))
+    try:
+        module = importlib.import_module(f"cdbench.plugins.{kind}.{name}")
+    except Exception as error:
+        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+    base = _BASES[kind]
+    own = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, base) and value.__module__ == module.__name__
+    ]
+    concrete = [value for value in own if not inspect.isabstract(value)]
+    if len(concrete) != 1:
+        names = ", ".join(value.__name__ for value in concrete) or "none"
+        raise UserError(f"{path} must define exactly one concrete {base.__name__}, found {names}")
+    cls = concrete[0]
+    if kind == "methods":
+        _check_dataclass(path, cls)
+    return cls
+
+
+def _check_dataclass(path: Path, cls: type) -> None:
+    params = getattr(cls, "__dataclass_params__", None)
+    if "__dataclass_fields__" not in vars(cls) or params is None or not params.frozen:
+        raise UserError(f"{path}: {cls.__name__} must be a frozen dataclass (@dataclass(frozen=True))")
+    for entry in dataclasses.fields(cls):
+        if entry.default is dataclasses.MISSING and entry.default_factory is dataclasses.MISSING:
+            raise UserError(f"{path}: field '{entry.name}' of {cls.__name__} needs a default")
+
+
+def make_method(name: str, params: dict[str, bool | int | float | str]) -> api.Method:
+    """An instance of a method with some hyperparameters changed from their defaults.
+
+    Raises:
+        UserError: no such hyperparameter, or a value of the wrong type.
+    """
+    cls = load("methods", name)
+    hints = typing.get_type_hints(cls)
+    fields = {entry.name for entry in dataclasses.fields(cls)}
+    checked: dict[str, object] = {}
+    for key, value in params.items():
+        if key not in fields:
+            have = ", ".join(sorted(fields)) or "no hyperparameters"
+            raise UserError(f"method '{name}' has no hyperparameter '{key}'; it has: {have}")
+        try:
+            checked[key] = TypeAdapter(hints[key]).validate_python(value)
+        except ValidationError as error:
+            raise UserError(f"method '{name}', {key} = {value!r}: {error.errors()[0]['msg']}") from None
+    method = cls(**checked)
+    assert isinstance(method, api.Method)
+    return method
+
+
+def make_task(name: str) -> api.Task:
+    """An instance of a task."""
+    task = load("tasks", name)()
+    assert isinstance(task, api.Task)
+    return task

@@ -1,0 +1,120 @@
+"""What a person sees while a study runs: a live table in a terminal, plain lines in a pipe. Goes to stderr."""
+
+import statistics
+import time
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cdbench.plan import PlannedRun
+from cdbench.record import Record
+from cdbench.runners.schedule import Display, Job
+
+_COLOURS = {"ok": "green", "failed": "red", "oom": "red", "timeout": "red", "refused": "red", "interrupted": "yellow"}
+_SHOWN = 8
+
+
+def duration(seconds: float) -> str:
+    """12 -> "12 s", 125 -> "2:05 min"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02} h" if hours else f"{minutes}:{rest:02} min"
+
+
+def result_line(run: PlannedRun, result: Record) -> str:
+    """One run's outcome in words."""
+    if result.metrics is None:
+        return f"{result.status}: {result.error}"
+    seconds = result.cost.get("train_seconds", 0.0) + result.cost.get("evaluate_seconds", 0.0)
+    how = "from the cache" if run.action == "reuse" else duration(seconds)
+    return f"accuracy {result.metrics.accuracy.value:.1%} ({how})"
+
+
+class PlainLines(Display):
+    """One line per event."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total, self._count = console, total, 0
+        self._begun: set[str] = set()
+
+    def __enter__(self) -> "PlainLines":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def update(self, running: list[Job], waiting: int) -> None:
+        for job in running:
+            if job.name not in self._begun and (job.run is None or job.step == "train"):
+                self._begun.add(job.name)
+                self._say(f"start  {job.label}")
+
+    def finished(self, run: PlannedRun, result: Record) -> None:
+        self._count += 1
+        self._say(f"[{self._count}/{self._total}]  {run.spec.label}: {result_line(run, result)}")
+
+    def prepared(self, job: Job) -> None:
+        self._say(f"ready  {job.label}")
+
+
+class LiveTable(Display):
+    """The last runs that ended, those under way with a bar, and how long it will still take."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._live = Live(console=console, refresh_per_second=4, transient=False)
+        self._total, self._count, self._failed = total, 0, 0
+        self._ended: list[tuple[str, str, str]] = []
+        self._seconds: list[float] = []
+        self._began = time.monotonic()
+        self._jobs = 1
+
+    def __enter__(self) -> "LiveTable":
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.update([], 0)
+        self._live.__exit__(kind, value, trace)
+
+    def finished(self, run: PlannedRun, result: Record) -> None:
+        self._count += 1
+        self._failed += result.status != "ok"
+        if run.action == "run" and result.status == "ok":
+            self._seconds.append(sum(v for k, v in result.cost.items() if k.endswith("_seconds")))
+        self._ended.append((result.status, run.spec.label, result_line(run, result)))
+
+    def prepared(self, job: Job) -> None:
+        self._ended.append(("ok", job.label, "ready"))
+
+    def update(self, running: list[Job], waiting: int) -> None:
+        self._jobs = max(self._jobs, len(running))
+        table = Table.grid(padding=(0, 2))
+        for status, label, text in self._ended[-_SHOWN:]:
+            table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), Text(text), "")
+        for job in running:
+            told = job.progress()
+            total = max(1, int(told.get("total", 1)))
+            bar = ProgressBar(total=total, completed=int(told.get("done", 0)), width=24)
+            note = f"{job.step} {told.get('done', 0)}/{total} {told.get('note', '')}" if told else job.step
+            table.add_row(Text("…", "cyan"), Text(job.label), bar, Text(note, "dim"))
+        self._live.update(Group(table, Text(self._summary(len(running)), "bold")))
+
+    def _summary(self, running: int) -> str:
+        text = f"{self._count} of {self._total} runs done"
+        if self._failed:
+            text += f", {self._failed} failed"
+        if running and self._seconds:
+            left = statistics.mean(self._seconds) * (self._total - self._count) / self._jobs
+            text += f", about {duration(left)} left"
+        return f"{text} ({duration(time.monotonic() - self._began)} so far)"

@@ -1,0 +1,112 @@
+"""Looks at the machine: what works, and what to do about the rest."""
+
+import os
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from cdbench import config, discover, provenance
+from cdbench.errors import CdbenchError
+from cdbench.plan import Places
+
+State = Literal["ok", "missing", "note"]
+_MARKS = {"ok": "✓", "missing": "✗", "note": "·"}
+_LEAST_FREE_GIB = 2
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at. `missing` is needed and not there; `note` is only worth knowing."""
+
+    what: str
+    state: State
+    text: str
+
+    @property
+    def mark(self) -> str:
+        """A character for the terminal."""
+        return _MARKS[self.state]
+
+    def as_json(self) -> dict[str, Any]:
+        """For machines."""
+        return asdict(self)
+
+
+def examine(where: Places, profile: str | None) -> list[Finding]:
+    """All findings; those about a profile only when one is named."""
+    findings = [_python(), _torch(), _cores(), _gpu(), _disk(where), _writable(where)]
+    findings += [_plugins("methods"), _plugins("tasks")]
+    findings.append(_token())
+    if profile is not None:
+        from cdbench.models import missing
+
+        needs = missing(config.build_profile(profile, {}))
+        findings += [Finding(f"profile {profile}", "missing", sentence) for sentence in needs]
+        if not needs:
+            findings.append(Finding(f"profile {profile}", "ok", "this machine has what it needs"))
+    return findings
+
+
+def _python() -> Finding:
+    return Finding("python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _torch() -> Finding:
+    import torch
+
+    libraries = provenance.versions()
+    return Finding("torch", "ok", f"{torch.__version__}, transformers {libraries['transformers']}")
+
+
+def _cores() -> Finding:
+    cores = os.cpu_count() or 1
+    return Finding("cores", "ok", f"{cores}; --jobs {cores} runs {cores} at a time, one thread each")
+
+
+def _gpu() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        return Finding("gpu", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+    build = "this torch is a CPU build" if torch.version.cuda is None else "CUDA build of torch, no visible device"
+    return Finding("gpu", "note", f"none ({build}); tiny and smoke need none, paper does")
+
+
+def _disk(where: Places) -> Finding:
+    folder = where.runs
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free / 2**30
+    text = f"{free:.1f} GiB free at {folder}"
+    if free < _LEAST_FREE_GIB:
+        return Finding("disk", "missing", f"{text}; at least {_LEAST_FREE_GIB} are wanted: free some, or use --runs")
+    return Finding("disk", "ok", text)
+
+
+def _writable(where: Places) -> Finding:
+    folder = where.runs
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        return Finding("runs folder", "missing", f"{folder} cannot be written: change its owner, or use --runs")
+    return Finding("runs folder", "ok", str(where.runs))
+
+
+def _plugins(kind: discover.Kind) -> Finding:
+    load: Callable[[str], type] = lambda name: discover.load(kind, name)  # noqa: E731
+    try:
+        names = list(discover.find(kind))
+        for name in names:
+            load(name)
+    except CdbenchError as error:
+        return Finding(kind, "missing", str(error))
+    return Finding(kind, "ok", f"{len(names)} load: {', '.join(names)}")
+
+
+def _token() -> Finding:
+    if os.environ.get("HF_TOKEN"):
+        return Finding("HF_TOKEN", "ok", "set")
+    return Finding("HF_TOKEN", "note", "not set; only the paper profile's gated Llama weights need it")

@@ -1,0 +1,160 @@
+"""The sealed evaluator: weights in, numbers out. It imports no plug-in and believes nothing but tensors."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cdbench.api import Example
+from cdbench.errors import CdbenchError
+from cdbench.predictions import Prediction, score
+from cdbench.record import Cka, MaskSummary
+from cdbench.similarity import cka_matrix
+from cdbench.tokens import answer_ids, prompt_ids
+
+SPARE_TOKENS = 2
+
+
+class Refused(CdbenchError):
+    """What the method handed over is not a student of this benchmark."""
+
+
+def load_student(model: LlamaForCausalLM, file: Path) -> LlamaForCausalLM:
+    """Loads exported weights into the student's own architecture, strictly.
+
+    Raises:
+        Refused: no regular safetensors file, other names or shapes, integers, NaN or infinity.
+    """
+    if file.is_symlink() or not file.is_file():
+        raise Refused(f"{file.name} is not a regular file")
+    try:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{file.name} is not a safetensors file ({error})") from None
+    own = model.state_dict()
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if missing or extra:
+        what = f"lack {missing[0]}" if missing else f"hold {extra[0]}, which the student has not"
+        raise Refused(f"the exported weights {what}: they are of another architecture")
+    for name, value in state.items():
+        if value.shape != own[name].shape:
+            raise Refused(f"{name} has shape {tuple(value.shape)}, the student's has {tuple(own[name].shape)}")
+        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+            raise Refused(f"{name} holds values that are not finite floating-point numbers")
+    model.load_state_dict(state, strict=True)
+    return model.eval()
+
+
+@torch.inference_mode()
+def generate(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], batch_size: int
+) -> list[str]:
+    """Greedy continuations, in order. Prompts of equal token length form a batch, so nothing is padded.
+
+    Stops at end of text, or two tokens after the longest gold answer.
+    """
+    prompts = [prompt_ids(tokenizer, example.prompt) for example in examples]
+    budget = max(len(answer_ids(tokenizer, example)) for example in examples) - 1 + SPARE_TOKENS
+    texts = [""] * len(examples)
+    by_length: dict[int, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        by_length.setdefault(len(prompt), []).append(i)
+    for _, indices in sorted(by_length.items()):
+        for start in range(0, len(indices), batch_size):
+            chunk = indices[start : start + batch_size]
+            ids = torch.tensor([prompts[i] for i in chunk], device=model.device)
+            for i, tokens in zip(chunk, _greedy(model, ids, budget, int(tokenizer.eos_token_id)), strict=True):
+                texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
+    return texts
+
+
+def _greedy(model: LlamaForCausalLM, ids: Tensor, budget: int, eos: int) -> list[list[int]]:
+    produced, cache = [], None
+    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+    for _ in range(budget):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        chosen = output.logits[:, -1].float().argmax(-1)
+        produced.append(chosen)
+        done |= chosen == eos
+        if bool(done.all()):
+            break
+        ids = chosen[:, None]
+    rows = torch.stack(produced, dim=1).tolist()
+    return [row[: row.index(eos)] if eos in row else row for row in rows]
+
+
+def predict(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], batch_size: int
+) -> list[Prediction]:
+    """Generates and scores a split."""
+    texts = generate(model, tokenizer, examples, batch_size)
+    return [score(example.prompt, example.answer, text) for example, text in zip(examples, texts, strict=True)]
+
+
+def compare_representations(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], pairs: Sequence[tuple[int, int]]
+) -> Cka:
+    """CKA matrices (student x teacher) and their means over the method-independent pairs.
+
+    Raises:
+        Refused: a layer that is constant over the problems has no CKA.
+    """
+    try:
+        debiased, biased = (cka_matrix(student, teacher, debiased=flag) for flag in (True, False))
+    except ValueError as error:
+        raise Refused(f"no CKA between student (xs) and teacher (ys): {error}") from None
+    means = [sum(matrix[s, t].item() for s, t in pairs) / len(pairs) for matrix in (debiased, biased)]
+    return Cka(
+        n=len(student[0]),
+        pairs=list(pairs),
+        debiased_mean=means[0],
+        biased_mean=means[1],
+        debiased=debiased.tolist(),
+        biased=biased.tolist(),
+    )
+
+
+def load_masks(file: Path, neurons: Mapping[str, int]) -> dict[str, Tensor]:
+    """Loads exported neuron masks.
+
+    Raises:
+        Refused: no safetensors file, an unknown name, a wrong width, or values outside [0, 1].
+    """
+    if file.is_symlink() or not file.is_file():
+        raise Refused(f"{file.name} is not a regular file")
+    try:
+        masks = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{file.name} is not a safetensors file ({error})") from None
+    for name, mask in masks.items():
+        if name not in neurons:
+            raise Refused(f"masks for '{name}'; expected {' or '.join(neurons)}")
+        if mask.ndim != 2 or mask.shape[1] != neurons[name]:
+            raise Refused(f"masks of '{name}' have shape {tuple(mask.shape)}, expected [classes, {neurons[name]}]")
+        if not bool(((mask >= 0) & (mask <= 1)).all()):
+            raise Refused(f"masks of '{name}' hold values outside [0, 1]")
+    return masks
+
+
+def summarise_masks(masks: Tensor) -> MaskSummary:
+    """Sparsity and overlap of [classes, neurons] masks; overlap and cosine are means over pairs of classes."""
+    on = masks >= 0.5
+    pairs = [(i, j) for i in range(len(masks)) for j in range(i)]
+    jaccard, cosine = [], []
+    for i, j in pairs:
+        union = int((on[i] | on[j]).sum())
+        jaccard.append(int((on[i] & on[j]).sum()) / union if union else 0.0)
+        cosine.append(torch.nn.functional.cosine_similarity(masks[i].double(), masks[j].double(), dim=0).item())
+    return MaskSummary(
+        classes=masks.shape[0],
+        neurons=masks.shape[1],
+        sparsity=1 - on.double().mean().item(),
+        mean_value=masks.double().mean().item(),
+        overlap=sum(jaccard) / len(pairs) if pairs else 0.0,
+        cosine=sum(cosine) / len(pairs) if pairs else 0.0,
+    )

@@ -1,0 +1,262 @@
+"""One spec, one step, in this process. A runner only decides where the steps execute.
+
+    python -m cdbench.execute model-teacher FOLDER STORE     train or find the teacher
+    python -m cdbench.execute model-student FOLDER STORE     train or find the student
+    python -m cdbench.execute circuits      FOLDER STORE     splits, ablation impacts, pairing
+    python -m cdbench.execute train         FOLDER STORE     the method; training split only
+    python -m cdbench.execute evaluate      FOLDER STORE     the sealed evaluator; no plug-in is imported
+
+FOLDER holds spec.json. A step leaves its files there, `progress.json` while it works, and `failure.json` when it fails.
+"""
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
+from transformers.utils.logging import disable_progress_bar
+
+from cdbench import data, models
+from cdbench.api import Outcome
+from cdbench.config import TEACHER, RunSpec
+from cdbench.discover import make_method
+from cdbench.errors import CdbenchError, RunFailed
+from cdbench.evaluate import (
+    Refused,
+    compare_representations,
+    load_masks,
+    load_student,
+    predict,
+    summarise_masks,
+)
+from cdbench.files import explained, read_json, write_atomic, write_json
+from cdbench.models import Checkpoint, Role
+from cdbench.predictions import Prediction, count, dump_predictions
+from cdbench.provenance import environment
+from cdbench.record import Metrics
+from cdbench.signals import SignalStore, last_prompt_mlp, signals_of
+from cdbench.store import Store, content_hash, manifest_files
+from cdbench.tokens import encode, prompt_ids
+from cdbench.train import History, TrainingProblem
+from cdbench.workspace import Workspace
+
+Step = Literal["model-teacher", "model-student", "circuits", "train", "evaluate"]
+MAX_EXTRAS = 4 << 20
+
+
+class Progress:
+    """Tells the runner how far a step is: a small file, replaced at most twice a second."""
+
+    def __init__(self, folder: Path, step: str) -> None:
+        self._path, self._step, self._last = folder / "progress.json", step, 0.0
+        self._begun = time.time()
+
+    def __call__(self, done: int, total: int, note: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= 0.5 or done == total:
+            self._last = now
+            scratch = self._path.with_suffix(".partial")
+            value = {"step": self._step, "done": done, "total": total, "note": note, "begun": self._begun}
+            scratch.write_text(json.dumps(value))
+            scratch.replace(self._path)
+
+
+def _workspace(folder: Path, store: Path, step: str, *, build: bool = True) -> tuple[RunSpec, Workspace, Progress]:
+    spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
+    progress = Progress(folder, step)
+    return spec, Workspace(spec.profile, spec.task, Store(store), progress, build), progress
+
+
+def run_model(folder: Path, store: Path, role: Role) -> None:
+    """Makes one model of the pair."""
+    _, workspace, _ = _workspace(folder, store, f"{role} model")
+    workspace.checkpoint(role)
+
+
+def run_circuits(folder: Path, store: Path) -> None:
+    """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
+    _, workspace, progress = _workspace(folder, store, "ablation and pairing")
+    progress(0, 1, "")
+    _ = workspace.heldout_data, workspace.circuits
+    progress(1, 1, "")
+
+
+def run_train(folder: Path, store: Path) -> None:
+    """The method: training split in, weights and masks out."""
+    began = time.perf_counter()
+    spec, workspace, progress = _workspace(folder, store, "train")
+    method = make_method(spec.method, spec.params)
+    problem = training_problem(folder, spec, workspace, progress)
+    outcome = method.run(problem)
+    if not isinstance(outcome, Outcome):
+        raise RunFailed(f"method '{spec.method}' returned {type(outcome).__name__}, expected an Outcome")
+    with explained(folder, "the run"):
+        if outcome.weights is not None:
+            save_file(
+                {name: value.contiguous() for name, value in outcome.weights.items()}, folder / "student.safetensors"
+            )
+        if outcome.masks:
+            save_file({name: value.contiguous() for name, value in outcome.masks.items()}, folder / "masks.safetensors")
+    problem.history.flush()
+    extras = json.dumps(dict(outcome.extras), allow_nan=False)
+    if len(extras) > MAX_EXTRAS:
+        raise RunFailed(f"extras of {len(extras)} bytes; a method may return at most {MAX_EXTRAS}")
+    result = {
+        "params": _jsonable(dataclasses.asdict(cast(Any, method))),
+        "extras": json.loads(extras),
+        "cost": _cost("train", began) | {"steps": problem.steps_done},
+        "environment": environment(),
+        "inputs": workspace.inputs(),
+    }
+    write_json(folder / "outcome.json", result, "the run")
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+
+
+def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress: Progress) -> TrainingProblem:
+    """The problem as a method sees it."""
+    device = spec.profile.device
+    student = workspace.student.model(device)
+    split = encode(workspace.tokenizer, workspace.train_examples)
+    content = content_hash(workspace.training_data)
+
+    def signals(name: str, checkpoint: Checkpoint, load: Callable[[], LlamaForCausalLM]) -> SignalStore:
+        identity = {"model": checkpoint.content, "variant": name, "split": content}
+        return SignalStore(workspace.store, identity, load, split, spec.profile.signal_dtype)
+
+    teacher, base = workspace.teacher, workspace.student
+    return TrainingProblem(
+        run_id=spec.run_id,
+        student=student,
+        tokenizer=workspace.tokenizer,
+        train=workspace.train_examples,
+        validation=workspace.validation_examples,
+        seed=spec.seed,
+        student_layers=workspace.student.layers,
+        teacher_layers=workspace.teacher.layers,
+        layer_pairs=workspace.pairs,
+        training=spec.profile.training,
+        encoded_train=split,
+        encoded_validation=encode(workspace.tokenizer, workspace.validation_examples),
+        signal_stores={
+            "teacher": signals("trained", teacher, lambda: teacher.model(device)),
+            "untrained_teacher": signals("untrained", teacher, lambda: models.untrained_like(teacher, device)),
+            "student": signals("trained", base, lambda: base.model(device)),
+        },
+        history=History(folder / "history.jsonl"),
+        checkpoint=folder / "checkpoint.pt",
+        progress=progress,
+    )
+
+
+def run_evaluate(folder: Path, store: Path) -> None:
+    """The sealed evaluator: held-out splits, exported weights, nothing else."""
+    began = time.perf_counter()
+    spec, workspace, progress = _workspace(folder, store, "evaluate", build=False)
+    progress(0, 1, "")
+    metrics, predictions = evaluate_run(folder, spec, workspace)
+    write_atomic(folder / "predictions.jsonl", dump_predictions(predictions), "the run")
+    result = {
+        "metrics": metrics.model_dump(mode="json"),
+        "cost": _cost("evaluate", began),
+        "environment": environment(),
+        "inputs": workspace.inputs(),
+    }
+    write_json(folder / "metrics.json", result, "the run")
+
+
+def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Metrics, dict[str, list[Prediction]]]:
+    """Metrics and predictions of the weights in a run's folder; touches nothing there."""
+    device, batch = spec.profile.device, spec.profile.evaluation_batch
+    tokenizer = workspace.tokenizer
+    reference = spec.method == TEACHER
+    model = (workspace.teacher if reference else workspace.student).model(device)
+    if not reference and (folder / "student.safetensors").exists():
+        load_student(model, folder / "student.safetensors")
+    splits = {
+        Path(name).stem: data.read_examples(workspace.heldout_data / name)
+        for name in sorted(manifest_files(workspace.heldout_data))
+    }
+    predictions = {name: predict(model, tokenizer, examples, batch) for name, examples in splits.items()}
+    cka = None
+    if not reference:
+        test = encode(tokenizer, splits["test"])
+        sites = [[last_prompt_mlp(i) for i in range(c.layers)] for c in (workspace.student, workspace.teacher)]
+        identity = {
+            "model": workspace.teacher.content,
+            "variant": "trained",
+            "split": content_hash(workspace.heldout_data),
+        }
+        teacher = SignalStore(workspace.store, identity, lambda: workspace.teacher.model(device), test, "float32")
+        own = signals_of(model, test, sites[0])
+        cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
+    masks = {}
+    if (folder / "masks.safetensors").exists():
+        widths = {"student": workspace.student.neurons, "teacher": workspace.teacher.neurons}
+        masks = {name: summarise_masks(mask) for name, mask in load_masks(folder / "masks.safetensors", widths).items()}
+    first = splits["test"][0].prompt
+    metrics = Metrics(
+        **count(predictions),
+        cka=cka,
+        masks=masks,
+        first_prompt=first,
+        first_prompt_ids=prompt_ids(tokenizer, first),
+    )
+    return metrics, predictions
+
+
+def _cost(step: str, began: float) -> dict[str, float]:
+    return {
+        f"{step}_seconds": round(time.perf_counter() - began, 3),
+        f"{step}_peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def _jsonable(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False, default=str))
+
+
+_STEPS: dict[str, Callable[[Path, Path], None]] = {
+    "model-teacher": lambda folder, store: run_model(folder, store, "teacher"),
+    "model-student": lambda folder, store: run_model(folder, store, "student"),
+    "circuits": run_circuits,
+    "train": run_train,
+    "evaluate": run_evaluate,
+}
+
+
+def main(argv: list[str]) -> int:
+    """Runs one step; whatever happens is told in `failure.json`, and an unforeseen error also in full on stderr."""
+    step, folder, store = argv[0], Path(argv[1]), Path(argv[2])
+    (folder / "failure.json").unlink(missing_ok=True)
+    try:
+        spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
+        torch.set_num_threads(spec.profile.threads)
+        if spec.profile.device == "cuda":
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        disable_progress_bar()
+        _STEPS[step](folder, store)
+    except Exception as error:
+        known = isinstance(error, CdbenchError)
+        if not known:
+            traceback.print_exc()
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
+        status = "refused" if isinstance(error, Refused) else "oom" if memory else "failed"
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        code = error.exit_code if isinstance(error, CdbenchError) else 1
+        write_json(folder / "failure.json", {"status": status, "error": text, "step": step, "exit_code": code})
+        return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,85 @@
+"""Files that are never half there: write beside, flush, rename."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from cdbench.errors import EnvironmentLacks, UserError
+
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
+@contextlib.contextmanager
+def explained(path: Path, what: str) -> Iterator[None]:
+    """Turns a full disk or a missing permission into a sentence that names the path.
+
+    Raises:
+        EnvironmentLacks: the operating system refused to write `path`.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = {
+            errno.ENOSPC: "the disk is full: free some space, or move the folder with --runs or --store",
+            errno.EDQUOT: "the disk quota is used up: free some space, or move the folder with --runs or --store",
+            errno.EACCES: "no permission to write there: change its owner, or choose another with --runs or --store",
+            errno.EPERM: "no permission to write there: change its owner, or choose another with --runs or --store",
+            errno.EROFS: "the file system is read-only: choose another folder with --runs or --store",
+        }.get(error.errno or 0)
+        if advice is None:
+            raise
+        raise EnvironmentLacks(f"cannot write {what} {path}: {advice}") from error
+
+
+def write_atomic(path: Path, data: str | bytes, what: str = "the file") -> None:
+    """Writes `path` whole or not at all, also when the process is killed in the middle."""
+    with explained(path, what):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp's 0600 would shut colleagues out
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: object, what: str = "the file") -> None:
+    """Writes a JSON value atomically, indented, keys in the order given. NaN is refused: it is not JSON."""
+    write_atomic(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n", what)
+
+
+def read_json(path: Path, what: str) -> dict[str, object]:
+    """Reads a JSON object.
+
+    Raises:
+        UserError: the file is missing, cut short, or not a JSON object; the message names it.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} does not exist") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} {path} is not valid JSON ({error}); it was cut short or altered") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{what} {path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            hasher.update(block)
+    return hasher.hexdigest()

@@ -1,0 +1,174 @@
+"""Loading models: from the zoo, from a folder, from the hub at a pinned revision. One code path after the folder is known."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cdbench import zoo
+from cdbench.api import Example
+from cdbench.config import FolderModel, HubModel, ModelConfig, Profile, ZooModel
+from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.files import read_json, sha256, write_json
+from cdbench.seeds import digest, generator_for
+from cdbench.sites import require_llama
+from cdbench.store import Key, Store, content_hash
+
+Role = Literal["teacher", "student"]
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder in Hugging Face format and the hash that identifies its contents."""
+
+    folder: Path
+    content: str
+
+    def model(self, device: str = "cpu") -> LlamaForCausalLM:
+        """The weights in float32, in eval mode."""
+        return load_llama(self.folder).to(torch.device(device)).eval()
+
+    def _config(self, key: str) -> int:
+        return int(str(read_json(self.folder / "config.json", "model configuration")[key]))
+
+    @property
+    def layers(self) -> int:
+        """Number of transformer blocks, without loading weights."""
+        return self._config("num_hidden_layers")
+
+    @property
+    def neurons(self) -> int:
+        """MLP neurons of all layers together: D of paper A, 4.2.5."""
+        return self.layers * self._config("intermediate_size")
+
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer of the folder."""
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise UserError(f"no tokenizer can be loaded from {self.folder}: {_first_line(error)}") from None
+        if not isinstance(tokenizer, PreTrainedTokenizerFast):
+            raise UserError(f"{self.folder}: the tokenizer is a {type(tokenizer).__name__}, a fast tokenizer is needed")
+        return tokenizer
+
+
+def load_llama(folder: Path) -> LlamaForCausalLM:
+    """A LlamaForCausalLM from a local folder, float32.
+
+    Raises:
+        UserError: no model there, another architecture, or damaged weights.
+    """
+    config = read_json(folder / "config.json", "model configuration")
+    architectures = config.get("architectures")
+    if architectures != ["LlamaForCausalLM"]:
+        raise UserError(f"{folder}: architectures is {architectures}; the hooks know LlamaForCausalLM only")
+    try:
+        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+    except Exception as error:
+        raise UserError(f"no Llama can be loaded from {folder}: {_first_line(error)}") from None
+    return require_llama(model)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def zoo_key(config: ZooModel, role: Role, data_content: str) -> Key:
+    """What a zoo model depends on: its configuration, the split it is trained on, the recipe, the torch release."""
+    return {
+        "config": config.model_dump(mode="json"),
+        "role": role,
+        "data": data_content,
+        "recipe": sha256(Path(zoo.__file__))[:16],
+        "torch": torch.__version__,
+    }
+
+
+def make_zoo_model(
+    config: ZooModel,
+    role: Role,
+    store: Store,
+    data: tuple[tuple[Example, ...], tuple[Example, ...], str],
+    progress: zoo.Progress,
+) -> Checkpoint:
+    """The zoo model of this configuration, trained on `data` = (train, validation, content hash) if it is not there."""
+
+    def build(folder: Path) -> None:
+        model, tokenizer, accuracy = zoo.train_zoo_model(config, data[0], data[1], role, progress)
+        zoo.save(folder, model, tokenizer)
+        write_json(folder / "zoo.json", {"role": role, "validation_accuracy": accuracy})
+
+    folder = store.artefact("models", zoo_key(config, role, data[2]), build)
+    return Checkpoint(folder, content_hash(folder))
+
+
+def hub_snapshot(config: HubModel) -> Path | None:
+    """The folder of a hub model in the local Hugging Face cache, or None. Asks no server."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(config.repo, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def hub_or_folder(config: HubModel | FolderModel) -> Checkpoint:
+    """A checkpoint that somebody else trained.
+
+    Raises:
+        EnvironmentLacks: the hub model is not in the local cache.
+        UserError: the folder is no checkpoint.
+    """
+    if isinstance(config, HubModel):
+        folder = hub_snapshot(config)
+        if folder is None:
+            raise EnvironmentLacks(weights_sentence(config))
+        return Checkpoint(folder, digest({"repo": config.repo, "revision": config.revision}))
+    folder = Path(config.path).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {folder} holds no config.json; give a folder in Hugging Face format")
+    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"})
+    return Checkpoint(folder, digest({file.name: sha256(file) for file in files}))
+
+
+def untrained_like(checkpoint: Checkpoint, device: str = "cpu") -> LlamaForCausalLM:
+    """The checkpoint's architecture at initialisation: the control `cka_untrained_teacher`."""
+    trained = load_llama(checkpoint.folder)
+    return zoo.fresh(trained.config, generator_for("untrained", checkpoint.content)).to(torch.device(device)).eval()
+
+
+def weights_sentence(config: HubModel) -> str:
+    """What to do about missing weights."""
+    token = "" if os.environ.get("HF_TOKEN") else " (HF_TOKEN is not set)"
+    return (
+        f"weights of {config.repo} at revision {config.revision[:12]} are not in the Hugging Face cache{token}: accept "
+        f"the licence at huggingface.co/{config.repo}, set HF_TOKEN, then "
+        f"hf download {config.repo} --revision {config.revision}"
+    )
+
+
+def missing(profile: Profile) -> list[str]:
+    """What this machine lacks for a profile, one sentence each; empty when it can run."""
+    lacks: list[str] = []
+    if profile.device == "cuda":
+        if not torch.cuda.is_available():
+            build = " (this torch is a CPU build: run `make setup` on a machine with an NVIDIA GPU)"
+            lacks.append(
+                f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: none is visible"
+                + (build if torch.version.cuda is None else " (check nvidia-smi)")
+            )
+        else:
+            have = torch.cuda.get_device_properties(0).total_memory / 2**30
+            if have < profile.gpu_memory_gib:
+                lacks.append(f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: this one has {have:.0f} GiB")
+    models: list[ModelConfig] = [profile.teacher, profile.student]
+    lacks += [weights_sentence(m) for m in models if isinstance(m, HubModel) and hub_snapshot(m) is None]
+    return lacks

@@ -1,0 +1,64 @@
+"""Σ (1 − CKA) over paired MLP outputs at the last prompt token (paper A, 4.1.4; errata A4, A5, A8)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cdbench.api import Position, Signal, Source, Term, TermInputs
+from cdbench.similarity import linear_cka
+from cdbench.sites import mlp_out
+
+
+def cka_alignment(
+    pairs: Sequence[tuple[Tensor, Tensor]], *, debiased: bool, reduction: Literal["sum", "mean"]
+) -> Tensor:
+    """Sum (as printed) or mean of 1 − CKA over pairs of [b, d_student], [b, d_teacher]."""
+    losses = torch.stack([1 - linear_cka(x, y, debiased=debiased) for x, y in pairs])
+    return losses.sum() if reduction == "sum" else losses.mean()
+
+
+@dataclass(frozen=True)
+class CkaAlignment(Term):
+    """Aligns student layers with teacher layers.
+
+    Attributes:
+        pairs: (student layer, teacher layer).
+        estimator: biased as printed; at a batch of 32 it is strongly biased upward, but it trains (errata A8).
+        source: which frozen model is the target; "untrained_teacher" is a control.
+        permutation: [n] other training problem whose teacher row stands in for each problem's own: the control that
+            breaks the correspondence of samples. Empty for none.
+    """
+
+    pairs: tuple[tuple[int, int], ...]
+    weight: float = 0.01
+    reduction: Literal["sum", "mean"] = "sum"
+    estimator: Literal["biased", "debiased"] = "biased"
+    position: Position = "last_prompt"
+    source: Source = "teacher"
+    permutation: tuple[int, ...] = ()
+    name: str = "cka"
+
+    @property
+    def student_sites(self) -> tuple[str, ...]:
+        return tuple(mlp_out(s) for s, _ in self.pairs)
+
+    @property
+    def signals(self) -> tuple[Signal, ...]:
+        return tuple(self._signal(t) for _, t in self.pairs)
+
+    def _signal(self, layer: int) -> Signal:
+        return Signal(mlp_out(layer), self.position, self.source)
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        rows = torch.tensor(self.permutation)[inputs.rows] if self.permutation else inputs.rows
+        activations = [
+            (
+                inputs.student(mlp_out(s), self.position).flatten(0, -2),
+                inputs.teacher(self._signal(t), rows).float().flatten(0, -2),
+            )
+            for s, t in self.pairs
+        ]
+        return cka_alignment(activations, debiased=self.estimator == "debiased", reduction=self.reduction)

@@ -1,0 +1,95 @@
+"""What ran: code digest, commit, package versions, machine."""
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from cdbench import __version__
+from cdbench.config import RunSpec
+from cdbench.discover import find, plugin_digest
+from cdbench.files import sha256
+from cdbench.record import Code
+from cdbench.seeds import digest
+
+_PACKAGE = Path(__file__).resolve().parent
+_VIEWS = {"cli.py", "__main__.py", "tracking.py", "report", "runners", "lm_eval_tasks.py", "messages.py", "plan.py"}
+"""Parts of the package that no number in a record depends on."""
+_LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")
+
+
+@cache
+def _package_digest() -> str:
+    files = sorted(
+        path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _VIEWS | {"plugins"}
+    )
+    return digest({str(path.relative_to(_PACKAGE)): sha256(path) for path in files})
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the libraries that numbers depend on, without importing them."""
+    return {name: metadata.version(name) for name in _LIBRARIES} | {"python": platform.python_version()}
+
+
+@cache
+def _commit() -> tuple[str, bool]:
+    root = _PACKAGE.parents[1]
+    if not (root / ".git").exists():
+        return "unknown", False
+
+    def git(*args: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return "unknown", False
+
+
+def code_of(spec: RunSpec) -> Code:
+    """The code that a run of this spec depends on."""
+    plugins = {f"tasks/{name}": plugin_digest(path) for name, path in find("tasks").items()}
+    methods = find("methods")
+    if spec.method in methods:
+        plugins[f"methods/{spec.method}"] = plugin_digest(methods[spec.method])
+    commit, dirty = _commit()
+    return Code(
+        version=__version__,
+        digest=digest({"package": _package_digest(), "plugins": plugins, "libraries": versions()}),
+        commit=commit,
+        dirty=dirty,
+    )
+
+
+def environment() -> dict[str, object]:
+    """The machine, as the record has it. Call it in the process that computes."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    return {
+        "versions": versions() | {"torch build": torch.__version__},
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if cuda else None,
+        "cuda": torch.version.cuda,
+        "executable": Path(sys.executable).name,
+        "container": None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        return platform.processor()
+    return platform.processor()

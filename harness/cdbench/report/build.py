@@ -1,0 +1,388 @@
+"""Renders a study: HTML (one file, no network), Markdown, CSV."""
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cdbench import __version__
+from cdbench.config import TEACHER, HubModel, Profile, ZooModel
+from cdbench.files import write_atomic
+from cdbench.plan import Places, SavedStudy
+from cdbench.report import figures
+from cdbench.report.collect import Group, StudyData, collect, history, reports_folder
+from cdbench.report.figures import Curves, Picture
+
+Row = dict[str, Any]
+
+
+def write_report(saved: SavedStudy, where: Places) -> Path:
+    """Writes runs/<study>/report/ and returns the HTML page.
+
+    Raises:
+        UserError: the study has no record yet, or a record or prediction file is damaged.
+    """
+    data = collect(saved, where)
+    folder = saved.folder / "report"
+    context = build_context(data)
+    environment = _environment()
+    write_atomic(folder / "index.html", environment.get_template("report.html.j2").render(context), "the report")
+    write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(context), "the report")
+    write_atomic(folder / "table1.csv", to_csv(context["rows"]), "the report")
+    write_atomic(folder / "runs.csv", to_csv(context["runs"]), "the report")
+    return folder / "index.html"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(reports_folder() / "templates"),
+        # Only HTML is escaped as HTML; Markdown has a filter of its own.
+        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "percent": percent,
+        "points": points,
+        "number": number,
+        "p": p_value,
+        "md": markdown_cell,
+        "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
+        "pspan": lambda pair: f"[{points(pair[0])}, {points(pair[1])}]",
+    }
+    return environment
+
+
+def percent(value: float | None) -> str:
+    """0.963 -> "96.3 %"; a gap stays a gap."""
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def points(value: float | None) -> str:
+    """0.012 -> "+1.2"; percentage points, with a true minus."""
+    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+
+
+def number(value: float | None) -> str:
+    """Three digits after the point."""
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+
+
+def p_value(value: float) -> str:
+    """0.0004 -> "< 0.001"."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def markdown_cell(text: object) -> str:
+    """Text that cannot break out of a Markdown table."""
+    cell = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(cell.split())
+
+
+def to_csv(rows: Sequence[Row]) -> str:
+    """CSV of the scalar columns. A text that a spreadsheet would take for a formula gets an apostrophe."""
+    columns = [key for key, value in rows[0].items() if not isinstance(value, list | tuple | dict)] if rows else []
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({key: _csv_cell(row[key]) for key in columns})
+    return buffer.getvalue()
+
+
+def _csv_cell(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+
+
+def build_context(data: StudyData) -> Row:
+    """Everything that the templates show."""
+    profile = data.records[0].spec.profile
+    rows = [table_row(group, data) for group in data.groups]
+    pictures = [picture for draw in _SECTIONS for picture in [draw(data, rows)] if picture is not None]
+    first = data.records[0]
+    return {
+        "title": data.saved.study.title,
+        "study": data.saved,
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "profile": profile,
+        "differences": differences(profile, data),
+        "rows": rows,
+        "shift_names": sorted({name for row in rows for name in row["shift"]}),
+        "grid": grid(data),
+        "failed_claim": data.claims.get("failed_run", {}),
+        "comparisons": data.comparisons,
+        "pictures": {picture.anchor: picture for picture in pictures},
+        "circuits": _circuits(data),
+        "failures": data.failures,
+        "missing": data.missing,
+        "runs": [run_row(record) for record in data.records],
+        "environment": next((r.environment for r in data.records if r.environment), {}),
+        "codes": sorted({(r.code.digest, r.code.commit, r.code.dirty) for r in data.records}),
+        "inputs": next((r.inputs for r in data.records if r.inputs), {}),
+        "first_prompt": next(((m.first_prompt, m.first_prompt_ids) for r in data.records if (m := r.metrics)), None),
+        "seeds": sorted({r.spec.seed for r in data.records}),
+        "command": f"cdbench reproduce {data.saved.study.name} --profile {data.saved.profile}",
+        "n_test": first.spec.profile.data.test,
+    }
+
+
+def table_row(group: Group, data: StudyData) -> Row:
+    """One row of Table 1."""
+    paper: Row = next((row for row in data.claims.get("table1", []) if row["method"] == group.method), {})
+    teacher = data.group(TEACHER)
+    ok = bool(group.records)
+    shift = sorted({name for r in group.records if r.metrics for name in r.metrics.length_shift})
+    return {
+        "name": group.name,
+        "method": group.method,
+        "task": group.task,
+        "paper": paper.get("paper"),
+        "paper_source": paper.get("source", ""),
+        "mean": group.mean if ok else None,
+        "low": group.interval[0] if ok else None,
+        "high": group.interval[1] if ok else None,
+        "interval": group.interval if ok else None,
+        "per_seed": group.per_seed if ok else [],
+        "gap": group.mean - teacher.mean if ok and teacher and group.method != TEACHER else None,
+        "cka_debiased": group.metric("cka.debiased_mean"),
+        "cka_biased": group.metric("cka.biased_mean"),
+        "sparsity": group.metric("masks.student.sparsity"),
+        "overlap": group.metric("masks.student.overlap"),
+        "format_errors": group.metric("format_errors"),
+        "strict": group.metric("strict.value"),
+        "shift": {name: group.metric(f"length_shift.{name}.value") for name in shift},
+        "seeds": len(group.records),
+        "identical": ok and len(group.records) > 1 and bool((group.hits == group.hits[0]).all()),
+        "failed": len(group.failed),
+        "seconds": group.metric_cost("train_seconds"),
+        "run_ids": group.run_ids,
+    }
+
+
+def run_row(record: Any) -> Row:
+    """One row of the list of runs."""
+    metrics = record.metrics
+    return {
+        "run_id": record.run_id,
+        "label": record.spec.label,
+        "status": record.status,
+        "error": record.error,
+        "accuracy": metrics.accuracy.value if metrics else None,
+        "low": metrics.accuracy.low if metrics else None,
+        "high": metrics.accuracy.high if metrics else None,
+        "train_seconds": record.cost.get("train_seconds"),
+        "evaluate_seconds": record.cost.get("evaluate_seconds"),
+        "peak_memory_mib": record.cost.get("train_peak_memory_mib"),
+        "code_digest": record.code.digest,
+        "started": record.started,
+    }
+
+
+def differences(profile: Profile, data: StudyData) -> list[str]:
+    """How this study differs from the paper's setting, in sentences made from the profile."""
+    told = []
+    for role, paper in (("teacher", "Llama-3-8B"), ("student", "Llama-3.2-1B")):
+        config = profile.teacher if role == "teacher" else profile.student
+        if isinstance(config, ZooModel):
+            told.append(
+                f"The {role} is a Llama of {config.layers} layers and width {config.hidden}, trained from scratch on this "
+                f"task; the paper's is {paper}, pretrained on text."
+            )
+        elif not (
+            isinstance(config, HubModel) and config.repo.endswith(paper.replace("Llama-3-8B", "Meta-Llama-3-8B"))
+        ):
+            told.append(
+                f"The {role} is {getattr(config, 'repo', getattr(config, 'path', ''))}; the paper's is {paper}."
+            )
+    training = profile.training
+    if training.epochs != 50:
+        told.append(f"{training.epochs} epochs instead of 50.")
+    if training.lr != 1e-4 or training.batch_size != 32:
+        told.append(f"Learning rate {training.lr:g} and batch size {training.batch_size} instead of 1e-4 and 32.")
+    leaked = next((r.inputs.get("test_twins_in_train") for r in data.records if r.inputs), None)
+    if profile.data.split == "strict":
+        told.append(
+            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
+            "paper's released split has 407 of 1,000."
+        )
+    else:
+        told.append(
+            f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
+        )
+    told.append(
+        "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
+    )
+    told.append("No checkpoint is chosen on the test split, as the paper's code does (errata A10).")
+    if profile.name == "smoke":
+        told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
+    return told
+
+
+def _circuits(data: StudyData) -> Row | None:
+    return next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
+
+
+def grid(data: StudyData) -> Row | None:
+    """The 2x2 of the failed-run study: λ down, learning rate across; None where the study sweeps something else."""
+    keys = ("method.alignment_weight", "training.lr")
+    groups = [g for g in data.groups if all(key in g.point for key in keys)]
+    if not groups:
+        return None
+    weights, lrs = (sorted({float(g.point[key]) for g in groups}) for key in keys)
+    cells: dict[tuple[float, float], Row] = {}
+    for group in groups:
+        weight, lr = (float(group.point[key]) for key in keys)
+        ok = bool(group.records)
+        cells[weight, lr] = {
+            "mean": group.mean if ok else None,
+            "interval": group.interval if ok else None,
+            "seeds": len(group.records),
+            "failed": len(group.failed),
+            "share": _alignment_share(group, weight),
+            "marked": weight == data.claims["failed_run"]["weight"] and lr == data.claims["failed_run"]["lr"],
+            "run_ids": group.run_ids,
+        }
+    return {"weights": weights, "lrs": lrs, "cells": cells}
+
+
+def _alignment_share(group: Group, weight: float) -> float | None:
+    """λ·‖∇CKA‖ / ‖∇KL‖, mean over the probed steps and seeds: does the alignment dominate, as the paper says?"""
+    ratios = [
+        weight * row["grad/cka"] / row["grad/kl"]
+        for folder in group.folders
+        for row in history(folder)
+        if row.get("grad/kl") and "grad/cka" in row
+    ]
+    return sum(ratios) / len(ratios) if ratios else None
+
+
+def _curves(groups: Sequence[Group], key: str) -> Curves:
+    found: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for group in groups:
+        for folder in group.folders:
+            rows = [row for row in history(folder) if key in row]
+            if rows:
+                found.setdefault(group.name, []).append(([row["step"] for row in rows], [row[key] for row in rows]))
+    return {name: [(x, _smooth(y)) for x, y in seeds] for name, seeds in found.items()}
+
+
+def _smooth(values: Sequence[float], width: int = 25) -> list[float]:
+    """Means of consecutive blocks spread back over them, so that a thousand noisy steps read as a curve."""
+    if len(values) < 8 * width:
+        return list(values)
+    blocks = [values[i : i + width] for i in range(0, len(values), width)]
+    return [sum(block) / len(block) for block in blocks for _ in block]
+
+
+def _draw_accuracy(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    shown = [row for row in rows if row["mean"] is not None]
+    if not shown:
+        return None
+    told = "; ".join(f"{row['name']} {percent(row['mean'])}" for row in shown)
+    return figures.accuracy_dots(shown, told)
+
+
+def _trained(data: StudyData) -> list[Group]:
+    wanted = ("finetune", "kl", "cka_cd", "supervised_cd", "cka_shuffled_teacher")
+    return [g for g in data.groups if g.records and (g.method in wanted or g.point)]
+
+
+def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = _trained(data)
+    curves = [_curves(groups, key) for key in ("validation/accuracy", "loss/kl", "loss/cross_entropy", "loss/cka")]
+    titles = ["validation accuracy", "KL loss", "cross-entropy loss", "CKA loss, Σ(1 − CKA)"]
+    kept = [(title, curve) for title, curve in zip(titles, curves, strict=True) if curve]
+    if not kept:
+        return None
+    caption = (
+        "Training dynamics (paper A, figures 5 to 7): validation accuracy after each epoch, and each term's unweighted value "
+        "(means of 25 steps). Line: mean over seeds; band: lowest to highest seed. The CKA loss is the biased one that is "
+        "trained on."
+    )
+    return figures.panels("dynamics", [t for t, _ in kept], [c for _, c in kept], caption)
+
+
+def _draw_gradients(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in _trained(data) if g.method == "cka_cd"]
+    curves = [_curves(groups, key) for key in ("grad/kl", "grad/cka")]
+    if not all(curves):
+        return None
+    caption = "Gradient norm of each term, unweighted: multiply the right panel by λ to compare."
+    return figures.panels("gradients", ["‖∇KL‖", "‖∇CKA loss‖"], curves, caption)
+
+
+def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    circuits = _circuits(data)
+    if circuits is None:
+        return None
+    models = {
+        f"{role} (accuracy {percent(circuits[role]['baseline'])})": circuits[role]["impacts"]
+        for role in ("teacher", "student")
+    }
+    caption = (
+        f"Mean-ablation impact of each MLP layer, before training, on {circuits['n']} problems of the training split "
+        "(paper A, 4.1.2)."
+    )
+    return figures.ablation_bars(models, caption)
+
+
+def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    matrices = {}
+    for method in ("base", "finetune", "kl", "cka_cd"):
+        group = data.group(method)
+        metrics = group.records[0].metrics if group else None
+        if metrics and metrics.cka:
+            matrices[f"{method}, seed {group.records[0].spec.seed}" if group else method] = metrics.cka.debiased
+    if not matrices:
+        return None
+    caption = (
+        "Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, before "
+        "(base) and after training; the first seed of each row."
+    )
+    return figures.heat_maps(matrices, caption)
+
+
+def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in data.groups if g.method == "mask_discovery" and g.records]
+    keys = ("loss/sparsity", "loss/prior", "loss/similarity", "loss/overlap")
+    curves = [_curves(groups, key) for key in keys]
+    if not all(curves):
+        return None
+    titles = ["mask entropy", "KL to the prior", "− within-class cosine", "mask cosine"]
+    caption = "Mask discovery (paper A, figures 3 and 4): the terms of Appendix B, mean of student and teacher."
+    return figures.panels("masks", titles, curves, caption)
+
+
+def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in data.groups if g.method == "mask_discovery" and g.records]
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for group in groups:
+        for record in group.records:
+            for model in ("student", "teacher"):
+                values = record.extras["k_selection"][model]
+                curves.setdefault(model, []).append(([float(k + 1) for k in range(len(values))], values))
+    if not curves:
+        return None
+    caption = (
+        "Choosing K (paper A, figure 1): average cosine distance to the k-means centroids of MLP neurons within the largest "
+        "class."
+    )
+    return figures.panels("k-selection", ["cosine distance to the centroid"], [curves], caption, "k")
+
+
+Draw = Callable[[StudyData, Sequence[Row]], Picture | None]
+_SECTIONS: tuple[Draw, ...] = (
+    _draw_accuracy,
+    _draw_dynamics,
+    _draw_gradients,
+    _draw_ablation,
+    _draw_cka,
+    _draw_masks,
+    _draw_k,
+)

@@ -1,0 +1,250 @@
+"""From records to the numbers of the report. Pure: reads files, draws nothing."""
+
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdbench import plugins
+from cdbench.config import TEACHER, Scalar
+from cdbench.errors import UserError
+from cdbench.plan import Places, SavedStudy
+from cdbench.record import RECORD, Record, read
+from cdbench.scoring import read_predictions
+from cdbench.stats import Hits, holm, paired_permutation, two_level_interval, wilson
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one row: same method, same hyperparameters, several seeds.
+
+    `hits` is [seeds, problems], 1 where the answer was right; runs without result are in `failed`.
+    """
+
+    name: str
+    method: str
+    task: str
+    point: dict[str, Scalar]
+    records: tuple[Record, ...]
+    failed: tuple[Record, ...]
+    hits: Hits
+    folders: tuple[Path, ...]
+
+    @property
+    def mean(self) -> float:
+        """Accuracy, the mean over seeds."""
+        return float(self.hits.mean())
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 %: Wilson for one run, or for several whose answers are all the same; else over seeds and problems."""
+        if len(self.hits) == 1 or bool((self.hits == self.hits[0]).all()):
+            share = wilson(int(self.hits[0].sum()), self.hits.shape[1])
+            return share.low, share.high
+        return two_level_interval(self.hits)
+
+    @property
+    def per_seed(self) -> list[float]:
+        """Accuracy of each run."""
+        return [float(row.mean()) for row in self.hits]
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs behind this row."""
+        return [r.run_id for r in (*self.records, *self.failed)]
+
+    def metric(self, name: str) -> float | None:
+        """Mean over seeds of a number of the CKA or mask summary; None where the row has none."""
+        return _mean([value for r in self.records if (value := _lookup(r, name)) is not None])
+
+    def metric_cost(self, name: str) -> float | None:
+        """Mean over seeds of a cost; None where no run has it."""
+        return _mean([r.cost[name] for r in self.records if name in r.cost])
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _lookup(record: Record, name: str) -> float | None:
+    value: Any = record.metrics
+    for part in name.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+        if value is None:
+            return None
+    return float(value)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """`high` minus `low` in accuracy, paired over problems and seeds."""
+
+    high: str
+    low: str
+    says: str
+    paper: float | None
+    difference: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float
+
+    @property
+    def reading(self) -> str:
+        """What the interval says. Never stronger than that."""
+        if self.interval[0] > 0:
+            return "higher"
+        if self.interval[1] < 0:
+            return "lower"
+        return "no difference shown"
+
+
+@dataclass(frozen=True)
+class StudyData:
+    """All that a report shows."""
+
+    saved: SavedStudy
+    groups: tuple[Group, ...]
+    comparisons: tuple[Comparison, ...]
+    claims: dict[str, Any]
+    missing: tuple[str, ...]
+    records: tuple[Record, ...] = field(default_factory=tuple)
+
+    def group(self, method: str) -> Group | None:
+        """The first row with a result of this method."""
+        return next((g for g in self.groups if g.method == method and len(g.records)), None)
+
+    @property
+    def failures(self) -> list[Record]:
+        """Runs without a result."""
+        return [r for r in self.records if r.status != "ok"]
+
+
+def reports_folder() -> Path:
+    """Templates and claims: in the checkout, or beside the plug-ins in a wheel."""
+    return plugins.roots()[-1] / "reports"
+
+
+def read_claims() -> dict[str, Any]:
+    """What the papers print.
+
+    Raises:
+        UserError: the file is missing or not TOML.
+    """
+    path = reports_folder() / "claims.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+
+
+def history(folder: Path) -> list[dict[str, float]]:
+    """A run's history, one dictionary a line."""
+    path = folder / "history.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def collect(saved: SavedStudy, where: Places) -> StudyData:
+    """Reads a study's records and predictions.
+
+    Raises:
+        UserError: no run of the study has a record yet.
+    """
+    claims = read_claims()
+    present = [run_id for run_id in saved.run_ids if (where.run(run_id) / RECORD).exists()]
+    if not present:
+        raise UserError(f"study '{saved.name}' has no record yet; run it first: cdbench reproduce {saved.study.name}")
+    records = tuple(read(where.run(run_id)) for run_id in present)
+    groups = _group(records, saved, where)
+    missing = tuple(run_id for run_id in saved.run_ids if run_id not in present)
+    return StudyData(saved, groups, _compare(groups, claims.get("comparison", [])), claims, missing, records)
+
+
+def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple[Group, ...]:
+    order: dict[str, list[Record]] = {}
+    for record in records:
+        point = sweep_point(record, saved)
+        key = json.dumps([record.spec.method, record.spec.task, point], sort_keys=True)
+        order.setdefault(key, []).append(record)
+    groups = []
+    for members in order.values():
+        good = [r for r in members if r.metrics is not None]
+        hits = [[float(p.correct) for p in read_predictions(where.run(r.run_id))["test"]] for r in good]
+        first = members[0]
+        point = sweep_point(first, saved)
+        label = ", ".join(f"{_short(key)}={value:g}" for key, value in point.items())
+        groups.append(
+            Group(
+                name=first.spec.method + (f" ({label})" if label else ""),
+                method=first.spec.method,
+                task=first.spec.task,
+                point=point,
+                records=tuple(good),
+                failed=tuple(r for r in members if r.metrics is None),
+                hits=np.array(hits, dtype=np.float64),
+                folders=tuple(where.run(r.run_id) for r in good),
+            )
+        )
+    return tuple(groups)
+
+
+def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
+    """The swept values of a run."""
+    if record.spec.method == TEACHER:
+        return {}
+    profile = record.spec.profile.model_dump(mode="json")
+    point: dict[str, Scalar] = {}
+    for key in saved.study.sweep:
+        if key.startswith("method."):
+            point[key] = record.params[key.removeprefix("method.")]
+        else:
+            node: Any = profile
+            for part in key.split("."):
+                node = node[part]
+            point[key] = node
+    return point
+
+
+def _short(key: str) -> str:
+    return {"method.alignment_weight": "λ", "training.lr": "LR"}.get(key, key)
+
+
+def paired(a: Group, b: Group) -> tuple[Hits, Hits] | None:
+    """The two rows' hits on the same problems and seeds; a row that has one run (the teacher) stands for each seed."""
+    if a.hits.size == 0 or b.hits.size == 0 or a.hits.shape[1] != b.hits.shape[1]:
+        return None
+    seeds_a, seeds_b = ([r.spec.seed for r in g.records] for g in (a, b))
+    if len(seeds_b) == 1 and b.method == TEACHER:
+        return a.hits, np.repeat(b.hits, len(a.hits), axis=0)
+    common = [seed for seed in seeds_a if seed in seeds_b]
+    if not common:
+        return None
+    return a.hits[[seeds_a.index(s) for s in common]], b.hits[[seeds_b.index(s) for s in common]]
+
+
+def _compare(groups: Sequence[Group], wanted: Sequence[dict[str, Any]]) -> tuple[Comparison, ...]:
+    by_method = {g.method: g for g in reversed(groups) if not g.point}
+    found = []
+    for row in wanted:
+        high, low = by_method.get(row["high"]), by_method.get(row["low"])
+        hits = paired(high, low) if high and low else None
+        if hits is None:
+            continue
+        difference = hits[0] - hits[1]
+        found.append(
+            Comparison(
+                high=row["high"],
+                low=row["low"],
+                says=row["says"],
+                paper=row.get("paper"),
+                difference=float(difference.mean()),
+                interval=two_level_interval(difference),
+                p=paired_permutation(hits[1], hits[0]),
+                p_holm=1.0,
+            )
+        )
+    adjusted = holm([c.p for c in found])
+    return tuple(Comparison(**{**c.__dict__, "p_holm": p}) for c, p in zip(found, adjusted, strict=True))

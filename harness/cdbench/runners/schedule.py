@@ -1,0 +1,301 @@
+"""Runs a plan: shared artefacts first, then train and evaluate of each run, several at a time, one record each.
+
+Whatever happens to a run is written into its record, and the study goes on. Ctrl-C and SIGTERM stop what is under way;
+the same command goes on from there.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from multiprocessing.connection import wait
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+from cdbench import record
+from cdbench.config import TEACHER, RunSpec
+from cdbench.errors import CdbenchError, EnvironmentLacks, UserError
+from cdbench.files import explained, read_json, sha256, write_atomic, write_json
+from cdbench.plan import Places, Plan, PlannedRun, defaults_of
+from cdbench.provenance import code_of
+from cdbench.record import Metrics, Record, Status
+from cdbench.runners import Handle, Runner
+from cdbench.seeds import digest
+
+_POLL_SECONDS = 0.25
+_OUTPUTS = ("outcome.json", "metrics.json", "predictions.jsonl", "student.safetensors", "masks.safetensors")
+_ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
+
+
+@dataclass
+class Job:
+    """One step of one folder."""
+
+    name: str
+    step: str
+    folder: Path
+    label: str
+    needs: set[str]
+    minutes: int
+    run: PlannedRun | None = None
+    handle: Handle | None = None
+    started: float = 0.0
+
+    def progress(self) -> dict[str, Any]:
+        """The last progress that the step told, or nothing."""
+        try:
+            value = json.loads((self.folder / "progress.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+class Display(Protocol):
+    """Somebody who watches."""
+
+    def update(self, running: list[Job], waiting: int) -> None:
+        """Called a few times a second."""
+
+    def finished(self, run: PlannedRun, result: Record) -> None:
+        """A run came to an end, or its record was found in the cache."""
+
+    def prepared(self, job: Job) -> None:
+        """A shared artefact is ready."""
+
+
+@contextmanager
+def exclusive(where: Places) -> Iterator[None]:
+    """One harness at a time works in a runs folder.
+
+    Raises:
+        UserError: another one does.
+        EnvironmentLacks: the folder cannot be written.
+    """
+    with explained(where.runs, "the runs folder"):
+        where.runs.mkdir(parents=True, exist_ok=True)
+        handle = (where.runs / ".lock").open("a+")
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            owner = handle.read().strip() or "unknown"
+            raise UserError(
+                f"another cdbench (process {owner}) is working in {where.runs}; wait for it, or choose another "
+                "folder with --runs"
+            ) from None
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        yield
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    def raise_interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@dataclass
+class Schedule:
+    """The state of a plan being run."""
+
+    plan: Plan
+    where: Places
+    runner: Runner
+    display: Display
+    jobs: int
+    force: bool = False
+    waiting: list[Job] = field(default_factory=list)
+    running: list[Job] = field(default_factory=list)
+    done: set[str] = field(default_factory=set)
+    records: dict[str, Record] = field(default_factory=dict)
+    begun: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> dict[str, Record]:
+        """Runs everything; returns a record per run id.
+
+        Raises:
+            KeyboardInterrupt: after everything under way was stopped and recorded.
+            CdbenchError: a shared artefact could not be made.
+        """
+        for planned in self.plan.runs:
+            if planned.action == "reuse":
+                self._finish(planned, record.read(self.where.run(planned.spec.run_id)))
+            else:
+                self._enqueue(planned)
+        try:
+            with _sigterm_as_interrupt():
+                while self.waiting or self.running:
+                    self._start_ready()
+                    self.display.update(self.running, len(self.waiting))
+                    wait([job.handle.waitable for job in self.running if job.handle], _POLL_SECONDS)
+                    self._collect()
+        except BaseException as error:
+            self._stop(error)
+            raise
+        return self.records
+
+    def _enqueue(self, planned: PlannedRun) -> None:
+        spec = planned.spec
+        # The circuits of the teacher's profile do not depend on the training budget, nor do models and data.
+        shared = spec.profile.model_dump(mode="json", exclude={"training"})
+        key = digest({"profile": shared, "task": spec.task})
+        prepare = self.where.runs / "prepare" / key
+        if not any(job.name == f"{key}/circuits" for job in self.waiting):
+            prepare.mkdir(parents=True, exist_ok=True)
+            write_json(prepare / "spec.json", spec.model_dump(mode="json"), "the spec")
+            minutes = spec.profile.timeout_minutes
+            models = {f"{key}/model-teacher", f"{key}/model-student"}
+            for name in sorted(models, reverse=True):
+                step = name.split("/")[1]
+                label = f"{step.removeprefix('model-')} model / {spec.task}"
+                self.waiting.append(Job(name, step, prepare, label, set(), minutes))
+            label = f"ablation and pairing / {spec.task}"
+            self.waiting.append(Job(f"{key}/circuits", "circuits", prepare, label, models, minutes))
+        folder, minutes = self.where.run(spec.run_id), spec.profile.timeout_minutes
+        steps = ["evaluate"] if spec.method == TEACHER else ["train", "evaluate"]
+        needs = {f"{key}/circuits"}
+        for step in steps:
+            job = Job(f"{spec.run_id}/{step}", step, folder, spec.label, needs, minutes, planned)
+            self.waiting.append(job)
+            needs = {job.name}
+
+    def _start_ready(self) -> None:
+        ready = [job for job in self.waiting if job.needs <= self.done]
+        ready.sort(key=lambda job: job.step != "evaluate")  # finish what is begun before beginning more
+        for job in ready[: self.jobs - len(self.running)]:
+            self.waiting.remove(job)
+            if job.run and job.run.spec.run_id not in self.begun:
+                self._clean(job)
+                self.begun[job.run.spec.run_id] = _now()
+            with explained(job.folder, "the run"):
+                job.handle = self.runner.start(job.step, job.folder, self.where.store)
+            job.started = time.monotonic()
+            self.running.append(job)
+
+    def _clean(self, job: Job) -> None:
+        """Readies a run's folder; what another code left there is removed, a checkpoint of this code stays."""
+        assert job.run
+        spec, folder = job.run.spec, job.folder
+        code = code_of(spec).digest
+        stamp = folder / "code.txt"
+        if folder.exists() and (self.force or not stamp.exists() or stamp.read_text() != code):
+            shutil.rmtree(folder)
+        for name in (*_OUTPUTS, record.RECORD, "failure.json", "progress.json"):
+            (folder / name).unlink(missing_ok=True)
+        write_json(folder / "spec.json", spec.model_dump(mode="json"), "the spec")
+        write_atomic(stamp, code, "the run")
+
+    def _collect(self) -> None:
+        for job in list(self.running):
+            assert job.handle
+            code = job.handle.exit_code()
+            if code is None and time.monotonic() - job.started > job.minutes * 60:
+                job.handle.stop()
+                self._failed(job, "timeout", f"no end after {job.minutes} minutes (timeout_minutes of the profile)")
+            elif code == 0:
+                self._succeeded(job)
+            elif code is not None:
+                self._failed(job, *_explain_failure(job, code))
+
+    def _succeeded(self, job: Job) -> None:
+        self.running.remove(job)
+        self.done.add(job.name)
+        if job.run is None:
+            self.display.prepared(job)
+        elif job.step == "evaluate":
+            self._finish(job.run, self._write_record(job.run, "ok", ""))
+
+    def _failed(self, job: Job, status: Status, text: str) -> None:
+        self.running.remove(job)
+        if job.run is None:
+            told = job.folder / "failure.json"
+            code = read_json(told, "failure")["exit_code"] if told.exists() else 1
+            kinds = {UserError.exit_code: UserError, EnvironmentLacks.exit_code: EnvironmentLacks}
+            raise kinds.get(int(str(code)), CdbenchError)(f"{job.label}: {text}")
+        self.waiting = [other for other in self.waiting if job.name not in other.needs]
+        self._finish(job.run, self._write_record(job.run, status, f"{job.step}: {text}"))
+
+    def _finish(self, run: PlannedRun, result: Record) -> None:
+        self.records[run.spec.run_id] = result
+        self.display.finished(run, result)
+
+    def _stop(self, error: BaseException) -> None:
+        for job in self.running:
+            assert job.handle
+            job.handle.stop()
+            if job.run and isinstance(error, KeyboardInterrupt):
+                self._finish(job.run, self._write_record(job.run, "interrupted", f"{job.step}: stopped by the user"))
+        self.running.clear()
+
+    def _write_record(self, run: PlannedRun, status: Status, text: str) -> Record:
+        folder, spec = self.where.run(run.spec.run_id), run.spec
+        outcome, metrics = (
+            read_json(folder / name, "result") if (folder / name).exists() else {}
+            for name in ("outcome.json", "metrics.json")
+        )
+        with explained(folder, "the record"):
+            result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
+            record.write(folder, result)
+        return result
+
+
+def build_record(  # noqa: PLR0913  (one place where everything that a run left comes together)
+    spec: RunSpec,
+    status: Status,
+    text: str,
+    outcome: dict[str, Any],
+    metrics: dict[str, Any],
+    started: str,
+    folder: Path,
+) -> Record:
+    """The record of a run from what its steps left."""
+    later = metrics or outcome
+    return Record(
+        run_id=spec.run_id,
+        spec=spec,
+        status=status,
+        error=text,
+        code=code_of(spec),
+        params=outcome.get("params", {**defaults_of(spec), **spec.params}),
+        metrics=Metrics.model_validate(metrics["metrics"]) if status == "ok" else None,
+        extras=outcome.get("extras", {}),
+        environment=later.get("environment", {}),
+        inputs=later.get("inputs", {}),
+        artefacts={name: sha256(folder / name) for name in _ARTEFACTS if (folder / name).is_file()},
+        cost=outcome.get("cost", {}) | metrics.get("cost", {}),
+        started=started,
+        ended=_now(),
+    )
+
+
+def _explain_failure(job: Job, code: int) -> tuple[Status, str]:
+    path = job.folder / "failure.json"
+    if path.exists():
+        failure = read_json(path, "failure")
+        status = str(failure["status"])
+        known: dict[str, Status] = {"failed": "failed", "oom": "oom", "refused": "refused"}
+        return known.get(status, "failed"), str(failure["error"])
+    log = job.folder / f"{job.step}.log"
+    if code == -signal.SIGKILL:
+        return "oom", "killed by the kernel (signal 9), most likely for want of memory"
+    what = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code} and no result"
+    return "failed", f"{what}; its output is in {log.name}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

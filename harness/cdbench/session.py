@@ -1,0 +1,217 @@
+"""What the commands do: run a study from plan to report, verify a run, export a student."""
+
+import shutil
+import tempfile
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from cdbench import lm_eval_tasks, record
+from cdbench.config import TEACHER, build_profile, layered_overrides
+from cdbench.display import LiveTable, PlainLines
+from cdbench.errors import CdbenchError, EnvironmentLacks, UserError
+from cdbench.files import explained, read_json
+from cdbench.plan import Places, Plan, SavedStudy, read_study, save_study
+from cdbench.record import Record
+from cdbench.runners.local import LocalRunner
+from cdbench.runners.schedule import Schedule, exclusive
+from cdbench.scoring import share
+from cdbench.seeds import digest
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run, as far as no number depends on it."""
+
+    where: Places
+    jobs: int
+    force: bool
+    report: bool
+    uri: str | None
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """A finished study."""
+
+    saved: SavedStudy
+    records: dict[str, Record]
+    report: Path | None
+
+    def failures(self) -> list[str]:
+        """Runs without a result, in words."""
+        return [f"{r.spec.label}: {r.status}, {r.error}" for r in self.records.values() if r.status != "ok"]
+
+    def table(self) -> str:
+        """The result, for people."""
+        width = max(len(r.spec.label) for r in self.records.values())
+        lines = [self.saved.name]
+        for run_id in self.saved.run_ids:
+            done = self.records[run_id]
+            result = share(done.metrics.accuracy) if done.metrics else f"{done.status}: {done.error}"
+            lines.append(f"  {run_id}  {done.spec.label:<{width}}  {result}")
+        if self.report:
+            lines.append(f"report: {self.report}")
+        return "\n".join(lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """The result, for machines."""
+        return {
+            "study": self.saved.name,
+            "report": str(self.report) if self.report else None,
+            "runs": [
+                {
+                    "run_id": run_id,
+                    "label": done.spec.label,
+                    "status": done.status,
+                    "error": done.error,
+                    "metrics": done.metrics.model_dump(mode="json") if done.metrics else None,
+                }
+                for run_id, done in ((i, self.records[i]) for i in self.saved.run_ids)
+            ],
+        }
+
+
+def run_study(plan: Plan, settings: Settings) -> StudyResult:
+    """Runs a plan, writes its report and brings MLflow up to date.
+
+    Raises:
+        EnvironmentLacks: the machine lacks what the profile needs.
+        KeyboardInterrupt: stopped; what is finished is kept.
+    """
+    console = Console(stderr=True)
+    todo = [planned for planned in plan.runs if planned.action == "run"]
+    with exclusive(settings.where):
+        _announce(console, plan, len(todo), settings.jobs)
+        _require_machine(plan, bool(todo))
+        save_study(plan, settings.where)
+        with _display(console, len(plan.runs)) as display:
+            schedule = Schedule(plan, settings.where, LocalRunner(), display, settings.jobs, settings.force)
+            records = schedule.run()
+        saved = read_study(plan.name, settings.where)
+        report = None
+        if settings.report:
+            from cdbench.report.build import write_report
+
+            report = write_report(saved, settings.where)
+            _say(console, f"report: {report}")
+        _sync(console, saved, settings)
+    return StudyResult(saved, records, report)
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
+    profile = plan.runs[0].spec.profile
+    _say(console, f"{plan.name}: {plan.study.title}")
+    _say(console, f"  {plan.study.description}")
+    _say(console, f"  profile {profile.name}: {profile.description}")
+    cached = len(plan.runs) - todo
+    _say(
+        console,
+        f"  {len(plan.runs)} runs: {todo} to do, {cached} finished before; {jobs} at a time, {profile.threads} "
+        f"thread{'s' if profile.threads > 1 else ''} each, on the {profile.device}",
+    )
+
+
+def _require_machine(plan: Plan, anything: bool) -> None:
+    if not anything:
+        return
+    from cdbench.models import missing
+
+    lacks = missing(plan.runs[0].spec.profile)
+    if lacks:
+        listed = "\n".join(f"  - {sentence}" for sentence in lacks)
+        raise EnvironmentLacks(f"profile '{plan.profile}' cannot run on this machine. Missing:\n{listed}")
+
+
+def _display(console: Console, total: int) -> AbstractContextManager[Any]:
+    return LiveTable(console, total) if console.is_terminal else PlainLines(console, total)
+
+
+def _sync(console: Console, saved: SavedStudy, settings: Settings) -> None:
+    from cdbench import tracking
+
+    try:
+        sent, there = tracking.sync(saved, settings.where, settings.uri)
+        _say(console, f"MLflow: {sent} records sent, {there} there already ({settings.uri or 'runs/mlflow.db'})")
+    except CdbenchError as error:
+        _say(console, f"warning: {error}")
+
+
+def verify(where: Places, run_id: str) -> list[str]:
+    """Evaluates a run's weights again, in a process that imports no plug-in; what differs, one line each.
+
+    Raises:
+        UserError: no such run, or it has no result to verify.
+    """
+    folder = where.run(run_id)
+    done = record.read(folder)
+    if done.metrics is None:
+        raise UserError(f"run {run_id} has status {done.status} ({done.error}); there is no result to verify")
+    differences = [f"{name} is missing or was altered" for name in record.damaged_artefacts(folder, done)]
+    with tempfile.TemporaryDirectory(prefix="cdbench-verify-") as name:
+        copy = Path(name)
+        for file in ("spec.json", "student.safetensors", "masks.safetensors"):
+            if (folder / file).is_file():
+                shutil.copyfile(folder / file, copy / file)
+        handle = LocalRunner().start("evaluate", copy, where.store)
+        wait([handle.waitable])
+        if handle.exit_code() != 0:
+            raise UserError(f"run {run_id} cannot be evaluated: {read_json(copy / 'failure.json', 'failure')['error']}")
+        again = read_json(copy / "metrics.json", "metrics")["metrics"]
+    stored = done.metrics.model_dump(mode="json")
+    assert isinstance(again, dict)
+    differences += [
+        f"{key}: the record says {_brief(stored[key])}, the weights say {_brief(again.get(key))}"
+        for key in stored
+        if stored[key] != again.get(key)
+    ]
+    return differences
+
+
+def _brief(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
+def export(where: Places, run_id: str, folder: Path) -> None:
+    """Writes a run's student as a Hugging Face folder.
+
+    Raises:
+        UserError: no such run, a run without student, or a folder that is not empty.
+    """
+    done = record.read(where.run(run_id))
+    if done.metrics is None or done.spec.method == TEACHER:
+        raise UserError(f"run {run_id} ({done.spec.label}, {done.status}) has no student to export")
+    if folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty; choose another folder")
+    from transformers.utils.logging import disable_progress_bar
+
+    from cdbench.evaluate import load_student
+    from cdbench.store import Store
+    from cdbench.workspace import Workspace
+
+    disable_progress_bar()
+    workspace = Workspace(done.spec.profile, done.spec.task, Store(where.store), lambda *_: None, build=False)
+    model = workspace.student.model()
+    weights = where.run(run_id) / "student.safetensors"
+    if weights.exists():
+        load_student(model, weights)
+    with explained(folder, "the student"):
+        model.save_pretrained(folder)
+        workspace.tokenizer.save_pretrained(folder)
+
+
+def lm_eval_folder(where: Places, profile: str, flags: tuple[str, ...]) -> Path:
+    """A folder of lm-eval tasks for a profile's splits."""
+    data = build_profile(profile, layered_overrides({}, flags)).data
+    folder = where.store / "lm_eval" / digest(data.model_dump(mode="json"))
+    lm_eval_tasks.write_tasks(folder, data)
+    return folder

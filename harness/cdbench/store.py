@@ -1,0 +1,100 @@
+"""Artefacts shared by runs: models, splits, teacher signals, impacts.
+
+An artefact's address is the hash of its key (a JSON value that names all it depends on). It is built once, in a
+temporary folder, under a lock, and renamed into place with a manifest of SHA-256 sums; who opens it checks them.
+"""
+
+import fcntl
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cdbench.errors import UserError
+from cdbench.files import explained, read_json, sha256, write_json
+from cdbench.seeds import digest
+
+MANIFEST = "MANIFEST.json"
+Key = dict[str, object]
+
+
+class Store:
+    """A folder of content-addressed artefacts. Safe for several processes at once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[Path] = set()
+
+    def path(self, kind: str, key: Key) -> Path:
+        """Where the artefact of this key lies, or would lie."""
+        return self.root / kind / digest(key)
+
+    def artefact(self, kind: str, key: Key, build: Callable[[Path], None]) -> Path:
+        """The artefact's folder, built first if it is not there.
+
+        Raises:
+            UserError: a file of it was cut short or altered.
+            EnvironmentLacks: no space or no permission.
+        """
+        path = self.path(kind, key)
+        if not (path / MANIFEST).exists():
+            with self._lock(kind, path.name):
+                if not (path / MANIFEST).exists():
+                    self._build(path, key, build)
+        return self.open(path)
+
+    def open(self, path: Path) -> Path:
+        """Checks an artefact's files against its manifest (once a process) and returns its folder."""
+        if path in self._verified:
+            return path
+        for name, expected in manifest_files(path).items():
+            file = path / name
+            actual = sha256(file) if file.is_file() else "missing"
+            if actual != expected:
+                what = "is missing" if actual == "missing" else "was cut short or altered (its SHA-256 differs)"
+                raise UserError(f"store file {file} {what}; delete the folder {path} to have it made again")
+        self._verified.add(path)
+        return path
+
+    def _build(self, path: Path, key: Key, build: Callable[[Path], None]) -> None:
+        with explained(self.root, "the store"):
+            scratch_root = self.root / "tmp"
+            scratch_root.mkdir(parents=True, exist_ok=True)
+            scratch = Path(tempfile.mkdtemp(dir=scratch_root, prefix=f"{path.name}."))
+            try:
+                build(scratch)
+                sums = {
+                    str(file.relative_to(scratch)): sha256(file)
+                    for file in sorted(scratch.rglob("*"))
+                    if file.is_file()
+                }
+                write_json(scratch / MANIFEST, {"key": key, "files": sums})
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.rmtree(path, ignore_errors=True)  # an artefact without a manifest is no artefact
+                scratch.rename(path)
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def _lock(self, kind: str, name: str) -> Iterator[None]:
+        folder = self.root / "locks"
+        with explained(folder, "the store"):
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = (folder / f"{kind}-{name}").open("w")
+        with handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+
+def manifest_files(path: Path) -> dict[str, str]:
+    """File name -> SHA-256, as an artefact's manifest has it."""
+    files = read_json(path / MANIFEST, "store manifest").get("files")
+    if not isinstance(files, dict):
+        raise UserError(f"store manifest {path / MANIFEST} lists no files; delete the folder to have it made again")
+    return {str(name): str(value) for name, value in files.items()}
+
+
+def content_hash(path: Path) -> str:
+    """One hash for all files of an artefact."""
+    return digest(manifest_files(path))

@@ -1,0 +1,285 @@
+"""The one training loop, and the concrete Problem that a method is given.
+
+Laws, each a test: the order of the data depends on (seed, epoch) only; a run that was interrupted and resumed gives the
+same weights as one that was not; looking (validation, gradient probes) changes nothing; cached signals equal live ones;
+a weighted term without gradient is an error (errata A9).
+"""
+
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cdbench.api import Example, Outcome, Position, Problem, Signal, Source, Term, TermInputs
+from cdbench.config import TrainingConfig
+from cdbench.errors import RunFailed
+from cdbench.files import write_atomic
+from cdbench.seeds import generator_for, rng_for
+from cdbench.signals import SignalStore
+from cdbench.sites import LOGITS, answer_logits, at_last_prompt, captured
+from cdbench.tokens import Encoded
+from cdbench.zoo import exact_match
+
+Progress = Callable[[int, int, str], None]
+
+
+class History:
+    """The run's history, JSON lines: {"step": 3, "time": <ms since 1970>, "loss/kl": 0.5}. Values must be finite."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lines: list[str] = []
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds one line; in memory until `flush`."""
+        row = {"step": step, "time": int(time.time() * 1000), **values}
+        self._lines.append(json.dumps(row, allow_nan=False))
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was written after `step`: a resumed run writes it again."""
+        kept = self.path.read_text().splitlines() if self.path.exists() else []
+        self._lines = [line for line in kept if json.loads(line)["step"] <= step]
+
+    def flush(self) -> None:
+        """Writes all lines, atomically."""
+        write_atomic(self.path, "".join(line + "\n" for line in self._lines), "the history")
+
+
+class _StepInputs(TermInputs):
+    """One step's view for the terms: the student's live activations, the signals' rows of this batch."""
+
+    def __init__(
+        self, batch: Encoded, rows: Tensor, logits: Tensor, found: dict[str, Tensor], signals: dict[Signal, Tensor]
+    ) -> None:
+        self._batch, self._rows, self._logits, self._found, self._signals = batch, rows, logits, found, signals
+
+    @property
+    def logits(self) -> Tensor:
+        return self._logits
+
+    @property
+    def answer_tokens(self) -> Tensor:
+        return self._batch.answer_tokens
+
+    @property
+    def rows(self) -> Tensor:
+        return self._rows
+
+    def student(self, site: str, position: Position = "last_prompt") -> Tensor:
+        activation = self._found[site]
+        return at_last_prompt(activation, self._batch) if position == "last_prompt" else activation
+
+    def teacher(self, signal: Signal, rows: Tensor | None = None) -> Tensor:
+        value = self._signals[signal][self._rows if rows is None else rows]
+        if signal.position == "all" and signal.site != LOGITS:
+            value = value[:, : self._batch.ids.shape[1]]
+        return value.to(self._logits.device)
+
+
+@dataclass
+class TrainingProblem(Problem):
+    """What a method is given, and the loop behind `fit`."""
+
+    run_id: str
+    student: LlamaForCausalLM
+    tokenizer: PreTrainedTokenizerFast
+    train: Sequence[Example]
+    validation: Sequence[Example]
+    seed: int
+    student_layers: int
+    teacher_layers: int
+    layer_pairs: tuple[tuple[int, int], ...]
+    training: TrainingConfig
+    encoded_train: Encoded
+    encoded_validation: Encoded
+    signal_stores: Mapping[Source, SignalStore]
+    history: History
+    checkpoint: Path
+    progress: Progress
+    checkpoint_seconds: float = 30.0
+    steps_done: int = field(default=0, init=False)
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        return self.layer_pairs
+
+    def signal(self, signal: Signal) -> Tensor:
+        return self.signal_stores[signal.source].get([(signal.site, signal.position)])[0]
+
+    def generator(self, *scope: str | int) -> torch.Generator:
+        return generator_for("run", self.seed, *scope)
+
+    def rng(self, *scope: str | int) -> random.Random:
+        return rng_for("run", self.seed, *scope)
+
+    def log(self, step: int, **values: float) -> None:
+        self.history.add(step, values)
+
+    def fit(self, terms: Sequence[Term]) -> Outcome:
+        if not terms:
+            return Outcome()
+        weights = Loop(self, terms).run()
+        return Outcome(weights=weights)
+
+
+class Loop:
+    """One training run: AdamW, warm-up, clipping, per-term values and gradient norms, checkpoints."""
+
+    def __init__(self, problem: TrainingProblem, terms: Sequence[Term]) -> None:
+        names = [term.name for term in terms]
+        if len(set(names)) < len(names):
+            raise RunFailed(f"two terms have one name ({', '.join(names)}); give each its own")
+        self.problem, self.terms, self.config = problem, terms, problem.training
+        self.model = problem.student.train()
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+        )
+        n = len(problem.encoded_train)
+        self.batch_size = min(self.config.batch_size, n)
+        self.steps_per_epoch = n // self.batch_size  # the last, short batch is dropped: CKA depends on its size
+        self.steps = self.steps_per_epoch * self.config.epochs
+        self.signals = self._open_signals()
+        self.best: tuple[float, dict[str, Tensor]] | None = None
+        self.step = 0
+
+    def _open_signals(self) -> dict[Signal, Tensor]:
+        wanted = list(dict.fromkeys(signal for term in self.terms for signal in term.signals))
+        opened: dict[Signal, Tensor] = {}
+        for source in dict.fromkeys(signal.source for signal in wanted):
+            of_source = [signal for signal in wanted if signal.source == source]
+            values = self.problem.signal_stores[source].get([(signal.site, signal.position) for signal in of_source])
+            opened.update(zip(of_source, values, strict=True))
+        return opened
+
+    def run(self) -> dict[str, Tensor]:
+        """Trains to the end, from a checkpoint if there is one, and returns the selected weights."""
+        self._resume()
+        saved = time.monotonic()
+        sites = [site for term in self.terms for site in term.student_sites]
+        with captured(self.model, sites) as found:
+            while self.step < self.steps:
+                epoch, index = divmod(self.step, self.steps_per_epoch)
+                order = torch.randperm(
+                    len(self.problem.encoded_train), generator=generator_for("order", self.problem.seed, epoch)
+                )
+                for rows in order.split(self.batch_size)[index : self.steps_per_epoch]:
+                    self._step(rows, found)
+                self._end_epoch(epoch)
+                if self.step < self.steps and time.monotonic() - saved >= self.problem.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+        self.model.eval()
+        self.problem.steps_done = self.step
+        chosen = self.best[1] if self.best else self.model.state_dict()
+        return {name: value.detach().cpu().clone() for name, value in chosen.items()}
+
+    def _step(self, rows: Tensor, found: dict[str, Tensor]) -> None:
+        device = self.model.device
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.config, self.step, self.steps)
+        batch = self.problem.encoded_train.take(rows).to(device)
+        with ExitStack() as stack:
+            if self.config.precision == "bfloat16":
+                stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            logits = answer_logits(self.model, batch)
+        inputs = _StepInputs(batch, rows, logits, found, self.signals)
+        probe = self.step % self.config.probe_every == 0
+        values: dict[str, Tensor] = {}
+        for term in self.terms:
+            with torch.set_grad_enabled(term.weight != 0 or probe):
+                values[term.name] = term.loss(inputs)
+        logged: dict[str, float] = {}
+        if probe:
+            logged.update(self._probe(values))
+        total = sum((term.weight * values[term.name] for term in self.terms if term.weight != 0), logits.new_zeros(()))
+        losses = {f"loss/{name}": value.item() for name, value in values.items()} | {"loss/total": total.item()}
+        self._require_finite(losses, rows)
+        self.optimizer.zero_grad(set_to_none=True)
+        norm = math.nan
+        if total.requires_grad:
+            total.backward()
+            norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm).item()
+            self._require_finite({"gradient": norm}, rows)
+            self.optimizer.step()
+            logged["grad/total"] = norm
+        self.step += 1
+        self.problem.history.add(self.step, losses | logged | {"lr": self.optimizer.param_groups[0]["lr"]})
+        self.problem.progress(self.step, self.steps, f"loss {losses['loss/total']:.4f}")
+
+    def _probe(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+        """Each term's gradient norm, unweighted. On the first step a weighted term without gradient is an error."""
+        norms: dict[str, float] = {}
+        for term in self.terms:
+            value = values[term.name]
+            norm = 0.0
+            if value.requires_grad:
+                grads = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
+                norm = math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
+            if self.step == 0 and term.weight != 0 and norm == 0.0:
+                raise RunFailed(
+                    f"term '{term.name}' has weight {term.weight:g} but no gradient to the student: it is a spectator "
+                    "(detached activations, or a target that the student already meets exactly)"
+                )
+            norms[f"grad/{term.name}"] = norm
+        return norms
+
+    def _require_finite(self, values: Mapping[str, float], rows: Tensor) -> None:
+        for name, value in values.items():
+            if not math.isfinite(value):
+                prompts = ", ".join(self.problem.train[int(row)].prompt for row in rows[:3])
+                raise RunFailed(
+                    f"{name.removeprefix('loss/')} became {value} at step {self.step + 1}, batch of {len(rows)} "
+                    f"problems beginning {prompts}; lower the learning rate or the term's weight"
+                )
+
+    def _end_epoch(self, epoch: int) -> None:
+        self.model.eval()
+        accuracy = exact_match(self.model, self.problem.encoded_validation).double().mean().item()
+        self.model.train()
+        self.problem.history.add(self.step, {"validation/accuracy": accuracy, "epoch": epoch + 1})
+        if self.config.selection == "validation" and (self.best is None or accuracy > self.best[0]):
+            self.best = accuracy, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _save(self) -> None:
+        state = {
+            "run_id": self.problem.run_id,
+            "step": self.step,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        scratch = self.problem.checkpoint.with_suffix(".partial")
+        torch.save(state, scratch)
+        self.problem.history.flush()
+        scratch.replace(self.problem.checkpoint)
+
+    def _resume(self) -> None:
+        if not self.problem.checkpoint.exists():
+            return
+        state = torch.load(self.problem.checkpoint, weights_only=True, map_location=self.model.device)
+        if state["run_id"] != self.problem.run_id:
+            raise RunFailed(f"checkpoint {self.problem.checkpoint} belongs to run {state['run_id']}; delete it")
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.best = state["step"], state["best"]
+        self.problem.history.rewind(self.step)
+
+
+def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:
+    """Linear warm-up, then constant, or linear or cosine decay to 0 at the last step. `step` counts from 0."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    rest = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.lr * (1 - rest)
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * rest))
+    return config.lr

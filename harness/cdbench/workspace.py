@@ -1,0 +1,168 @@
+"""The shared artefacts of a (profile, task): splits, models, impacts, pairing. Found in the store, or made."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from cdbench import data, models
+from cdbench.api import Example
+from cdbench.circuits.ablation import ablation_impacts
+from cdbench.circuits.pairing import pair_layers
+from cdbench.config import Profile, ZooModel
+from cdbench.discover import locate, make_task, plugin_digest
+from cdbench.errors import UserError
+from cdbench.files import read_json, sha256, write_json
+from cdbench.models import Checkpoint, Role
+from cdbench.store import Store, content_hash
+from cdbench.tokens import encode
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything that the runs of one profile and task share.
+
+    `build` False is the evaluator's view: it takes what is there and never imports a plug-in.
+    """
+
+    profile: Profile
+    task: str
+    store: Store
+    progress: Callable[[int, int, str], None]
+    build: bool = True
+
+    def _data_key(self, part: str) -> dict[str, object]:
+        return {
+            "part": part,
+            "task": self.task,
+            "plugin": plugin_digest(locate("tasks", self.task)),
+            "config": self.profile.data.model_dump(mode="json"),
+            "recipe": sha256(Path(data.__file__))[:16],
+        }
+
+    def _artefact(self, kind: str, key: dict[str, object], build: Callable[[Path], None]) -> Path:
+        if self.build:
+            return self.store.artefact(kind, key, build)
+        return self.store.open(self.store.path(kind, key))
+
+    @cached_property
+    def training_data(self) -> Path:
+        """train.jsonl, validation.jsonl, leaks.json."""
+
+        def build(folder: Path) -> None:
+            splits = data.make_splits(make_task(self.task), self.task, self.profile.data)
+            data.write_examples(folder / "train.jsonl", splits.train)
+            data.write_examples(folder / "validation.jsonl", splits.validation)
+            write_json(folder / "leaks.json", {"test_twins_in_train": splits.leaked, "split": self.profile.data.split})
+
+        return self._artefact("data", self._data_key("train"), build)
+
+    @cached_property
+    def heldout_data(self) -> Path:
+        """test.jsonl and shift_<task>.jsonl. Never opened by the training step."""
+
+        def build(folder: Path) -> None:
+            task = make_task(self.task)
+            splits = data.make_splits(task, self.task, self.profile.data)
+            data.write_examples(folder / "test.jsonl", splits.test)
+            for other in type(task).length_shift if self.profile.data.length_shift else ():
+                shifted = data.make_length_shift(make_task(other), other, self.profile.data, splits.train)
+                data.write_examples(folder / f"shift_{other}.jsonl", shifted)
+
+        return self._artefact("heldout", self._data_key("heldout"), build)
+
+    @cached_property
+    def train_examples(self) -> tuple[Example, ...]:
+        """The training split."""
+        return data.read_examples(self.training_data / "train.jsonl")
+
+    @cached_property
+    def validation_examples(self) -> tuple[Example, ...]:
+        """The validation split."""
+        return data.read_examples(self.training_data / "validation.jsonl")
+
+    def checkpoint(self, role: Role) -> Checkpoint:
+        """The teacher or the base student."""
+        config = self.profile.teacher if role == "teacher" else self.profile.student
+        if not isinstance(config, ZooModel):
+            return models.hub_or_folder(config)
+        content = content_hash(self.training_data)
+        if not self.build:
+            folder = self.store.open(self.store.path("models", models.zoo_key(config, role, content)))
+            return Checkpoint(folder, content_hash(folder))
+        splits = (self.train_examples, self.validation_examples, content)
+        return models.make_zoo_model(config, role, self.store, splits, self.progress)
+
+    @cached_property
+    def teacher(self) -> Checkpoint:
+        """The teacher."""
+        return self.checkpoint("teacher")
+
+    @cached_property
+    def student(self) -> Checkpoint:
+        """The student before training."""
+        return self.checkpoint("student")
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that both models share.
+
+        Raises:
+            UserError: the vocabularies differ, so that logits cannot be compared.
+        """
+        tokenizer, other = self.student.tokenizer(), self.teacher.tokenizer()
+        if tokenizer.get_vocab() != other.get_vocab():
+            raise UserError(
+                f"teacher and student have different vocabularies ({len(other)} and {len(tokenizer)} tokens); "
+                "logits can be compared between models of one tokenizer only"
+            )
+        return tokenizer
+
+    @cached_property
+    def circuits(self) -> dict[str, Any]:
+        """Ablation impacts of both models and the functional pairing, measured on the training split."""
+        config = self.profile.circuits
+
+        def build(folder: Path) -> None:
+            split = encode(self.tokenizer, self.train_examples[: config.calibration])
+            result: dict[str, Any] = {"n": len(split), "config": config.model_dump(mode="json")}
+            for role in ("teacher", "student"):
+                model = self.checkpoint(role).model(self.profile.device)
+                baseline, impacts = ablation_impacts(model, split, config.mean)
+                result[role] = {"baseline": baseline, "impacts": impacts}
+            pairing = pair_layers(
+                result["student"]["impacts"], result["teacher"]["impacts"], config.top_k, config.pairing
+            )
+            result |= {"pairs": pairing.pairs, "ties": pairing.ties, "shared": pairing.shared}
+            write_json(folder / "circuits.json", result)
+
+        key: dict[str, object] = {
+            "teacher": self.teacher.content,
+            "student": self.student.content,
+            "data": content_hash(self.training_data),
+            "config": config.model_dump(mode="json"),
+            "torch": torch.__version__,
+        }
+        return read_json(self._artefact("circuits", key, build) / "circuits.json", "circuits file")
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The functional pairing."""
+        return tuple((int(s), int(t)) for s, t in self.circuits["pairs"])
+
+    def inputs(self) -> dict[str, Any]:
+        """Content hashes of what the run was given, for the record."""
+        leaks = read_json(self.training_data / "leaks.json", "leak count")
+        return {
+            "teacher": self.teacher.content,
+            "student": self.student.content,
+            "train": content_hash(self.training_data),
+            "heldout": content_hash(self.heldout_data),
+            "test_twins_in_train": leaks["test_twins_in_train"],
+            "split": leaks["split"],
+            "circuits": self.circuits,
+        }

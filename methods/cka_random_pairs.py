@@ -1,0 +1,18 @@
+"""Control: `cka_cd` with each student layer paired with a random teacher layer other than its functional partner."""
+
+from dataclasses import dataclass
+
+from cdbench.api import CkaAlignment, Kl, ObjectiveMethod, Problem, Term
+
+
+@dataclass(frozen=True)
+class CkaRandomPairs(ObjectiveMethod):
+    alignment_weight: float = 0.01
+    temperature: float = 2.0
+
+    def terms(self, problem: Problem) -> list[Term]:
+        rng = problem.rng("random_pairs")
+        layers = range(problem.teacher_layers)
+        # A teacher of one layer leaves no other partner.
+        pairs = [(s, rng.choice([x for x in layers if x != t] or [t])) for s, t in problem.pairs()]
+        return [Kl(self.temperature), CkaAlignment(tuple(pairs), self.alignment_weight)]

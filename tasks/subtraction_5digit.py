@@ -1,0 +1,11 @@
+"""Subtraction of two numbers of exactly five digits; the answer may be negative."""
+
+import random
+
+from cdbench.api import Example, Task
+
+
+class Subtraction5Digit(Task):
+    def draw(self, rng: random.Random) -> Example:
+        a, b = rng.randint(10000, 99999), rng.randint(10000, 99999)
+        return Example(prompt=f"{a}-{b}=", answer=str(a - b), operands=(a, b))
