@@ -40,7 +40,7 @@ def examine(where: Places, profile: str | None) -> list[Finding]:
     findings += [_plugins("methods"), _plugins("tasks")]
     findings.append(_token())
     if profile is not None:
-        from cdbench.models import missing
+        from cdbench.requirements import missing
 
         needs = missing(config.build_profile(profile, {}))
         findings += [Finding(f"profile {profile}", "missing", sentence) for sentence in needs]

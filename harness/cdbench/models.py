@@ -1,6 +1,5 @@
 """Loading models: from the zoo, from a folder, from the hub at a pinned revision. One code path after the folder is known."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -10,15 +9,15 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 
 from cdbench import zoo
 from cdbench.api import Example
-from cdbench.config import FolderModel, HubModel, ModelConfig, Profile, ZooModel
+from cdbench.config import FolderModel, HubModel, ZooModel
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import read_json, sha256, write_json
+from cdbench.requirements import hub_snapshot, weights_sentence
 from cdbench.seeds import digest, generator_for
 from cdbench.sites import require_llama
 from cdbench.store import Key, Store, content_hash
 
 Role = Literal["teacher", "student"]
-HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
 
 
 @dataclass(frozen=True)
@@ -106,20 +105,6 @@ def make_zoo_model(
     return Checkpoint(folder, content_hash(folder))
 
 
-def hub_snapshot(config: HubModel) -> Path | None:
-    """The folder of a hub model in the local Hugging Face cache, or None. Asks no server."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(
-            snapshot_download(config.repo, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
-        )
-    except LocalEntryNotFoundError:
-        return None
-    return folder if any(folder.glob("*.safetensors")) else None
-
-
 def hub_or_folder(config: HubModel | FolderModel) -> Checkpoint:
     """A checkpoint that somebody else trained.
 
@@ -143,32 +128,3 @@ def untrained_like(checkpoint: Checkpoint, device: str = "cpu") -> LlamaForCausa
     """The checkpoint's architecture at initialisation: the control `cka_untrained_teacher`."""
     trained = load_llama(checkpoint.folder)
     return zoo.fresh(trained.config, generator_for("untrained", checkpoint.content)).to(torch.device(device)).eval()
-
-
-def weights_sentence(config: HubModel) -> str:
-    """What to do about missing weights."""
-    token = "" if os.environ.get("HF_TOKEN") else " (HF_TOKEN is not set)"
-    return (
-        f"weights of {config.repo} at revision {config.revision[:12]} are not in the Hugging Face cache{token}: accept "
-        f"the licence at huggingface.co/{config.repo}, set HF_TOKEN, then "
-        f"hf download {config.repo} --revision {config.revision}"
-    )
-
-
-def missing(profile: Profile) -> list[str]:
-    """What this machine lacks for a profile, one sentence each; empty when it can run."""
-    lacks: list[str] = []
-    if profile.device == "cuda":
-        if not torch.cuda.is_available():
-            build = " (this torch is a CPU build: run `make setup` on a machine with an NVIDIA GPU)"
-            lacks.append(
-                f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: none is visible"
-                + (build if torch.version.cuda is None else " (check nvidia-smi)")
-            )
-        else:
-            have = torch.cuda.get_device_properties(0).total_memory / 2**30
-            if have < profile.gpu_memory_gib:
-                lacks.append(f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: this one has {have:.0f} GiB")
-    models: list[ModelConfig] = [profile.teacher, profile.student]
-    lacks += [weights_sentence(m) for m in models if isinstance(m, HubModel) and hub_snapshot(m) is None]
-    return lacks

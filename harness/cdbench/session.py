@@ -123,7 +123,7 @@ def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
 def _require_machine(plan: Plan, anything: bool) -> None:
     if not anything:
         return
-    from cdbench.models import missing
+    from cdbench.requirements import missing
 
     lacks = missing(plan.runs[0].spec.profile)
     if lacks:

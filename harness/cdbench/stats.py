@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +35,9 @@ def wilson(k: int, n: int) -> Proportion:
     scale = 1 + _Z95**2 / n
     centre = (p + _Z95**2 / (2 * n)) / scale
     half = _Z95 * math.sqrt(p * (1 - p) / n + _Z95**2 / (4 * n * n)) / scale
-    return Proportion(k=k, n=n, value=p, low=max(0.0, centre - half), high=min(1.0, centre + half))
+    # At the ends the limits are exactly 0 and 1; rounding must not put the value outside its own interval.
+    low, high = (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
+    return Proportion(k=k, n=n, value=p, low=low, high=high)
 
 
 def two_level_interval(hits: Hits, seed: int = 0) -> tuple[float, float]:
@@ -52,16 +53,6 @@ def two_level_interval(hits: Hits, seed: int = 0) -> tuple[float, float]:
     means = np.einsum("rp,rp->r", over_seeds @ hits, over_problems)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
-
-
-def mcnemar(a: Hits, b: Hits) -> float:
-    """Exact two-sided McNemar test of two methods on the same problems; a, b are 0/1 vectors. 1.0 when none differ."""
-    from scipy.stats import binomtest
-
-    only_a, only_b = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
-    if only_a + only_b == 0:
-        return 1.0
-    return float(binomtest(only_a, only_a + only_b).pvalue)
 
 
 def paired_permutation(a: Hits, b: Hits, seed: int = 0) -> float:
@@ -89,13 +80,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted
-
-
-@lru_cache
-def difference_of_proportions(k1: int, n1: int, k2: int, n2: int) -> tuple[float, float]:
-    """95 % interval of p1 − p2 for independent samples (Newcombe 1998, method 10: Wilson's limits combined)."""
-    one, two = wilson(k1, n1), wilson(k2, n2)
-    gap = one.value - two.value
-    low = gap - math.hypot(one.value - one.low, two.high - two.value)
-    high = gap + math.hypot(one.high - one.value, two.value - two.low)
-    return low, high

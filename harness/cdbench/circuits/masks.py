@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
@@ -66,7 +67,9 @@ def draw(module: nn.Module, generator: torch.Generator) -> None:
                     parameter.copy_((2 * torch.rand(parameter.shape, generator=generator) - 1) * bound)
 
 
-def straight_through_classes(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+def straight_through_classes(
+    logits: Float[Tensor, "n k"], temperature: float, generator: torch.Generator
+) -> Float[Tensor, "n k"]:
     """Straight-through Gumbel-Softmax (Jang et al. 2017): one-hot forward, the soft sample's gradient. [n, K]."""
     uniform = torch.rand(logits.shape, generator=generator).clamp(_TINY, 1 - 1e-7)
     soft = F.softmax((logits - torch.log(-torch.log(uniform))) / temperature, dim=-1)
@@ -75,8 +78,12 @@ def straight_through_classes(logits: Tensor, temperature: float, generator: torc
 
 
 def within_class_similarity(
-    activations: Tensor, masks: Tensor, assignment: Tensor, *, as_printed: bool = False
-) -> Tensor:
+    activations: Float[Tensor, "n d"],
+    masks: Float[Tensor, "k d"],
+    assignment: Float[Tensor, "n k"],
+    *,
+    as_printed: bool = False,
+) -> Float[Tensor, ""]:
     """L_sim: minus the similarity of masked activations within a class, averaged over classes.
 
     Default: mean cosine over the N_k(N_k − 1) ordered pairs, classes with N_k < 2 skipped (errata B3). `as_printed`:
@@ -99,25 +106,25 @@ def within_class_similarity(
     return torch.stack(losses).mean() if losses else activations.new_zeros(())
 
 
-def class_usage_entropy(assignment: Tensor) -> Tensor:
+def class_usage_entropy(assignment: Float[Tensor, "n k"]) -> Float[Tensor, ""]:
     """H(f) = −Σ f_k log f_k of the class frequencies. Subtract it from the loss: it prevents collapse (errata B2)."""
     frequencies = assignment.mean(0)
     return -(frequencies * (frequencies + _TINY).log()).sum()
 
 
-def mask_sparsity_loss(masks: Tensor) -> Tensor:
+def mask_sparsity_loss(masks: Float[Tensor, "k d"]) -> Float[Tensor, ""]:
     """L_sparsity: mean binary entropy of the mask entries; 0 when every entry is 0 or 1."""
     m = masks.clamp(1e-7, 1 - 1e-7)
     return -(m * m.log() + (1 - m) * (1 - m).log()).mean()
 
 
-def kl_to_prior(masks: Tensor, prior: float) -> Tensor:
+def kl_to_prior(masks: Float[Tensor, "k d"], prior: float) -> Float[Tensor, ""]:
     """L_KL: KL of the mean mask value to a Bernoulli prior π."""
     mean = masks.mean()
     return mean * (mean / prior).log() + (1 - mean) * ((1 - mean) / (1 - prior)).log()
 
 
-def mask_overlap_loss(masks: Tensor, *, as_printed: bool = False) -> Tensor:
+def mask_overlap_loss(masks: Float[Tensor, "k d"], *, as_printed: bool = False) -> Float[Tensor, ""]:
     """L_mask-sim: mean cosine of the masks of two different classes (errata B4); `as_printed`: their dot product."""
     vectors = masks if as_printed else F.normalize(masks, dim=1, eps=_TINY)
     gram = vectors @ vectors.T
@@ -125,7 +132,7 @@ def mask_overlap_loss(masks: Tensor, *, as_printed: bool = False) -> Tensor:
     return (gram.sum() - gram.diagonal().sum()) / (k * (k - 1))
 
 
-def k_selection_curve(encodings: Tensor, largest: int, seed: int) -> list[float]:
+def k_selection_curve(encodings: Float[Tensor, "n d"], largest: int, seed: int) -> list[float]:
     """Average cosine distance to the k-means centroid for k = 1 … `largest` (paper A, 4.2.2, figure 1).
 
     Rows are normalised first, so that Euclidean k-means minimises what is reported.

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdbench.api import Signal, Term, TermInputs
 from cdbench.tokens import IGNORE
 
 
-def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+def cross_entropy(logits: Float[Tensor, "b a v"], tokens: Int[Tensor, "b a"]) -> Float[Tensor, ""]:
     """Mean over answer tokens; logits [b, a, v], tokens [b, a] with -100 as filler."""
     return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), ignore_index=IGNORE)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cdbench.api import Signal, Term, TermInputs
@@ -15,7 +16,9 @@ from cdbench.sites import LOGITS
 from cdbench.tokens import IGNORE
 
 
-def kl(reference: Tensor, model: Tensor, tokens: Tensor, temperature: float) -> Tensor:
+def kl(
+    reference: Float[Tensor, "b a v"], model: Float[Tensor, "b a v"], tokens: Int[Tensor, "b a"], temperature: float
+) -> Float[Tensor, ""]:
     """Mean over answer tokens of T²·KL(reference ‖ model); logits [b, a, v], tokens [b, a] with -100 as filler."""
     valid = tokens != IGNORE
     log_model = F.log_softmax(model[valid] / temperature, dim=-1)

@@ -76,7 +76,7 @@ def _svg(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     # A fixed size would overflow a phone: shrink to the page, keep the proportions, never grow beyond the drawn size.
     pixels = round(figure.get_figwidth() * 96)
-    size = f' style="width:100%;height:auto;max-width:{pixels}px"'
+    size = f' style="width:100%;height:auto;max-width:{pixels}px;min-width:min({pixels}px,30rem)"'
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf"\1{size}", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)

@@ -31,6 +31,8 @@ from cdbench.seeds import digest
 
 _POLL_SECONDS = 0.25
 _OUTPUTS = ("outcome.json", "metrics.json", "predictions.jsonl", "student.safetensors", "masks.safetensors")
+_RESULT = {"train": "outcome.json", "evaluate": "metrics.json"}
+"""A step that ends well without this file has not ended well: a method can leave by `os._exit(0)`."""
 _ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
 
 
@@ -207,7 +209,7 @@ class Schedule:
             if code is None and time.monotonic() - job.started > job.minutes * 60:
                 job.handle.stop()
                 self._failed(job, "timeout", f"no end after {job.minutes} minutes (timeout_minutes of the profile)")
-            elif code == 0:
+            elif code == 0 and (job.folder / _RESULT.get(job.step, "spec.json")).is_file():
                 self._succeeded(job)
             elif code is not None:
                 self._failed(job, *_explain_failure(job, code))

@@ -1,0 +1,53 @@
+"""What a profile needs of the machine, looked up without loading more than the question takes."""
+
+import os
+from pathlib import Path
+
+from cdbench.config import HubModel, ModelConfig, Profile
+
+HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
+
+
+def hub_snapshot(config: HubModel) -> Path | None:
+    """The folder of a hub model in the local Hugging Face cache, or None. Asks no server."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(config.repo, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
+        )
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) else None
+
+
+def weights_sentence(config: HubModel) -> str:
+    """What to do about missing weights."""
+    token = "" if os.environ.get("HF_TOKEN") else " (HF_TOKEN is not set)"
+    return (
+        f"weights of {config.repo} at revision {config.revision[:12]} are not in the Hugging Face cache{token}: accept "
+        f"the licence at huggingface.co/{config.repo}, set HF_TOKEN, then "
+        f"hf download {config.repo} --revision {config.revision}"
+    )
+
+
+def missing(profile: Profile) -> list[str]:
+    """What this machine lacks for a profile, one sentence each; empty when it can run."""
+    lacks: list[str] = []
+    if profile.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            build = " (this torch is a CPU build: run `make setup` on a machine with an NVIDIA GPU)"
+            lacks.append(
+                f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: none is visible"
+                + (build if torch.version.cuda is None else " (check nvidia-smi)")
+            )
+        else:
+            have = torch.cuda.get_device_properties(0).total_memory / 2**30
+            if have < profile.gpu_memory_gib:
+                lacks.append(f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: this one has {have:.0f} GiB")
+    models: list[ModelConfig] = [profile.teacher, profile.student]
+    lacks += [weights_sentence(m) for m in models if isinstance(m, HubModel) and hub_snapshot(m) is None]
+    return lacks

@@ -1,0 +1,162 @@
+"""Shared by all tests: shapes are checked, threads are fixed, and one tiny trained world serves everybody."""
+
+import os
+import warnings
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", LMEVAL_LOG_LEVEL="ERROR")
+for name in ("CDBENCH_PLUGINS", "CDBENCH_SET", "CDBENCH_RUNS", "CDBENCH_STORE", "MLFLOW_TRACKING_URI"):
+    os.environ.pop(name, None)
+
+from jaxtyping import install_import_hook
+
+with install_import_hook(["cdbench.objectives", "cdbench.circuits"], "beartype.beartype"):
+    import cdbench.circuits.masks
+    import cdbench.objectives.cka_alignment
+    import cdbench.objectives.cross_entropy
+    import cdbench.objectives.kl  # noqa: F401
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from cdbench import execute
+from cdbench.config import Profile, RunSpec, build_profile
+from cdbench.store import Store
+from cdbench.workspace import Workspace
+
+torch.set_num_threads(1)
+settings.register_profile("cdbench", deadline=None, derandomize=True, max_examples=25)
+settings.load_profile("cdbench")
+
+MICRO = """
+description = "The smallest pair that learns something; for tests."
+device = "cpu"
+[teacher]
+source = "zoo"
+layers = 3
+hidden = 32
+ffn = 64
+steps = 120
+lr = 4e-3
+[student]
+source = "zoo"
+layers = 2
+hidden = 32
+ffn = 48
+steps = 40
+lr = 4e-3
+[data]
+train = 256
+validation = 64
+test = 96
+length_shift = 16
+[training]
+lr = 1e-3
+batch_size = 32
+epochs = 2
+warmup_steps = 4
+probe_every = 4
+[circuits]
+calibration = 128
+top_k = 2
+"""
+
+
+def quiet(step: int, steps: int, note: str) -> None:
+    """Progress that nobody looks at."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A profile file, a store in which its models are trained, and a way to run single steps in this process."""
+
+    root: Path
+    store: Path
+    profile_file: Path
+    profile: Profile
+
+    def spec(self, method: str, *, seed: int = 0, task: str = "addition_2digit", **params: object) -> RunSpec:
+        return RunSpec(profile=self.profile, method=method, params=params, task=task, seed=seed)  # type: ignore[arg-type]
+
+    def workspace(self, spec: RunSpec | None = None, *, build: bool = True) -> Workspace:
+        profile = spec.profile if spec else self.profile
+        return Workspace(profile, spec.task if spec else "addition_2digit", Store(self.store), quiet, build)
+
+    def folder(self, spec: RunSpec, where: Path) -> Path:
+        folder = where / spec.run_id
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "spec.json").write_text(spec.model_dump_json())
+        return folder
+
+    def step(self, step: str, spec: RunSpec, where: Path) -> tuple[int, Path]:
+        """Runs one step in this process; returns its exit code and folder."""
+        folder = self.folder(spec, where)
+        return execute.main([step, str(folder), str(self.store)]), folder
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    root = tmp_path_factory.mktemp("world")
+    profile_file = root / "micro.toml"
+    profile_file.write_text(MICRO)
+    made = World(root, root / "store", profile_file, build_profile(str(profile_file), {}))
+    spec = made.spec("teacher")
+    for step in ("model-teacher", "model-student", "circuits"):
+        code, folder = made.step(step, spec, root / "prepare")
+        assert code == 0, (folder / "failure.json").read_text()
+    return made
+
+
+@pytest.fixture(scope="session")
+def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty, migrated MLflow store."""
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    code = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{path}').search_experiments()"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    return path
+
+
+Cli = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Runs the real command in a folder of its own; keyword arguments are environment variables."""
+
+    def run(*args: object, timeout: float = 240, **env: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-m", "cdbench", *map(str, args)]
+        return subprocess.run(
+            command, cwd=tmp_path, env=os.environ | env, capture_output=True, text=True, timeout=timeout
+        )
+
+    return run
+
+
+@pytest.fixture
+def plugin_folder(tmp_path: Path) -> Callable[[str, str, str], Path]:
+    """Writes a plug-in file into a folder for CDBENCH_PLUGINS; returns that folder."""
+
+    def write(kind: str, name: str, source: str) -> Path:
+        folder = tmp_path / "plugins" / kind
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.py").write_text(source)
+        return tmp_path / "plugins"
+
+    return write
+
+
+def history_of(folder: Path) -> list[dict[str, float]]:
+    """A run's history without the times, which differ from run to run."""
+    rows = [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "time"} for row in rows]
+
+
+warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)

@@ -1,0 +1,101 @@
+from pathlib import Path
+
+import pytest
+
+from cdbench import config
+from cdbench.config import build_profile, layered_overrides, load_study, parse_assignment, plan_specs
+from cdbench.errors import UserError
+from cdbench.plan import canonical
+
+
+def table(text: str, tmp_path: Path) -> str:
+    path = tmp_path / "own.toml"
+    path.write_text(text)
+    return str(path)
+
+
+TINY = Path(config.__file__).parent / "profiles" / "tiny.toml"
+
+
+def test_every_shipped_profile_and_study_is_valid() -> None:
+    for name in config.available("profiles"):
+        assert build_profile(name, {}).name == name
+    for name in config.available("studies"):
+        assert plan_specs(load_study(name), {}, "tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (("lr = 1e-4", "learning_rate = 1e-4"), "unknown key 'training.learning_rate'"),
+        (("lr = 1e-4", "lr = -1.0"), "training.lr = -1.0"),
+        (("layers = 4", 'layers = "four"'), "teacher.layers = 'four'"),
+        (("hidden = 96", "hidden = 97"), "heads must divide hidden"),
+        (("train = 4000\n", ""), "key 'data.train' is missing"),
+        (("[data]", "[data"), "not valid TOML"),
+        (("lr = 1e-4", "lr = nan"), "training.lr"),
+    ],
+)
+def test_a_wrong_profile_is_an_error_naming_file_and_key(
+    change: tuple[str, str], complaint: str, tmp_path: Path
+) -> None:
+    assert change[0] in TINY.read_text()
+    path = table(TINY.read_text().replace(*change), tmp_path)
+    with pytest.raises(UserError, match=r"own\.toml") as caught:
+        build_profile(path, {})
+    assert complaint in str(caught.value)
+
+
+def test_unknown_names_are_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="unknown profile 'huge'; there are: paper, smoke, tiny"):
+        build_profile("huge", {})
+    with pytest.raises(UserError, match="unknown study 'paper_z'; there are: failed_run, paper_a"):
+        load_study("paper_z")
+
+
+def test_flags_beat_environment_beats_file_beats_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cdbench.toml").write_text('[set]\n"training.lr" = 3.0\n"training.epochs" = 3\n"data.seed" = 3\n')
+    monkeypatch.setenv("CDBENCH_SET", "training.lr=2.0 training.epochs=2")
+    study = {"training.lr": 4.0, "training.epochs": 4, "data.seed": 4, "data.test": 4}
+    assert layered_overrides(study, ["training.lr=1.0"]) == {
+        "training.lr": (1.0, "--set"),
+        "training.epochs": (2, "CDBENCH_SET"),
+        "data.seed": (3, "cdbench.toml"),
+        "data.test": (4, "study"),
+    }
+
+
+def test_an_override_out_of_range_names_who_set_it() -> None:
+    with pytest.raises(UserError, match=r"^--set: training.lr = -2"):
+        build_profile("tiny", layered_overrides({}, ["training.lr=-2"]))
+    with pytest.raises(UserError, match=r"^--set: unknown key 'training.rate'"):
+        build_profile("tiny", layered_overrides({}, ["training.rate=2"]))
+
+
+@pytest.mark.parametrize("text", ["training.lr", "=3", "a.b=[1, 2]"])
+def test_a_malformed_assignment_is_explained(text: str) -> None:
+    with pytest.raises(UserError, match="--set"):
+        parse_assignment(text, "--set")
+
+
+def test_values_are_read_as_toml_and_else_as_text() -> None:
+    assert parse_assignment("a=2e-4", "") == ("a", 2e-4)
+    assert parse_assignment("a=true", "") == ("a", True)
+    assert parse_assignment("a=one_to_one", "") == ("a", "one_to_one")
+
+
+def test_the_run_id_is_the_hash_of_the_spec_and_of_nothing_else() -> None:
+    specs = plan_specs(load_study("paper_a"), {}, "tiny")
+    again = plan_specs(load_study("paper_a"), {}, "tiny")
+    assert [s.run_id for s in specs] == [s.run_id for s in again]
+    assert len({s.run_id for s in specs}) == len(specs) == 31
+    changed = specs[1].model_copy(update={"seed": 99})
+    assert changed.run_id != specs[1].run_id
+
+
+def test_the_default_cell_of_the_failed_run_grid_is_the_row_of_table_1() -> None:
+    grid = {canonical(s).run_id for s in plan_specs(load_study("failed_run"), {}, "tiny")}
+    table_1 = {canonical(s).run_id for s in plan_specs(load_study("paper_a"), {}, "tiny") if s.method == "cka_cd"}
+    assert table_1 < grid
+    assert len(grid) == 13

@@ -1,0 +1,102 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cdbench.api import Example, Task
+from cdbench.config import DataConfig
+from cdbench.data import make_counterfactuals, make_length_shift, make_splits, read_examples, twin_class, write_examples
+from cdbench.discover import make_task
+from cdbench.errors import UserError
+
+SMALL = DataConfig(train=400, validation=50, test=100, length_shift=20)
+
+
+class Wrong(Task):
+    def draw(self, rng: random.Random) -> Example:
+        a, b = rng.randint(0, 99), rng.randint(0, 99)
+        return Example(f"{a}+{b}=", str(a + b + 1), (a, b))
+
+
+class Fickle(Task):
+    def draw(self, rng: random.Random) -> Example:
+        return Example(f"what is {rng.randint(0, 9)}?", str(rng.random()), (1,))
+
+
+class Few(Task):
+    def draw(self, rng: random.Random) -> Example:
+        a = rng.randint(0, 5)
+        return Example(f"{a}+1=", str(a + 1), (a, 1))
+
+
+@given(st.integers(0, 10_000))
+def test_strict_splits_are_full_disjoint_and_keep_twins_on_one_side(seed: int) -> None:
+    splits = make_splits(make_task("addition_2digit"), "addition_2digit", SMALL.model_copy(update={"seed": seed}))
+    sides = [splits.train, splits.validation, splits.test]
+    assert [len(side) for side in sides] == [400, 50, 100]
+    assert len({e.prompt for side in sides for e in side}) == 550
+    classes = [{twin_class(e) for e in side} for side in sides]
+    assert not (classes[0] & classes[1] or classes[0] & classes[2] or classes[1] & classes[2])
+    assert splits.leaked == 0
+
+
+def test_the_papers_split_leaks_twins_and_the_leak_is_counted() -> None:
+    config = DataConfig(train=4000, validation=500, test=1000, split="paper")
+    splits = make_splits(make_task("addition_2digit"), "addition_2digit", config)
+    train = {tuple(sorted(e.operands)) for e in splits.train}
+    by_hand = sum(tuple(sorted(e.operands)) in train for e in splits.test)
+    # Each test problem's twin lies among the 4,000 of 9,999 others with probability 0.4: errata A11 counts 407.
+    assert splits.leaked == by_hand
+    assert 350 < splits.leaked < 450
+
+
+def test_subtraction_has_no_twins_but_of_equal_operands() -> None:
+    assert twin_class(Example("5-3=", "2", (5, 3))) != twin_class(Example("3-5=", "-2", (3, 5)))
+    assert twin_class(Example("5+3=", "8", (5, 3))) == twin_class(Example("3+5=", "8", (3, 5)))
+
+
+def test_splits_depend_on_the_seed_and_on_nothing_else() -> None:
+    task = make_task("mixed_2to5digit")
+    one, two = (make_splits(task, "mixed_2to5digit", SMALL) for _ in range(2))
+    other = make_splits(task, "mixed_2to5digit", SMALL.model_copy(update={"seed": 1}))
+    assert one == two != other
+
+
+def test_length_shift_holds_no_twin_of_a_training_problem() -> None:
+    # The same task as its own shift is the hardest case: most draws are known problems.
+    task = make_task("addition_2digit")
+    train = make_splits(task, "addition_2digit", SMALL).train
+    shifted = make_length_shift(task, "addition_2digit", SMALL, train)
+    assert len(shifted) == 20
+    assert not {twin_class(e) for e in shifted} & {twin_class(e) for e in train}
+
+
+def test_counterfactuals_have_equal_token_length_and_another_answer() -> None:
+    examples = make_splits(make_task("addition_2digit"), "addition_2digit", SMALL).test
+    found = make_counterfactuals(examples, list, random.Random(0))
+    for example, other in zip(examples, found, strict=True):
+        assert other is not None
+        assert len(other.prompt) == len(example.prompt)
+        assert other.answer != example.answer
+    alone = make_counterfactuals([Example("1+1=", "2", (1, 1))], list, random.Random(0))
+    assert alone == [None]
+
+
+@pytest.mark.parametrize(
+    ("task", "complaint"),
+    [
+        (Wrong(), "but the answer is"),
+        (Fickle(), "answers 'what is"),
+        (Few(), "too few different problems"),
+    ],
+)
+def test_a_task_that_contradicts_itself_is_refused(task: Task, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        make_splits(task, "mine", SMALL)
+
+
+def test_examples_survive_the_file(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    examples = (Example("1+2=", "3", (1, 2)), Example("7-9=", "-2", (7, 9)))
+    write_examples(tmp_path / "x.jsonl", examples)
+    assert read_examples(tmp_path / "x.jsonl") == examples

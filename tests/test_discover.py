@@ -1,0 +1,113 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cdbench import discover, plugins
+from cdbench.errors import UserError
+
+Write = Callable[[str, str, str], Path]
+GOOD = '''"""A method that does nothing."""
+from dataclasses import dataclass
+from cdbench.api import Method, Outcome, Problem
+
+@dataclass(frozen=True)
+class Nothing(Method):
+    strength: float = 0.5
+    def run(self, problem: Problem) -> Outcome:
+        return Outcome()
+'''
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, plugin_folder: Write) -> Callable[[str, str, str], Path]:
+    def write(kind: str, name: str, source: str) -> Path:
+        root = plugin_folder(kind, name, source)
+        monkeypatch.setenv("CDBENCH_PLUGINS", str(root))
+        monkeypatch.setattr(plugins, "__path__", [str(p) for p in plugins.roots()])
+        for module in [m for m in sys.modules if m.startswith("cdbench.plugins.")]:
+            monkeypatch.delitem(sys.modules, module)
+        return root / kind / f"{name}.py"
+
+    return write
+
+
+def test_finding_and_listing_import_neither_plugins_nor_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from cdbench.cli import main;"
+        "r = CliRunner().invoke(main, ['list']); assert r.exit_code == 0 and 'cka_cd' in r.output, r.output;"
+        "bad = [m for m in sys.modules if m.startswith('cdbench.plugins.') or m in ('torch', 'mlflow', 'matplotlib')];"
+        "assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_file_dropped_into_a_folder_is_a_row(use: Write) -> None:
+    path = use("methods", "nothing", GOOD)
+    assert discover.find("methods")["nothing"] == path
+    assert discover.summary(path) == "A method that does nothing."
+    assert discover.load("methods", "nothing").__name__ == "Nothing"
+    assert discover.static_defaults(path) == {"strength": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("", "is empty"),
+        ("class (:", "line 1"),
+        ("import cdbench.train\n" + GOOD, "imports cdbench.train"),
+        ("from cdbench import evaluate\n" + GOOD, "imports cdbench.evaluate"),
+        (GOOD + "\n@dataclass(frozen=True)\nclass Second(Nothing):\n    pass\n", "found Nothing, Second"),
+        ("x = 1\n", "exactly one concrete Method, found none"),
+        (GOOD.replace("@dataclass(frozen=True)", "@dataclass"), "must be a frozen dataclass"),
+        (GOOD.replace("strength: float = 0.5", "strength: float"), "field 'strength' of Nothing needs a default"),
+        ("1 / 0\n", "cannot be imported: ZeroDivisionError"),
+        ("from cdbench.api import NoSuchThing\n", "cannot be imported"),
+    ],
+)
+def test_a_broken_plugin_is_an_error_that_names_the_file(use: Write, source: str, complaint: str) -> None:
+    path = use("methods", "broken", source)
+    with pytest.raises(UserError, match="broken.py") as caught:
+        discover.load("methods", "broken")
+    assert complaint in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_broken_plugin_is_shown_when_listing_not_hidden(use: Write) -> None:
+    path = use("methods", "broken", "class (:")
+    assert discover.summary(path).startswith("BROKEN")
+
+
+def test_two_files_of_one_name_are_an_error(use: Write) -> None:
+    use("methods", "kl", GOOD)
+    with pytest.raises(UserError, match=r"two methods are called 'kl'.*rename"):
+        discover.find("methods")
+
+
+def test_the_name_of_the_reference_row_cannot_be_taken(use: Write) -> None:
+    use("methods", "teacher", GOOD)
+    with pytest.raises(UserError, match="teacher"):
+        discover.find("methods")
+
+
+def test_a_missing_plugin_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CDBENCH_PLUGINS", str(tmp_path / "nowhere"))
+    with pytest.raises(UserError, match="nowhere"):
+        discover.find("tasks")
+
+
+def test_an_unknown_plugin_is_answered_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="unknown method 'cka'; there are: base, cka_cd"):
+        discover.locate("methods", "cka")
+
+
+def test_hyperparameters_are_checked_by_name_and_type() -> None:
+    with pytest.raises(UserError, match="no hyperparameter 'lambda'; it has: alignment_weight"):
+        discover.make_method("cka_cd", {"lambda": 0.1})
+    with pytest.raises(UserError, match="alignment_weight = 'much'"):
+        discover.make_method("cka_cd", {"alignment_weight": "much"})
+    with pytest.raises(UserError, match="reduction = 'max'"):
+        discover.make_method("cka_cd", {"reduction": "max"})
+    assert discover.make_method("cka_cd", {"alignment_weight": 0.05}).alignment_weight == 0.05  # type: ignore[attr-defined]

@@ -1,0 +1,57 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cdbench import record
+from cdbench.errors import UserError
+from cdbench.record import Record
+
+GOLDEN = Path(__file__).parent / "data" / "record-v1.json"
+
+
+def place(folder: Path, **changes: object) -> Path:
+    table = json.loads(GOLDEN.read_text()) | changes
+    folder.mkdir(exist_ok=True)
+    (folder / record.RECORD).write_text(json.dumps(table))
+    return folder
+
+
+def test_the_golden_record_of_schema_1_is_still_read(tmp_path: Path) -> None:
+    done = record.read(place(tmp_path))
+    assert done.status == "ok" and done.metrics is not None
+    assert done.metrics.accuracy.k == json.loads(GOLDEN.read_text())["metrics"]["accuracy"]["k"]
+    assert done.run_id == done.spec.run_id
+
+
+def test_writing_and_reading_give_the_same_record(tmp_path: Path) -> None:
+    done = Record.model_validate_json(GOLDEN.read_text())
+    record.write(tmp_path, done)
+    assert record.read(tmp_path) == done
+
+
+def test_a_newer_schema_is_refused_with_advice(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"has schema 2, this cdbench reads up to 1: update cdbench"):
+        record.read(place(tmp_path, schema_version=2))
+
+
+def test_an_altered_spec_is_noticed(tmp_path: Path) -> None:
+    table = json.loads(GOLDEN.read_text())
+    table["spec"]["seed"] = 7
+    with pytest.raises(UserError, match="is not the hash of its spec"):
+        record.read(place(tmp_path, spec=table["spec"]))
+
+
+@pytest.mark.parametrize(("key", "value"), [("status", "great"), ("surprise", 1), ("metrics", {"accuracy": 1.0})])
+def test_a_record_that_does_not_fit_the_schema_names_file_and_key(key: str, value: object, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"record\.json.*{key}"):
+        record.read(place(tmp_path, **{key: value}))
+
+
+def test_artefacts_are_checked_against_their_hashes(tmp_path: Path) -> None:
+    done = record.read(place(tmp_path, artefacts={"a.txt": record.sha256(GOLDEN), "b.txt": "0" * 64}))
+    shutil.copy(GOLDEN, tmp_path / "a.txt")
+    assert record.damaged_artefacts(tmp_path, done) == ["b.txt"]
+    (tmp_path / "a.txt").write_text("other")
+    assert record.damaged_artefacts(tmp_path, done) == ["a.txt", "b.txt"]

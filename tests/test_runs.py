@@ -1,0 +1,314 @@
+"""Whole studies through the real command, with the micro pair: what a user does, and what goes wrong."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Cli, World
+
+Write = Callable[[str, str, str], Path]
+
+CRASHES = '''"""Crashes."""
+from dataclasses import dataclass
+from cdbench.api import Method, Outcome, Problem
+
+@dataclass(frozen=True)
+class Crashes(Method):
+    how: str = "raise"
+    def run(self, problem: Problem) -> Outcome:
+        import os, signal, time
+        if self.how == "raise":
+            raise RuntimeError("planned")
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "sleep":
+            time.sleep(600)
+        if self.how == "exit":
+            os._exit(0)
+        if self.how == "memory":
+            raise MemoryError
+        if self.how == "nan":
+            state = {k: v * float("nan") for k, v in problem.student.state_dict().items()}
+            return Outcome(weights=state)
+        return "nothing"
+'''
+
+
+@pytest.fixture
+def args(world: World, tmp_path: Path, mlflow_template: Path) -> list[str]:
+    """Own runs folder with an empty MLflow store in it (making one takes 8 s), the shared store of artefacts."""
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+    return ["--profile", str(world.profile_file), "--runs", str(tmp_path / "runs"), "--store", str(world.store)]
+
+
+def records(tmp_path: Path) -> list[dict]:  # type: ignore[type-arg]
+    return [json.loads(path.read_text()) for path in sorted((tmp_path / "runs" / "records").glob("*/record.json"))]
+
+
+def test_a_study_runs_to_its_report_and_the_second_time_takes_everything_from_the_cache(
+    cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    command = ["reproduce", "paper_a", "-k", "cka_cd", "--seeds", "0,1", "--json", *args]
+    first = cli(*command)
+    assert first.returncode == 0, first.stderr
+    result = json.loads(first.stdout)[0]
+    assert [run["status"] for run in result["runs"]] == ["ok"] * 3
+    assert Path(result["report"]).is_file()
+    assert "3 runs: 3 to do" in first.stderr
+    assert "MLflow: 3 records sent" in first.stderr
+    second = cli(*command)
+    assert second.returncode == 0, second.stderr
+    assert json.loads(second.stdout)[0]["runs"] == result["runs"]
+    assert "3 runs: 0 to do, 3 finished before" in second.stderr
+    assert "MLflow: 0 records sent, 3 there already" in second.stderr
+    dry = cli(*command[: -len(args) - 1], "-n", *args)
+    assert dry.stdout.count("finished, same spec and code") == 3
+    assert "training.lr" in dry.stdout and "micro.toml" in dry.stdout
+    forced = cli(*command[: -len(args) - 1], "-n", "--force", *args)
+    assert forced.stdout.count("(forced)") == 3
+
+
+def test_two_runs_of_one_spec_have_the_same_metrics_bit_for_bit(cli: Cli, world: World, tmp_path: Path) -> None:
+    metrics = []
+    for name in ("one", "two"):
+        where = ["--runs", str(tmp_path / name), "--store", str(tmp_path / name / "store")]
+        done = cli("run", "cka_cd", "--profile", world.profile_file, "--json", "--jobs", 1, *where)
+        assert done.returncode == 0, done.stderr
+        metrics.append([run["metrics"] for run in json.loads(done.stdout)[0]["runs"]])
+    assert metrics[0] == metrics[1]
+
+
+FAILURES = {
+    "raise": ("failed", "RuntimeError: planned"),
+    "kill": ("oom", "signal 9"),
+    "exit": ("failed", "exit code 0 and no result"),
+    "memory": ("oom", "MemoryError"),
+    "nan": ("refused", "not finite"),
+    "odd": ("failed", "expected an Outcome"),
+}
+
+
+def test_a_run_that_fails_is_a_row_and_the_study_goes_on(
+    cli: Cli, args: list[str], plugin_folder: Write, tmp_path: Path
+) -> None:
+    env = {"CDBENCH_PLUGINS": str(plugin_folder("methods", "crashes", CRASHES))}
+    study = tmp_path / "mine.toml"
+    study.write_text(
+        'title = "Mine"\ndescription = "<b>All</b> of them fail."\ntasks = ["addition_2digit"]\n'
+        f'methods = ["crashes"]\nseeds = [0]\n[sweep]\n"method.how" = {list(FAILURES)}\n'
+    )
+    done = cli("reproduce", study, *args, **env)
+    assert done.returncode == 1
+    assert "6 of the runs came to no result" in done.stderr
+    made = {r["params"].get("how"): r for r in records(tmp_path) if r["spec"]["method"] == "crashes"}
+    for how, (status, text) in FAILURES.items():
+        assert (made[how]["status"], made[how]["metrics"]) == (status, None)
+        assert text in made[how]["error"]
+    again = cli("reproduce", study, "-n", *args, **env)
+    assert "refused before" in again.stdout and "oom before" in again.stdout
+    assert again.stdout.count("reuse") == 1  # the teacher; a failed run is never taken from the cache
+    page = (next((tmp_path / "runs").glob("mine*/report/index.html"))).read_text()
+    assert "6 of 7 runs came to no result" in page and "RuntimeError: planned" in page
+    assert "&lt;b&gt;All" in page and "<b>All" not in page
+
+
+def test_a_run_that_never_ends_is_stopped_at_its_time_limit(
+    cli: Cli, world: World, args: list[str], plugin_folder: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdbench.plan import make_plan, places, single_run_study
+    from cdbench.runners import schedule
+    from cdbench.runners.local import LocalRunner
+
+    folder = plugin_folder("methods", "crashes", CRASHES)
+    monkeypatch.setenv("CDBENCH_PLUGINS", str(folder))
+    where = places(str(tmp_path / "runs"), str(world.store))
+    study = single_run_study("crashes", "addition_2digit", str(world.profile_file), [0])
+    plan = make_plan(study, where, flags=["method.how=sleep", "timeout_minutes=1"])
+
+    class Silent:
+        def update(self, running: list[schedule.Job], waiting: int) -> None:
+            for job in running:
+                job.started -= 20  # a minute passes in three looks
+
+        def finished(self, run: object, result: object) -> None: ...
+
+        def prepared(self, job: object) -> None: ...
+
+    with schedule.exclusive(where):
+        done = schedule.Schedule(plan, where, LocalRunner(), Silent(), 1).run()
+    assert done[plan.run_ids[1]].status == "timeout"
+    assert "no end after 1 minutes" in done[plan.run_ids[1]].error
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(
+    number: signal.Signals, cli: Cli, world: World, args: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "cdbench", "reproduce", "paper_a", "--jobs", "1", "--seeds", "0", *args]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("[2/"):
+            break
+    process.send_signal(number)
+    rest = process.stderr.read()
+    assert process.wait(30) == 130, rest
+    assert "the same command goes on from here" in rest
+    assert "Traceback" not in rest
+    kept = {r["run_id"]: r for r in records(tmp_path) if r["status"] == "ok"}
+    assert len(kept) >= 2
+    done = cli(*command[3:], "--no-report")
+    assert done.returncode == 0, done.stderr
+    after = {r["run_id"]: r for r in records(tmp_path)}
+    assert all(after[run_id] == kept[run_id] for run_id in kept)
+    assert len(after) == 11 and all(r["status"] == "ok" for r in after.values())
+
+
+def test_after_sigkill_nothing_is_left_running_and_the_study_goes_on(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cdbench", "reproduce", "paper_a", "-k", "finetune", "--seeds", "0,1", *args]
+    command += ["--set", "training.epochs=40"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("start  finetune"):
+            break
+    time.sleep(1)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    process.stderr.close()
+    deadline = time.monotonic() + 10
+    while (left := subprocess.run(["pgrep", "-f", str(tmp_path / "runs")], capture_output=True).stdout) and (
+        time.monotonic() < deadline
+    ):
+        time.sleep(0.2)
+    assert left == b""
+    done = cli(*command[3:], "--no-report")
+    assert done.returncode == 0, done.stderr
+    assert {r["status"] for r in records(tmp_path)} == {"ok"}
+
+
+def test_a_second_harness_in_the_same_folder_is_told_to_wait(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    from cdbench.plan import places
+    from cdbench.runners.schedule import exclusive
+
+    with exclusive(places(str(tmp_path / "runs"), None)):
+        done = cli("run", "base", *args)
+    assert done.returncode == 2
+    assert f"another cdbench (process {os.getpid()}) is working" in done.stderr
+
+
+@pytest.fixture
+def finished(cli: Cli, args: list[str], tmp_path: Path) -> str:
+    """The run id of a finished finetune run."""
+    done = cli("run", "finetune", "--json", *args)
+    assert done.returncode == 0, done.stderr
+    return str(json.loads(done.stdout)[0]["runs"][1]["run_id"])
+
+
+def test_verify_and_score_agree_with_the_record_and_notice_what_was_altered(
+    finished: str, cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    where = args[2:]
+    verified = cli("verify", finished, *where)
+    assert (verified.returncode, verified.stderr) == (0, "")
+    scored = cli("score", finished, "--json", *where)
+    assert scored.returncode == 0, scored.stderr
+    folder = tmp_path / "runs" / "records" / finished
+    stored = json.loads((folder / "record.json").read_text())
+    assert json.loads(scored.stdout)["accuracy"] == stored["metrics"]["accuracy"]
+    # Somebody improves the record.
+    better = json.loads((folder / "record.json").read_text())
+    better["metrics"]["accuracy"]["k"] += 10
+    (folder / "record.json").write_text(json.dumps(better))
+    for command in ("verify", "score"):
+        noticed = cli(command, finished, *where)
+        assert noticed.returncode == 3, noticed.stderr
+    assert "accuracy: the record says" in cli("verify", finished, *where).stdout
+    # Somebody alters the weights.
+    (folder / "record.json").write_text(json.dumps(stored))
+    weights = bytearray((folder / "student.safetensors").read_bytes())
+    weights[-1] ^= 0x40
+    (folder / "student.safetensors").write_bytes(weights)
+    noticed = cli("verify", finished, *where)
+    assert noticed.returncode == 3
+    assert "student.safetensors is missing or was altered" in noticed.stdout
+    assert "its student.safetensors was altered" in cli("run", "finetune", "-n", *args).stdout
+
+
+@pytest.mark.slow
+def test_an_exported_student_scores_the_same_through_the_lm_eval_command(
+    finished: str, cli: Cli, args: list[str], world: World, tmp_path: Path
+) -> None:
+    where = args[2:]
+    assert cli("export", finished, "student", *where).returncode == 0
+    tasks = cli("tasks-path", *args).stdout.strip()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    command = [
+        Path(sys.executable).with_name("lm_eval"), "run", "--model", "hf", "--model_args",
+        f"pretrained={tmp_path / 'student'}", "--include_path", tasks, "--tasks", "cdbench_addition_2digit",
+        "--device", "cpu", "--batch_size", "32", "--output_path", elsewhere / "out",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(next((elsewhere / "out").rglob("results_*.json")).read_text())
+    theirs = result["results"]["cdbench_addition_2digit"]["exact_match,first_integer"]
+    stored = json.loads((tmp_path / "runs" / "records" / finished / "record.json").read_text())
+    assert theirs == pytest.approx(stored["metrics"]["accuracy"]["value"])
+    assert cli("export", finished, "student", *where).returncode == 2  # not empty
+
+
+def test_a_damaged_store_stops_the_study_with_one_sentence(cli: Cli, world: World, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(world.store, store)
+    file = next((store / "models").glob("*/model.safetensors"))
+    file.write_bytes(file.read_bytes()[:-10])
+    done = cli("run", "base", "--profile", world.profile_file, "--store", store)
+    assert done.returncode == 2
+    assert "was cut short or altered" in done.stderr and str(file) in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_hub_weights_that_are_missing_are_named_with_what_to_do(cli: Cli) -> None:
+    done = cli("reproduce", "paper_a", "--profile", "paper", HF_HUB_OFFLINE="1")
+    assert done.returncode == 4
+    for part in ("CUDA GPU", "meta-llama/Meta-Llama-3-8B", "licence", "HF_TOKEN", "hf download"):
+        assert part in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_local_checkpoint_takes_the_place_of_the_zoo(cli: Cli, world: World, tmp_path: Path) -> None:
+    folders = {role: world.workspace().checkpoint(role).folder for role in ("teacher", "student")}  # type: ignore[arg-type]
+    text = world.profile_file.read_text()
+    for role, folder in folders.items():
+        start = text.index(f"[{role}]")
+        end = text.index("[", start + 1)
+        text = f'{text[:start]}[{role}]\nsource = "folder"\npath = "{folder}"\n{text[end:]}'
+    (tmp_path / "local.toml").write_text(text)
+    done = cli("run", "kl", "--profile", "local.toml", "--json")
+    assert done.returncode == 0, done.stderr
+    zoo = cli("run", "kl", "--profile", world.profile_file, "--json", "--store", world.store)
+    assert json.loads(done.stdout)[0]["runs"][1]["metrics"] == json.loads(zoo.stdout)[0]["runs"][1]["metrics"]
+
+
+def test_models_of_different_vocabularies_are_refused(cli: Cli, world: World, tmp_path: Path) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(world.workspace().teacher.folder, copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["model"]["vocab"]["?"] = len(tokenizer["model"]["vocab"])
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+    text = world.profile_file.read_text()
+    start, end = text.index("[teacher]"), text.index("[student]")
+    (tmp_path / "mixed.toml").write_text(f'{text[:start]}[teacher]\nsource = "folder"\npath = "{copy}"\n{text[end:]}')
+    done = cli("run", "kl", "--profile", "mixed.toml")
+    assert done.returncode == 2, done.stderr
+    assert "different vocabularies" in done.stderr

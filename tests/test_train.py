@@ -1,0 +1,185 @@
+"""The laws of the training loop."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from cdbench.api import CkaAlignment, CrossEntropy, Kl, Signal, Term, TermInputs
+from cdbench.config import TrainingConfig
+from cdbench.errors import RunFailed
+from cdbench.execute import training_problem
+from cdbench.signals import compute_signals
+from cdbench.train import Loop, TrainingProblem, learning_rate
+from conftest import World, history_of, quiet
+
+
+def problem(world: World, folder: Path, seed: int = 0, **training: object) -> TrainingProblem:
+    spec = world.spec("kl", seed=seed)
+    config = spec.profile.training.model_copy(update=training)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = training_problem(folder, spec, world.workspace(spec), quiet)
+    return dataclasses.replace(made, training=config)
+
+
+def fit(world: World, folder: Path, terms: Sequence[Term], seed: int = 0, **training: object) -> dict[str, Tensor]:
+    made = problem(world, folder, seed, **training)
+    weights = made.fit(terms).weights
+    made.history.flush()
+    assert weights is not None
+    return dict(weights)
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+ALIGN = ((0, 1), (1, 2))
+
+
+def test_two_runs_agree_bit_for_bit_and_another_seed_differs(world: World, tmp_path: Path) -> None:
+    one = fit(world, tmp_path / "1", [Kl(), CkaAlignment(ALIGN)])
+    two = fit(world, tmp_path / "2", [Kl(), CkaAlignment(ALIGN)])
+    assert same(one, two)
+    assert history_of(tmp_path / "1") == history_of(tmp_path / "2")
+    assert not same(one, fit(world, tmp_path / "3", [Kl(), CkaAlignment(ALIGN)], seed=1))
+
+
+def test_looking_changes_nothing(world: World, tmp_path: Path) -> None:
+    often = fit(world, tmp_path / "1", [Kl(), CkaAlignment(ALIGN)], probe_every=1)
+    rarely = fit(world, tmp_path / "2", [Kl(), CkaAlignment(ALIGN)], probe_every=1000)
+    assert same(often, rarely)
+
+
+def test_a_term_of_weight_zero_is_measured_and_never_pulls(world: World, tmp_path: Path) -> None:
+    alone = fit(world, tmp_path / "1", [Kl()])
+    beside = fit(world, tmp_path / "2", [Kl(), CkaAlignment(ALIGN, weight=0.0)])
+    assert same(alone, beside)
+    rows = history_of(tmp_path / "2")
+    assert all("loss/cka" in row for row in rows if "loss/kl" in row)
+    assert rows[0]["grad/cka"] > 0
+
+
+def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terms: list[Term] = [Kl(), CkaAlignment(ALIGN)]
+    straight = fit(world, tmp_path / "1", terms, epochs=3, selection="validation")
+    broken = dataclasses.replace(problem(world, tmp_path / "2", epochs=3, selection="validation"), checkpoint_seconds=0)
+    steps = 0
+    original = Loop._step
+
+    def interrupted(self: Loop, rows: Tensor, found: dict[str, Tensor]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 13:  # in the middle of the second epoch of eight steps
+            raise KeyboardInterrupt
+        original(self, rows, found)
+
+    monkeypatch.setattr(Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit(terms)
+    monkeypatch.setattr(Loop, "_step", original)
+    assert (tmp_path / "2" / "checkpoint.pt").exists()
+    resumed = fit(world, tmp_path / "2", terms, epochs=3, selection="validation")
+    assert same(straight, resumed)
+    assert history_of(tmp_path / "1") == history_of(tmp_path / "2")
+
+
+def test_a_checkpoint_of_another_run_is_refused(world: World, tmp_path: Path) -> None:
+    made = problem(world, tmp_path)
+    torch.save({"run_id": "other"}, made.checkpoint)
+    with pytest.raises(RunFailed, match="belongs to run other"):
+        made.fit([Kl()])
+
+
+def test_cached_signals_equal_a_live_teacher(world: World, tmp_path: Path) -> None:
+    made = problem(world, tmp_path)
+    workspace = world.workspace()
+    rows = torch.tensor([5, 17, 100, 3])
+    batch = made.encoded_train.select(rows)
+    live = compute_signals(workspace.teacher.model(), batch, [("logits", "last_prompt"), ("mlp.1.out", "last_prompt")])
+    for (site, position), value in live.items():
+        cached = made.signal(Signal(site, position))[rows]
+        torch.testing.assert_close(cached, value, atol=1e-5, rtol=1e-5)
+
+
+def test_the_signals_of_an_untrained_teacher_are_not_the_teachers(world: World, tmp_path: Path) -> None:
+    made = problem(world, tmp_path)
+    trained, untrained = (made.signal(Signal("mlp.1.out", source=s)) for s in ("teacher", "untrained_teacher"))
+    assert trained.shape == untrained.shape
+    assert not torch.allclose(trained, untrained)
+
+
+class Detached(CkaAlignment):
+    """What paper A's released code does (errata A9): the activations are cut off before the loss."""
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        return super().loss(inputs).detach()
+
+
+def test_a_weighted_term_without_gradient_is_an_error_that_names_it(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="term 'cka' has weight 0.01 but no gradient"):
+        fit(world, tmp_path, [Kl(), Detached(ALIGN)])
+
+
+class Explodes(CrossEntropy):
+    def loss(self, inputs: TermInputs) -> Tensor:
+        value = super().loss(inputs)
+        return value / 0 if 3 in inputs.rows else value
+
+
+def test_a_loss_that_is_not_finite_names_step_term_and_batch(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match=r"cross_entropy became inf at step \d+, batch of 32 problems beginning .*="):
+        fit(world, tmp_path, [Explodes()])
+
+
+def test_two_terms_of_one_name_are_refused(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="two terms have one name"):
+        fit(world, tmp_path, [Kl(), Kl()])
+
+
+def test_validation_selection_keeps_the_best_epoch(world: World, tmp_path: Path) -> None:
+    # A learning rate that ruins the model: the first epoch, under warm-up, is the best.
+    ruin = {"lr": 0.3, "epochs": 3, "warmup_steps": 24}
+    last = fit(world, tmp_path / "1", [CrossEntropy()], **ruin)
+    best = fit(world, tmp_path / "2", [CrossEntropy()], selection="validation", **ruin)
+    accuracies = [r["validation/accuracy"] for r in history_of(tmp_path / "2") if "validation/accuracy" in r]
+    assert accuracies[0] >= max(accuracies[1:])
+    assert not same(last, best)
+
+
+def test_alignment_at_all_positions_runs_and_differs(world: World, tmp_path: Path) -> None:
+    one = fit(world, tmp_path / "1", [Kl(), CkaAlignment(ALIGN, weight=1.0)])
+    two = fit(world, tmp_path / "2", [Kl(), CkaAlignment(ALIGN, weight=1.0, position="all")])
+    assert not same(one, two)
+
+
+def test_training_learns(world: World, tmp_path: Path) -> None:
+    fit(world, tmp_path, [CrossEntropy()], epochs=6)
+    losses = [row["loss/cross_entropy"] for row in history_of(tmp_path) if "loss/cross_entropy" in row]
+    assert sum(losses[-4:]) < 0.9 * sum(losses[:4])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "want"),
+    [
+        ("constant", 0, 0.25), ("constant", 3, 1.0), ("constant", 99, 1.0),
+        ("linear", 4, 1.0), ("linear", 52, 0.5), ("cosine", 52, 0.5), ("cosine", 100, 0.0),
+    ],
+)  # fmt: skip
+def test_the_learning_rate_by_hand(schedule: str, step: int, want: float) -> None:
+    config = TrainingConfig(lr=1.0, warmup_steps=4, schedule=schedule)  # type: ignore[arg-type]
+    assert learning_rate(config, step, 100) == pytest.approx(want)
+
+
+def test_history_holds_every_step_and_epoch(world: World, tmp_path: Path) -> None:
+    fit(world, tmp_path, [Kl(), CkaAlignment(ALIGN)])
+    rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss/total" in row] == list(range(1, 17))
+    first = rows[0]
+    assert first["loss/total"] == pytest.approx(first["loss/kl"] + 0.01 * first["loss/cka"], rel=1e-5)
+    assert {"grad/kl", "grad/cka", "grad/total", "lr", "time"} <= first.keys()
+    assert [row["epoch"] for row in rows if "epoch" in row] == [1, 2]
