@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from conftest import Cli, World
 
 
@@ -26,7 +27,13 @@ def study(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPath
     command += ["--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
     done = subprocess.run([str(c) for c in command], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    (root / "stderr.txt").write_text(done.stderr)
     return root
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 class Page(html.parser.HTMLParser):
@@ -45,7 +52,7 @@ class Page(html.parser.HTMLParser):
         link = given.get("href") or given.get("xlink:href") or given.get("src") or ""
         if link.startswith("#"):
             self.anchors.append(link[1:])
-        elif link:
+        elif link and not link.startswith("data:"):
             self.outside.append(link)
         if given.get("role") == "img" and not given.get("aria-label"):
             self.unnamed.append(tag)
@@ -67,7 +74,7 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
     text = (folder / "index.html").read_text()
     for figure in ("accuracy", "dynamics", "gradients", "ablation", "cka", "masks", "k-selection"):
         assert f'id="figure-{figure}"' in text
-    rows = list(csv.DictReader((folder / "table1.csv").open()))
+    rows = table(folder / "table1.csv")
     assert [row["method"] for row in rows][:3] == ["teacher", "base", "finetune"]
     paper = {row["method"]: row["paper"] for row in rows}
     assert (paper["teacher"], paper["base"], paper["kl"], paper["cka_cd"]) == ("0.963", "0.516", "0.636", "0.963")
@@ -80,19 +87,27 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
             and r["spec"]["profile"]["training"]["lr"] == 1e-3
         ]  # fmt: skip
         assert float(row["mean"]) == pytest.approx(sum(mine) / len(mine)), row["method"]
-    runs = list(csv.DictReader((folder / "runs.csv").open()))
+    runs = table(folder / "runs.csv")
     assert len(runs) == 21
     for run in runs:
         assert f'id="run-{run["run_id"]}"' in text
 
 
 def test_the_row_of_weight_zero_equals_kl_and_base_equals_its_seeds(study: Path) -> None:
-    rows = {r["method"]: r for r in csv.DictReader((study / "runs/paper_a-micro/report/table1.csv").open())}
+    rows = {r["method"]: r for r in table(study / "runs/paper_a-micro/report/table1.csv")}
     assert rows["cka_weight_zero"]["mean"] == rows["kl"]["mean"]
     assert rows["cka_weight_zero"]["cka_debiased"] == rows["kl"]["cka_debiased"]
     assert rows["base"]["identical"] == "True"
     assert rows["mask_discovery"]["mean"] == rows["base"]["mean"]
     assert 0 < float(rows["mask_discovery"]["sparsity"]) < 1
+
+
+def test_a_run_that_two_studies_share_is_run_once(study: Path) -> None:
+    ids = [json.loads((study / f"runs/{n}-micro/study.json").read_text())["run_ids"] for n in ("paper_a", "failed_run")]
+    assert len(set(ids[0]) & set(ids[1])) == 1  # the teacher
+    assert len(list((study / "runs" / "records").iterdir())) == 21 + 9 - 1
+    log = (study / "stderr.txt").read_text()
+    assert "9 runs: 8 to do, 1 finished before" in log
 
 
 def test_the_grid_has_four_cells_and_marks_the_papers(study: Path) -> None:

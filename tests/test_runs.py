@@ -161,6 +161,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(
             break
     process.send_signal(number)
     rest = process.stderr.read()
+    process.stderr.close()
     assert process.wait(30) == 130, rest
     assert "the same command goes on from here" in rest
     assert "Traceback" not in rest

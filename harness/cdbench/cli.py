@@ -180,25 +180,16 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
     from cdbench import session
 
     where = plan.places(options["runs"], options["store"])
-    plans = [
-        plan.make_plan(
-            study,
-            where,
-            profile=options["profile"],
-            flags=options["flags"],
-            seeds=options["seeds"],
-            only=options["only"],
-            force=options["force"],
-        )
-        for study in studies
-    ]
+    wanted = {key: options[key] for key in ("profile", "flags", "seeds", "only", "force")}
+    plans = [plan.make_plan(study, where, **wanted) for study in studies]
     if options["dry_run"]:
         _show_plans(plans, options["as_json"])
         return
     settings = session.Settings(
         where, jobs=options["jobs"], force=options["force"], report=not options["no_report"], uri=options["uri"]
     )
-    results = [session.run_study(each, settings) for each in plans]
+    # Planned again one by one: a run that two studies share is finished when the second comes to it.
+    results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]
     if options["as_json"]:
         click.echo(json.dumps([result.as_json() for result in results], indent=1))
     else:

@@ -24,6 +24,11 @@ PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 
 
+def show(value: Scalar) -> str:
+    """A value for people: 0.0002, not 2.0000e-04."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 class Closed(BaseModel):
     """Frozen, and an unknown key is an error."""
 
@@ -146,8 +151,7 @@ class RunSpec(Closed):
     @property
     def label(self) -> str:
         """For people: method, changed hyperparameters, task, seed. The paper's learning rate goes without saying."""
-        changed = "".join(f" {key}={value:g}" if isinstance(value, float) else f" {key}={value}"
-                          for key, value in sorted(self.params.items()))  # fmt: skip
+        changed = "".join(f" {key}={show(value)}" for key, value in sorted(self.params.items()))
         lr = self.profile.training.lr
         if lr != TrainingConfig.model_fields["lr"].default and self.method != TEACHER:
             changed += f" lr={lr:g}"

@@ -5,11 +5,11 @@ import random
 from pathlib import Path
 
 import pytest
-from conftest import World, history_of
 
 from cdbench import discover
 from cdbench.api import Example, Method, Task
 from cdbench.data import check, make_splits
+from conftest import World, history_of
 
 TASKS, METHODS = list(discover.find("tasks")), list(discover.find("methods"))
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cdbench import plugins
-from cdbench.config import TEACHER, Scalar
+from cdbench.config import TEACHER, Scalar, show
 from cdbench.errors import UserError
 from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Record, read
@@ -175,7 +175,7 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
         hits = [[float(p.correct) for p in read_predictions(where.run(r.run_id))["test"]] for r in good]
         first = members[0]
         point = sweep_point(first, saved)
-        label = ", ".join(f"{_short(key)}={value:g}" for key, value in point.items())
+        label = ", ".join(f"{_short(key)}={show(value)}" for key, value in point.items())
         groups.append(
             Group(
                 name=first.spec.method + (f" ({label})" if label else ""),
