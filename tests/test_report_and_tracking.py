@@ -233,7 +233,7 @@ def test_a_server_that_is_down_costs_nothing_and_sync_brings_it_up_to_date(
     args = ["--runs", study / "runs", "--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
     down = cli("reproduce", "failed_run", "--profile", world.profile_file, "--mlflow", nobody, *args, **quick)
     assert down.returncode == 0, down.stderr
-    assert "does not answer" in down.stderr and "cdbench sync failed_run-micro" in down.stderr
+    assert "cannot be brought up to date" in down.stderr and "cdbench sync failed_run-micro" in down.stderr
     late = cli("sync", "failed_run-micro", "--mlflow", nobody, "--runs", study / "runs", **quick)
     assert late.returncode == 4
     assert "Traceback" not in late.stderr

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -277,6 +277,40 @@ def test_a_damaged_store_stops_the_study_with_one_sentence(cli: Cli, world: Worl
     assert done.returncode == 2
     assert "was cut short or altered" in done.stderr and str(file) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 3 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not permitted here (needs root)")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("free_kib", [100, 500, 2000])
+def test_a_full_disk_ends_in_a_sentence_and_keeps_finished_records(
+    free_kib: int, cli: Cli, world: World, small_disk: Path
+) -> None:
+    (small_disk / "fill").write_bytes(bytes((3072 - free_kib) * 1024))
+    where = ["--profile", world.profile_file, "--runs", small_disk / "runs", "--store", world.store]
+    done = cli("reproduce", "paper_a", "--seeds", "0", *where)
+    assert "Traceback" not in done.stderr
+    if free_kib < 1000:
+        assert done.returncode in (1, 4)
+        assert "disk is full" in done.stderr or "No space left" in done.stderr
+    else:  # enough for the study, not for MLflow's database: MLflow is only a view
+        assert done.returncode == 0
+        assert "warning: MLflow" in done.stderr and "cdbench sync paper_a-micro" in done.stderr
+    for path in (small_disk / "runs" / "records").glob("*/record.json"):
+        assert json.loads(path.read_text())["run_id"] == path.parent.name
+    (small_disk / "fill").unlink()
+    if free_kib < 1000:
+        again = cli("reproduce", "paper_a", "--seeds", "0", "-k", "base", "--no-report", *where)
+        assert again.returncode == 0, again.stderr
 
 
 def test_hub_weights_that_are_missing_are_named_with_what_to_do(cli: Cli) -> None:

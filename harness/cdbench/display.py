@@ -104,9 +104,10 @@ class LiveTable(Display):
             table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), Text(text), "")
         for job in running:
             told = job.progress()
-            total = max(1, int(told.get("total", 1)))
-            bar = ProgressBar(total=total, completed=int(told.get("done", 0)), width=24)
-            note = f"{job.step} {told.get('done', 0)}/{total} {told.get('note', '')}" if told else job.step
+            done, total = int(told.get("done", 0)), int(told.get("total", 0))
+            # A method that only logs has no known end: its bar pulses.
+            bar = ProgressBar(total=total or None, completed=done, width=24, pulse=not total)
+            note = f"{told.get('step', job.step)} {done}" + (f"/{total}" if total else "") + f" {told.get('note', '')}"
             table.add_row(Text("…", "cyan"), Text(job.label), bar, Text(note, "dim"))
         self._live.update(Group(table, Text(self._summary(len(running)), "bold")))
 

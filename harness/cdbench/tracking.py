@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cdbench.errors import EnvironmentLacks
+from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.files import sha256
 from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Metrics, Record, read
@@ -47,14 +47,15 @@ def sync(study: SavedStudy, where: Places, uri: str | None) -> tuple[int, int]:
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     try:
         return _send(MlflowClient(target), study, where)
-    except (MlflowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
+    except CdbenchError:
+        raise
+    except Exception as error:  # MLflow lets its HTTP client's, its database's and its own errors through
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise EnvironmentLacks(
-            f"MLflow at {target} does not answer ({reason}); nothing is lost: the records are the truth. When it is back: "
+            f"{target} cannot be brought up to date ({reason}); nothing is lost: the records are the truth. When it is back: "
             f"cdbench sync {study.name}"
         ) from None
 

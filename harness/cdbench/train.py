@@ -121,6 +121,7 @@ class TrainingProblem(Problem):
 
     def log(self, step: int, **values: float) -> None:
         self.history.add(step, values)
+        self.progress(step, 0, "")
 
     def fit(self, terms: Sequence[Term]) -> Outcome:
         if not terms:
