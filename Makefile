@@ -33,7 +33,7 @@ reproduce: $(BIN)/cdbench  ## the papers' Table 1 and the failed-run study with 
 	$(BIN)/cdbench reproduce paper_a failed_run --jobs $(JOBS) $(ARGS)
 
 paper: $(BIN)/cdbench  ## the same under the paper profile: Llama-3-8B -> Llama-3.2-1B, one GPU
-	$(BIN)/cdbench reproduce paper_a failed_run --profile paper $(ARGS)
+	$(BIN)/cdbench reproduce paper_a failed_run --profile paper --jobs 1 $(ARGS)
 
 lock:  ## write the hashed locks anew from pyproject.toml (needs uv)
 	bash docker/lock.sh

@@ -16,24 +16,29 @@ if [ -z "$python" ]; then
   exit 4
 fi
 
-want="cdbench-env $(cat "$here"/requirements.*.txt | sha256sum | cut -c1-16)"
+build=CPU
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then build=CUDA; fi
+want="cdbench-env $build $(cat "$here"/requirements.*.txt | sha256sum | cut -c1-16)"
 if [ "$(cat "$venv/.cdbench-lock" 2>/dev/null)" = "$want" ]; then
   echo "setup: $venv matches the lock, nothing to install"
 else
   rm -f "$venv/.cdbench-lock"
   "$python" -m venv "$venv"
   pip=("$venv/bin/python" -m pip install -qq --disable-pip-version-check --require-hashes --no-deps)
-  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1; then
+  if [ "$build" = CUDA ]; then
     echo "setup: NVIDIA GPU found, installing the CUDA lock"
     "${pip[@]}" -r "$here/requirements.cuda.txt"
   else
     echo "setup: no NVIDIA GPU, installing the CPU build of torch"
-    if "${pip[@]}" -r "$here/requirements.cpu-torch.txt" 2>/dev/null; then
+    reasons=$(mktemp)
+    if "${pip[@]}" -r "$here/requirements.cpu-torch.txt" 2>>"$reasons"; then
       echo "setup: torch CPU build from the configured package sources"
-    elif "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu -r "$here/requirements.cpu-torch.txt" 2>/dev/null; then
-      echo "setup: torch CPU build from PyTorch's own CPU index (the configured sources have none)"
+    elif "${pip[@]}" --index-url https://download.pytorch.org/whl/cpu -r "$here/requirements.cpu-torch.txt" 2>>"$reasons"; then
+      echo "setup: torch CPU build from PyTorch's own CPU index, because the configured sources have none"
     else
-      echo "setup: no CPU build of torch within reach; falling back to the CUDA lock (several GB, runs on the CPU all the same)"
+      echo "setup: no CPU build of torch within reach, because:"
+      sed 's/^/setup:   /' "$reasons" | tail -n 6
+      echo "setup: falling back to the CUDA lock (several GB; it runs on the CPU all the same)"
       "${pip[@]}" -r "$here/requirements.cuda.txt"
     fi
     "${pip[@]}" -r "$here/requirements.cpu.txt"

@@ -111,7 +111,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     spec = made.spec("teacher")
     for step in ("model-teacher", "model-student", "circuits"):
         code, folder = made.step(step, spec, root / "prepare")
-        assert code == 0, (folder / "failure.json").read_text()
+        assert code == 0, (folder / f"failure-{step}.json").read_text()
     return made
 
 

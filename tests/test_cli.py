@@ -28,6 +28,9 @@ from conftest import Cli
         (["reproduce"], "Missing argument"),
         (["reprodce", "paper_a"], "No such command 'reprodce'"),
         (["run", "kl", "--jobs", "0"], "--jobs"),
+        (["run", "cka_cd", "--set", "method.weight=1"], "no method of study 'run_cka_cd_addition_2digit' has a hyper"),
+        (["reproduce", "failed_run", "--set", "training.lr=1"], "'training.lr' is swept by study 'failed_run'"),
+        (["reproduce", "."], "unknown study '.'"),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], complaint: str, cli: Cli) -> None:

@@ -66,6 +66,32 @@ def test_flags_beat_environment_beats_file_beats_study(tmp_path: Path, monkeypat
     }
 
 
+def test_an_unquoted_dotted_key_in_cdbench_toml_means_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "cdbench.toml").write_text("[set]\ntraining.lr = 2e-4\n")
+    changed = build_profile("tiny", layered_overrides({}, []))
+    assert changed.training == build_profile("tiny", {}).training.model_copy(update={"lr": 2e-4})
+    for wrong in ("set = 3", "[set]\ntraining.lr = [1]", "[sets]\na = 1"):
+        (tmp_path / "cdbench.toml").write_text(wrong)
+        with pytest.raises(UserError, match=r"cdbench\.toml"):
+            layered_overrides({}, [])
+
+
+@pytest.mark.parametrize("text", ['sweep = {"training.lr" = []}', "seeds = []", "surprise = 1", 'methods = "kl"'])
+def test_a_wrong_study_names_file_and_key(text: str, tmp_path: Path) -> None:
+    fields = {"title": '"t"', "description": '"d"', "tasks": '["addition_2digit"]', "methods": '["kl"]', "seeds": "[0]"}
+    key, _, value = text.partition(" = ")
+    path = tmp_path / "mine.toml"
+    path.write_text("".join(f"{k} = {v}\n" for k, v in (fields | {key: value}).items()))
+    with pytest.raises(UserError, match=rf"mine\.toml: .*{key}"):
+        load_study(str(path))
+
+
+def test_what_no_number_depends_on_is_not_in_the_run_id() -> None:
+    one = plan_specs(load_study("paper_a"), {"timeout_minutes": (99, "--set")}, "tiny")
+    assert [s.run_id for s in one] == [s.run_id for s in plan_specs(load_study("paper_a"), {}, "tiny")]
+
+
 def test_an_override_out_of_range_names_who_set_it() -> None:
     with pytest.raises(UserError, match=r"^--set: training.lr = -2"):
         build_profile("tiny", layered_overrides({}, ["training.lr=-2"]))

@@ -49,7 +49,7 @@ def test_a_file_dropped_into_a_folder_is_a_row(use: Write) -> None:
     assert discover.find("methods")["nothing"] == path
     assert discover.summary(path) == "A method that does nothing."
     assert discover.load("methods", "nothing").__name__ == "Nothing"
-    assert discover.static_defaults(path) == {"strength": 0.5}
+    assert discover.static_fields(path) == {"strength": 0.5}
 
 
 @pytest.mark.parametrize(

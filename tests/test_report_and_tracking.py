@@ -28,6 +28,12 @@ def study(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPath
     done = subprocess.run([str(c) for c in command], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (root / "stderr.txt").write_text(done.stderr)
+    # Other seeds and epochs make another study, with a name of its own; the tests go by the plain one.
+    for name in ("paper_a-micro", "failed_run-micro"):
+        made = next((root / "runs").glob(f"{name}-??????"))
+        table = json.loads((made / "study.json").read_text()) | {"name": name}
+        (made / "study.json").write_text(json.dumps(table))
+        made.rename(root / "runs" / name)
     return root
 
 
@@ -93,6 +99,12 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
         assert f'id="run-{run["run_id"]}"' in text
 
 
+def test_the_page_tells_the_budget_that_was_trained_with_and_the_command_that_repeats_it(study: Path) -> None:
+    text = (study / "runs" / "paper_a-micro" / "report" / "index.html").read_text()
+    assert "1 epochs instead of 50" in text and "Learning rate 0.001 and batch size 32" in text
+    assert "--seeds 0,1 --set training.epochs=1" in text
+
+
 def test_the_row_of_weight_zero_equals_kl_and_base_equals_its_seeds(study: Path) -> None:
     rows = {r["method"]: r for r in table(study / "runs/paper_a-micro/report/table1.csv")}
     assert rows["cka_weight_zero"]["mean"] == rows["kl"]["mean"]
@@ -135,11 +147,12 @@ def test_a_report_of_an_unfinished_study_says_so_and_makes_up_nothing(study: Pat
     assert "has no record yet; run it first" in empty.stderr
 
 
-def test_damaged_predictions_are_an_error_that_names_the_file(study: Path, tmp_path: Path, cli: Cli) -> None:
+@pytest.mark.parametrize("damage", [lambda text: text[:-20], lambda text: text.replace('"text": "1', '"text": "9', 5)])
+def test_altered_predictions_are_an_error_that_names_the_file(damage, study: Path, tmp_path: Path, cli: Cli) -> None:  # type: ignore[no-untyped-def]
     shutil.copytree(study / "runs", tmp_path / "runs")
     run_id = json.loads((study / "runs" / "paper_a-micro" / "study.json").read_text())["run_ids"][1]
     path = tmp_path / "runs" / "records" / run_id / "predictions.jsonl"
-    path.write_text(path.read_text()[:-20])
+    path.write_text(damage(path.read_text()))
     done = cli("report", "paper_a-micro")
     assert done.returncode == 2
     assert str(path) in done.stderr and "Traceback" not in done.stderr
@@ -174,6 +187,7 @@ def mlflow_runs(uri: str, experiment: str) -> tuple[list, object]:  # type: igno
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(study: Path, cli: Cli) -> None:
     uri = f"sqlite:///{study / 'runs' / 'mlflow.db'}"
+    cli("sync", "paper_a-micro", "--runs", study / "runs")
     for _ in range(2):
         runs, client = mlflow_runs(uri, "cdbench/paper_a-micro")
         children = [r for r in runs if r.data.tags["cdbench.kind"] == "run"]
@@ -233,7 +247,7 @@ def test_a_server_that_is_down_costs_nothing_and_sync_brings_it_up_to_date(
     args = ["--runs", study / "runs", "--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
     down = cli("reproduce", "failed_run", "--profile", world.profile_file, "--mlflow", nobody, *args, **quick)
     assert down.returncode == 0, down.stderr
-    assert "cannot be brought up to date" in down.stderr and "cdbench sync failed_run-micro" in down.stderr
+    assert "cannot be brought up to date" in down.stderr and "cdbench sync failed_run-micro-" in down.stderr
     late = cli("sync", "failed_run-micro", "--mlflow", nobody, "--runs", study / "runs", **quick)
     assert late.returncode == 4
     assert "Traceback" not in late.stderr

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import Cli, World
@@ -69,7 +70,10 @@ def test_a_study_runs_to_its_report_and_the_second_time_takes_everything_from_th
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)[0]["runs"] == result["runs"]
     assert "3 runs: 0 to do, 3 finished before" in second.stderr
-    assert "MLflow: 0 records sent, 3 there already" in second.stderr
+    assert "MLflow: 0 records sent, 3 were there already" in second.stderr
+    assert result["study"].startswith("paper_a-micro-")  # other seeds make another study
+    saved = json.loads((tmp_path / "runs" / result["study"] / "study.json").read_text())
+    assert len(saved["run_ids"]) == 21  # -k narrows what is run now, not the study
     dry = cli(*command[: -len(args) - 1], "-n", *args)
     assert dry.stdout.count("finished, same spec and code") == 3
     assert "training.lr" in dry.stdout and "micro.toml" in dry.stdout
@@ -183,18 +187,49 @@ def test_after_sigkill_nothing_is_left_running_and_the_study_goes_on(cli: Cli, a
         if line.startswith("start  finetune"):
             break
     time.sleep(1)
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert len(family) >= 3  # the fork server and two steps, at least
     process.send_signal(signal.SIGKILL)
     process.wait(10)
     process.stderr.close()
-    deadline = time.monotonic() + 10
-    while (left := subprocess.run(["pgrep", "-f", str(tmp_path / "runs")], capture_output=True).stdout) and (
-        time.monotonic() < deadline
-    ):
-        time.sleep(0.2)
-    assert left == b""
+    _, alive = psutil.wait_procs(family, timeout=15)
+    assert alive == []
     done = cli(*command[3:], "--no-report")
     assert done.returncode == 0, done.stderr
     assert {r["status"] for r in records(tmp_path)} == {"ok"}
+
+
+def test_a_run_stopped_between_training_and_evaluation_is_not_trained_again(
+    finished: str, cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs" / "records" / finished
+    for name in ("record.json", "metrics.json", "predictions.jsonl"):
+        (folder / name).unlink()
+    weights = (folder / "student.safetensors").stat().st_mtime_ns
+    dry = cli("run", "finetune", "-n", *args)
+    assert "only the evaluation is left" in dry.stdout
+    assert cli("run", "finetune", *args).returncode == 0
+    assert (folder / "student.safetensors").stat().st_mtime_ns == weights
+    assert json.loads((folder / "record.json").read_text())["status"] == "ok"
+
+
+def test_a_shared_step_that_crashes_makes_failed_rows_and_a_report(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    done = cli("reproduce", "paper_a", "--seeds", "0", "--set", "teacher.hidden=1000000", *args)
+    assert done.returncode == 1, done.stderr
+    made = records(tmp_path)
+    assert len(made) == 11
+    assert all(r["status"] in ("failed", "oom") and "teacher model" in r["error"] for r in made)
+    assert next((tmp_path / "runs").glob("paper_a-micro-*/report/index.html")).is_file()
+
+
+def test_a_method_hyperparameter_goes_to_the_methods_that_have_it(cli: Cli, args: list[str]) -> None:
+    dry = cli("reproduce", "paper_a", "--seeds", "0", "--set", "method.alignment_weight=1", "-n", "--json", *args)
+    labels = [run["label"] for run in json.loads(dry.stdout)[0]["runs"]]
+    assert sum("alignment_weight=1 " in label for label in labels) == 5  # cka_cd, supervised_cd and three controls
+    same = cli("reproduce", "paper_a", "--seeds", "0", "--set", "method.alignment_weight=1.0", "-n", "--json", *args)
+    assert [r["run_id"] for r in json.loads(dry.stdout)[0]["runs"]] == [
+        r["run_id"] for r in json.loads(same.stdout)[0]["runs"]
+    ]
 
 
 def test_a_second_harness_in_the_same_folder_is_told_to_wait(cli: Cli, args: list[str], tmp_path: Path) -> None:
@@ -243,6 +278,14 @@ def test_verify_and_score_agree_with_the_record_and_notice_what_was_altered(
     assert noticed.returncode == 3
     assert "student.safetensors is missing or was altered" in noticed.stdout
     assert "its student.safetensors was altered" in cli("run", "finetune", "-n", *args).stdout
+
+
+def test_without_its_store_a_run_is_not_accused_of_anything(
+    finished: str, cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    done = cli("verify", finished, "--runs", tmp_path / "runs", "--store", tmp_path / "empty")
+    assert done.returncode == 2
+    assert "Verifying needs the store" in done.stderr
 
 
 @pytest.mark.slow

@@ -5,9 +5,12 @@ needs them.
 """
 
 import json
+import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import click
@@ -18,10 +21,15 @@ from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, User
 _EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
 
 
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 class _Group(click.Group):
-    """Turns our errors into one sentence on stderr and the exit code that they stand for."""
+    """Turns our errors into one sentence on stderr and the exit code that they stand for; SIGTERM is a Ctrl-C."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        signal.signal(signal.SIGTERM, _interrupt)
         try:
             return super().invoke(ctx)
         except CdbenchError as error:
@@ -136,10 +144,18 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, str]]:
         tables = config.available("profiles" if what == "profiles" else "studies")
         return [{"name": n, "summary": str(config.read_toml(p).get("description", ""))} for n, p in tables.items()]
     rows = []
-    for run_id, done in record.read_all(where.records).items():
+    for folder in sorted(where.records.glob("*")):
+        if not (folder / record.RECORD).exists():
+            rows.append({"name": folder.name, "summary": "unfinished", "status": "unfinished"})
+            continue
+        try:
+            done = record.read(folder)
+        except UserError as error:  # one damaged record must not hide the others
+            rows.append({"name": folder.name, "summary": f"BROKEN      {error}", "status": "broken"})
+            continue
         result = f"{done.metrics.accuracy.value:.1%}" if done.metrics else done.error
         rows.append(
-            {"name": run_id, "summary": f"{done.status:<11} {done.spec.label}  {result}", "status": done.status}
+            {"name": folder.name, "summary": f"{done.status:<11} {done.spec.label}  {result}", "status": done.status}
         )
     return rows
 
@@ -186,7 +202,12 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
         _show_plans(plans, options["as_json"])
         return
     settings = session.Settings(
-        where, jobs=options["jobs"], force=options["force"], report=not options["no_report"], uri=options["uri"]
+        where,
+        jobs=options["jobs"],
+        force=options["force"],
+        report=not options["no_report"],
+        uri=options["uri"],
+        command=_command(),
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]
@@ -198,6 +219,11 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
     failed = [text for result in results for text in result.failures()]
     if failed:
         raise RunFailed(f"{len(failed)} of the runs came to no result: {'; '.join(failed[:3])}")
+
+
+def _command() -> str:
+    """What was typed, for the report: whoever repeats it gets the same study."""
+    return shlex.join(["cdbench", *sys.argv[1:]])
 
 
 def _show_plans(plans: Sequence[plan.Plan], as_json: bool) -> None:

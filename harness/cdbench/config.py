@@ -133,6 +133,9 @@ class Profile(Closed):
     timeout_minutes: PositiveInt = 60
 
 
+_NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib")
+
+
 class RunSpec(Closed):
     """One run, frozen: everything that the caller decides. `method` "teacher" is the reference row."""
 
@@ -145,8 +148,11 @@ class RunSpec(Closed):
 
     @property
     def run_id(self) -> str:
-        """Hash of the canonical spec."""
-        return digest(self.model_dump(mode="json"))
+        """Hash of the canonical spec, but for what no number depends on."""
+        table = self.model_dump(mode="json")
+        for key in _NO_NUMBER_DEPENDS_ON:
+            del table["profile"][key]
+        return digest(table)
 
     @property
     def label(self) -> str:
@@ -171,7 +177,7 @@ class Study(Closed):
     reference: bool = True
     """Whether the teacher stands in the table as a reference row."""
     set: dict[str, Scalar] = Field(default_factory=dict)
-    sweep: dict[str, list[Scalar]] = Field(default_factory=dict)
+    sweep: dict[str, Annotated[list[Scalar], Field(min_length=1)]] = Field(default_factory=dict)
 
     def points(self) -> list[dict[str, Scalar]]:
         """The points of the sweep; one empty point when there is none."""
@@ -201,6 +207,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{path} does not exist") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
@@ -225,7 +233,7 @@ def load_study(name: str) -> Study:
     """A study by name, or from a .toml file."""
     path = _resolve("studies", name)
     try:
-        return Study(name=path.stem, **read_toml(path))
+        return Study(**{"name": path.stem, **read_toml(path)})
     except ValidationError as error:
         raise explain(error, str(path)) from None
 
@@ -254,6 +262,21 @@ def parse_assignment(text: str, where: str) -> tuple[str, Scalar]:
     return key.strip(), value
 
 
+def _dotted(table: object, prefix: str = "") -> dict[str, Scalar]:
+    """{"training": {"lr": 1}} -> {"training.lr": 1}: TOML reads an unquoted dotted key as a table."""
+    if not isinstance(table, dict):
+        raise UserError("cdbench.toml: [set] must be a table of values")
+    found: dict[str, Scalar] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= _dotted(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float | str):
+            found[f"{prefix}{key}"] = value
+        else:
+            raise UserError(f"cdbench.toml: {prefix}{key} must be a number, a string, true or false")
+    return found
+
+
 def layered_overrides(study: Mapping[str, Scalar], flags: Iterable[str]) -> dict[str, tuple[Scalar, str]]:
     """Key -> (value, where it comes from), after precedence: --set > CDBENCH_SET > cdbench.toml > study."""
     layers: list[tuple[str, dict[str, Scalar]]] = [("study", dict(study))]
@@ -263,7 +286,7 @@ def layered_overrides(study: Mapping[str, Scalar], flags: Iterable[str]) -> dict
         unknown = set(table) - {"set"}
         if unknown:
             raise UserError(f"{local}: unknown key '{sorted(unknown)[0]}'; the file holds one table, [set]")
-        layers.append(("cdbench.toml", dict(table.get("set", {}))))
+        layers.append(("cdbench.toml", _dotted(table.get("set", {}))))
     words = os.environ.get("CDBENCH_SET", "").split()
     layers.append(("CDBENCH_SET", dict(parse_assignment(word, "CDBENCH_SET") for word in words)))
     layers.append(("--set", dict(parse_assignment(text, "--set") for text in flags)))
@@ -301,6 +324,9 @@ def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Pro
 
 def plan_specs(study: Study, overrides: Mapping[str, tuple[Scalar, str]], profile_name: str) -> list[RunSpec]:
     """Every run of a study, the reference row first. Two sweep points that give one spec give one run."""
+    for key in study.sweep:
+        if key in overrides:
+            raise UserError(f"{overrides[key][1]}: '{key}' is swept by study '{study.name}'; change its sweep instead")
     specs: dict[str, RunSpec] = {}
     methods = [TEACHER] * study.reference + list(study.methods)
     for task, method, point in itertools.product(study.tasks, methods, study.points()):

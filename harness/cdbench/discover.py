@@ -75,18 +75,14 @@ def summary(path: Path) -> str:
     return doc.splitlines()[0] if doc else ""
 
 
-def static_defaults(path: Path) -> dict[str, Scalar]:
-    """The constant defaults of the class fields in a plug-in file, read without importing it."""
-    found: dict[str, Scalar] = {}
+def static_fields(path: Path) -> dict[str, Scalar | None]:
+    """The fields of the classes in a plug-in file, read without importing it; None where the default is no constant."""
+    found: dict[str, Scalar | None] = {}
     for node in ast.walk(_parse(path)):
-        if (
-            isinstance(node, ast.AnnAssign)
-            and isinstance(node.target, ast.Name)
-            and isinstance(node.value, ast.Constant)
-        ):
-            value = node.value.value
-            if isinstance(value, bool | int | float | str):
-                found[node.target.id] = value
+        for entry in node.body if isinstance(node, ast.ClassDef) else ():
+            if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
+                value = entry.value.value if isinstance(entry.value, ast.Constant) else None
+                found[entry.target.id] = value if isinstance(value, bool | int | float | str) else None
     return found
 
 

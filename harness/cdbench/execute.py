@@ -6,7 +6,7 @@
     python -m cdbench.execute train         FOLDER STORE     the method; training split only
     python -m cdbench.execute evaluate      FOLDER STORE     the sealed evaluator; no plug-in is imported
 
-FOLDER holds spec.json. A step leaves its files there, `progress.json` while it works, and `failure.json` when it fails.
+FOLDER holds spec.json. A step leaves its files there, `progress-STEP.json` while it works, and `failure-STEP.json` when it fails.
 """
 
 import dataclasses
@@ -53,11 +53,21 @@ Step = Literal["model-teacher", "model-student", "circuits", "train", "evaluate"
 MAX_EXTRAS = 4 << 20
 
 
+def progress_file(step: str) -> str:
+    """Where a step tells how far it is; two steps may share a folder."""
+    return f"progress-{step}.json"
+
+
+def failure_file(step: str) -> str:
+    """Where a step tells why it failed."""
+    return f"failure-{step}.json"
+
+
 class Progress:
     """Tells the runner how far a step is: a small file, replaced at most twice a second."""
 
     def __init__(self, folder: Path, step: str) -> None:
-        self._path, self._step, self._last = folder / "progress.json", step, 0.0
+        self._path, self._step, self._last = folder / progress_file(step), step, 0.0
         self._begun = time.time()
 
     def __call__(self, done: int, total: int, note: str) -> None:
@@ -78,13 +88,13 @@ def _workspace(folder: Path, store: Path, step: str, *, build: bool = True) -> t
 
 def run_model(folder: Path, store: Path, role: Role) -> None:
     """Makes one model of the pair."""
-    _, workspace, _ = _workspace(folder, store, f"{role} model")
+    _, workspace, _ = _workspace(folder, store, f"model-{role}")
     workspace.checkpoint(role)
 
 
 def run_circuits(folder: Path, store: Path) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
-    _, workspace, progress = _workspace(folder, store, "ablation and pairing")
+    _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
     _ = workspace.heldout_data, workspace.circuits
     progress(1, 1, "")
@@ -96,7 +106,10 @@ def run_train(folder: Path, store: Path) -> None:
     spec, workspace, progress = _workspace(folder, store, "train")
     method = make_method(spec.method, spec.params)
     problem = training_problem(folder, spec, workspace, progress)
-    outcome = method.run(problem)
+    try:
+        outcome = method.run(problem)
+    finally:
+        problem.history.flush()  # a run that fails shows how it went until then
     if not isinstance(outcome, Outcome):
         raise RunFailed(f"method '{spec.method}' returned {type(outcome).__name__}, expected an Outcome")
     with explained(folder, "the run"):
@@ -106,7 +119,6 @@ def run_train(folder: Path, store: Path) -> None:
             )
         if outcome.masks:
             save_file({name: value.contiguous() for name, value in outcome.masks.items()}, folder / "masks.safetensors")
-    problem.history.flush()
     extras = json.dumps(dict(outcome.extras), allow_nan=False)
     if len(extras) > MAX_EXTRAS:
         raise RunFailed(f"extras of {len(extras)} bytes; a method may return at most {MAX_EXTRAS}")
@@ -129,7 +141,7 @@ def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress
     content = content_hash(workspace.training_data)
 
     def signals(name: str, checkpoint: Checkpoint, load: Callable[[], LlamaForCausalLM]) -> SignalStore:
-        identity = {"model": checkpoint.content, "variant": name, "split": content}
+        identity = {"model": checkpoint.content, "variant": name, "split": content, "device": device}
         return SignalStore(workspace.store, identity, load, split, spec.profile.signal_dtype)
 
     teacher, base = workspace.teacher, workspace.student
@@ -168,7 +180,7 @@ def run_evaluate(folder: Path, store: Path) -> None:
         "metrics": metrics.model_dump(mode="json"),
         "cost": _cost("evaluate", began),
         "environment": environment(),
-        "inputs": workspace.inputs(),
+        "inputs": workspace.inputs() | {"heldout": content_hash(workspace.heldout_data)},
     }
     write_json(folder / "metrics.json", result, "the run")
 
@@ -190,11 +202,8 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
     if not reference:
         test = encode(tokenizer, splits["test"])
         sites = [[last_prompt_mlp(i) for i in range(c.layers)] for c in (workspace.student, workspace.teacher)]
-        identity = {
-            "model": workspace.teacher.content,
-            "variant": "trained",
-            "split": content_hash(workspace.heldout_data),
-        }
+        split = content_hash(workspace.heldout_data)
+        identity = {"model": workspace.teacher.content, "variant": "trained", "split": split, "device": device}
         teacher = SignalStore(workspace.store, identity, lambda: workspace.teacher.model(device), test, "float32")
         own = signals_of(model, test, sites[0])
         cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
@@ -234,9 +243,9 @@ _STEPS: dict[str, Callable[[Path, Path], None]] = {
 
 
 def main(argv: list[str]) -> int:
-    """Runs one step; whatever happens is told in `failure.json`, and an unforeseen error also in full on stderr."""
+    """Runs one step; whatever happens is told in `failure-STEP.json`, and an unforeseen error also in full on stderr."""
     step, folder, store = argv[0], Path(argv[1]), Path(argv[2])
-    (folder / "failure.json").unlink(missing_ok=True)
+    (folder / failure_file(step)).unlink(missing_ok=True)
     try:
         spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
         torch.set_num_threads(spec.profile.threads)
@@ -253,7 +262,7 @@ def main(argv: list[str]) -> int:
         status = "refused" if isinstance(error, Refused) else "oom" if memory else "failed"
         text = str(error) if known else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, CdbenchError) else 1
-        write_json(folder / "failure.json", {"status": status, "error": text, "step": step, "exit_code": code})
+        write_json(folder / failure_file(step), {"status": status, "error": text, "step": step, "exit_code": code})
         return code
     return 0
 

@@ -5,12 +5,20 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from cdbench.errors import EnvironmentLacks, UserError
 
+_ADVICE = {
+    errno.ENOSPC: "the disk is full: free some space, or move the folder with --runs or --store",
+    errno.EDQUOT: "the disk quota is used up: free some space, or move the folder with --runs or --store",
+    errno.EACCES: "no permission to write there: change its owner, or choose another with --runs or --store",
+    errno.EPERM: "no permission to write there: change its owner, or choose another with --runs or --store",
+    errno.EROFS: "the file system is read-only: choose another folder with --runs or --store",
+}
 _UMASK = os.umask(0)
 os.umask(_UMASK)
 
@@ -24,17 +32,22 @@ def explained(path: Path, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        advice = {
-            errno.ENOSPC: "the disk is full: free some space, or move the folder with --runs or --store",
-            errno.EDQUOT: "the disk quota is used up: free some space, or move the folder with --runs or --store",
-            errno.EACCES: "no permission to write there: change its owner, or choose another with --runs or --store",
-            errno.EPERM: "no permission to write there: change its owner, or choose another with --runs or --store",
-            errno.EROFS: "the file system is read-only: choose another folder with --runs or --store",
-        }.get(error.errno or 0)
-        if advice is None:
+    except Exception as error:
+        # Writers in C++ report a full disk as RuntimeError, SafetensorError or an OSError without number.
+        number = (error.errno or 0) if isinstance(error, OSError) else 0
+        if number == 0 and _is_full(path):
+            number = errno.ENOSPC
+        if number == 0:
             raise
+        advice = _ADVICE.get(number, f"{os.strerror(number)}; choose another folder with --runs or --store")
         raise EnvironmentLacks(f"cannot write {what} {path}: {advice}") from error
+
+
+def _is_full(path: Path) -> bool:
+    folder = path
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free < 1 << 20
 
 
 def write_atomic(path: Path, data: str | bytes, what: str = "the file") -> None:

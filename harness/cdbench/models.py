@@ -11,11 +11,11 @@ from cdbench import zoo
 from cdbench.api import Example
 from cdbench.config import FolderModel, HubModel, ZooModel
 from cdbench.errors import EnvironmentLacks, UserError
-from cdbench.files import read_json, sha256, write_json
-from cdbench.requirements import hub_snapshot, weights_sentence
+from cdbench.files import read_json, write_json
+from cdbench.requirements import folder_content, hub_snapshot, weights_sentence
 from cdbench.seeds import digest, generator_for
 from cdbench.sites import require_llama
-from cdbench.store import Key, Store, content_hash
+from cdbench.store import Key, Store, content_hash, recipe
 
 Role = Literal["teacher", "student"]
 
@@ -77,13 +77,12 @@ def _first_line(error: Exception) -> str:
 
 
 def zoo_key(config: ZooModel, role: Role, data_content: str) -> Key:
-    """What a zoo model depends on: its configuration, the split it is trained on, the recipe, the torch release."""
+    """What a zoo model depends on: its configuration, the split it is trained on, the recipe."""
     return {
         "config": config.model_dump(mode="json"),
         "role": role,
         "data": data_content,
-        "recipe": sha256(Path(zoo.__file__))[:16],
-        "torch": torch.__version__,
+        "recipe": recipe("zoo", "tokens", "sites", "seeds"),
     }
 
 
@@ -117,11 +116,7 @@ def hub_or_folder(config: HubModel | FolderModel) -> Checkpoint:
         if folder is None:
             raise EnvironmentLacks(weights_sentence(config))
         return Checkpoint(folder, digest({"repo": config.repo, "revision": config.revision}))
-    folder = Path(config.path).expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise UserError(f"model folder {folder} holds no config.json; give a folder in Hugging Face format")
-    files = sorted(p for p in folder.iterdir() if p.suffix in {".json", ".safetensors"})
-    return Checkpoint(folder, digest({file.name: sha256(file) for file in files}))
+    return Checkpoint(Path(config.path).expanduser().resolve(), folder_content(config))
 
 
 def untrained_like(checkpoint: Checkpoint, device: str = "cpu") -> LlamaForCausalLM:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,21 +10,25 @@ from typing import Any, Literal
 from cdbench import record
 from cdbench.config import (
     TEACHER,
+    FolderModel,
     RunSpec,
     Scalar,
     Study,
     build_profile,
     layered_overrides,
-    load_study,
     plan_specs,
     profile_table,
 )
-from cdbench.discover import find, locate, static_defaults
+from cdbench.discover import find, locate, static_fields
 from cdbench.errors import UserError
 from cdbench.files import read_json, write_json
 from cdbench.provenance import code_of
+from cdbench.requirements import folder_content
+from cdbench.seeds import digest
 
 STUDY_FILE = "study.json"
+STAMP = "code.txt"
+"""Which code a run's folder belongs to."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,17 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, resolved: its runs, and where each value that is not a default comes from."""
+    """A study, resolved: its runs, and where each value that is not a default comes from.
+
+    `runs` is what was asked for now, `run_ids` the whole study: `-k` narrows the one and not the other.
+    """
 
     name: str
     study: Study
     profile: str
     runs: tuple[PlannedRun, ...]
+    run_ids: tuple[str, ...]
     sources: dict[str, tuple[Scalar, str]]
-
-    @property
-    def run_ids(self) -> list[str]:
-        """In the order of the plan."""
-        return [run.spec.run_id for run in self.runs]
 
 
 def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
@@ -92,7 +95,7 @@ def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
     """Resolves a study.
 
     Raises:
-        UserError: unknown plug-in, profile or key, a value out of range, or nothing left to run.
+        UserError: unknown plug-in, profile, key or hyperparameter, a value out of range, or nothing left to run.
     """
     overrides = layered_overrides(study.set, flags)
     chosen = profile or study.profile
@@ -100,49 +103,98 @@ def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
         study = study.model_copy(update={"seeds": list(seeds)})
     for task in study.tasks:
         locate("tasks", task)
-    for method in study.methods:
-        locate("methods", method)
+    _require_hyperparameters(study, overrides)
     specs = list({spec.run_id: spec for spec in map(canonical, plan_specs(study, overrides, chosen))}.values())
+    run_ids = tuple(spec.run_id for spec in specs)
     if only:
         specs = [spec for spec in specs if only in spec.label or spec.method == TEACHER]
         if all(spec.method == TEACHER for spec in specs):
             raise UserError(f"-k {only!r} matches no run of study '{study.name}'")
-    own = {key: (value, "sweep") for key, values in study.sweep.items() for value in [str(values)]}
-    suffix = "" if chosen == study.profile else f"-{Path(chosen).stem}"
     runs = tuple(PlannedRun(spec, *_decide(spec, where, force)) for spec in specs)
-    return Plan(f"{study.name}{suffix}", study, chosen, runs, {**overrides, **own})
+    swept: dict[str, tuple[Scalar, str]] = {key: (str(values), "sweep") for key, values in study.sweep.items()}
+    name = _name(study, chosen, overrides, seeds)
+    return Plan(name, study, chosen, runs, run_ids, {**overrides, **swept})
+
+
+def _name(study: Study, profile: str, overrides: Mapping[str, tuple[Scalar, str]], seeds: Sequence[int] | None) -> str:
+    """paper_a; paper_a-smoke under another profile; paper_a-1f0c9a with other values: another study, another report."""
+    changed: dict[str, object] = {key: value for key, (value, source) in overrides.items() if source != "study"}
+    changed |= {"seeds": list(seeds)} if seeds is not None else {}
+    suffix = "" if profile == study.profile else f"-{Path(profile).stem}"
+    return study.name + suffix + (f"-{digest(changed, 6)}" if changed else "")
+
+
+def _require_hyperparameters(study: Study, overrides: Mapping[str, tuple[Scalar, str]]) -> None:
+    """A `method.x` must be a hyperparameter of at least one method of the study; the others go without it."""
+    have = {method: static_fields(locate("methods", method)) for method in study.methods}
+    for key in (*overrides, *study.sweep):
+        name = key.removeprefix("method.")
+        if key != name and not any(name in fields for fields in have.values()):
+            listed = (
+                "; ".join(f"{method} has {', '.join(fields)}" for method, fields in have.items() if fields) or "none"
+            )
+            raise UserError(f"no method of study '{study.name}' has a hyperparameter '{name}' ({listed})")
 
 
 def defaults_of(spec: RunSpec) -> dict[str, Scalar]:
     """The constant defaults of the method's hyperparameters, read without importing it."""
     path = find("methods").get(spec.method)
-    return static_defaults(path) if path else {}
+    return {k: v for k, v in static_fields(path).items() if v is not None} if path else {}
 
 
 def canonical(spec: RunSpec) -> RunSpec:
-    """The spec without hyperparameters set to their defaults, so that saying the default gives the same run."""
-    defaults = defaults_of(spec)
-    return spec.model_copy(update={"params": {k: v for k, v in spec.params.items() if defaults.get(k) != v}})
+    """The spec without hyperparameters that the method has not, or that are set to their defaults: one run, one spec."""
+    path = find("methods").get(spec.method)
+    fields = static_fields(path) if path else {}
+    params: dict[str, Scalar] = {}
+    for key, value in spec.params.items():
+        if key in fields and fields[key] != value:
+            whole = isinstance(fields[key], float) and isinstance(value, int) and not isinstance(value, bool)
+            params[key] = float(value) if whole else value
+    return spec.model_copy(update={"params": params})
+
+
+def same_code(folder: Path, spec: RunSpec) -> bool:
+    """Whether what lies in a run's folder was made by the code of today."""
+    stamp = folder / STAMP
+    return stamp.exists() and stamp.read_text() == code_of(spec).digest
+
+
+def is_trained(folder: Path, spec: RunSpec) -> bool:
+    """Whether a run was interrupted between training and evaluation: then only the evaluation is left."""
+    stopped = not (folder / record.RECORD).exists() or record.read(folder).status == "interrupted"
+    return stopped and (folder / "outcome.json").exists() and same_code(folder, spec)
 
 
 def _decide(spec: RunSpec, where: Places, force: bool) -> tuple[Literal["run", "reuse"], str]:
     folder = where.run(spec.run_id)
-    if not (folder / record.RECORD).exists():
-        if (folder / "checkpoint.pt").exists():
-            return "run", "goes on from its checkpoint"
-        return "run", "interrupted before" if folder.exists() else "new"
-    done = record.read(folder)
     if force:
         return "run", "forced"
-    if done.status == "interrupted" and (folder / "checkpoint.pt").exists():
-        return "run", "interrupted before, goes on from its checkpoint"
+    if not folder.exists():
+        return "run", "new"
+    done = record.read(folder) if (folder / record.RECORD).exists() else None
+    if not same_code(folder, spec):
+        return "run", "code or library versions changed since"
+    if done is None or done.status == "interrupted":
+        if is_trained(folder, spec):
+            return "run", "interrupted before, only the evaluation is left"
+        rest = ", goes on from its checkpoint" if (folder / "checkpoint.pt").exists() else ""
+        return "run", f"interrupted before{rest}"
     if done.status != "ok":
         return "run", f"{done.status} before"
-    if done.code.digest != code_of(spec).digest:
-        return "run", "code or library versions changed since"
     if damaged := record.damaged_artefacts(folder, done):
         return "run", f"its {damaged[0]} was altered"
+    if changed := _changed_folder(spec, done):
+        return "run", f"the {changed} in its folder is another one now"
     return "reuse", "finished, same spec and code"
+
+
+def _changed_folder(spec: RunSpec, done: record.Record) -> str | None:
+    """Which model of a local folder is not the one that the record was made with."""
+    for role, config in (("teacher", spec.profile.teacher), ("student", spec.profile.student)):
+        if isinstance(config, FolderModel) and folder_content(config) != done.inputs.get(role):
+            return role
+    return None
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
@@ -181,14 +233,15 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def save_study(plan: Plan, where: Places) -> Path:
+def save_study(plan: Plan, where: Places, command: str) -> Path:
     """Writes down which runs make up the study; the report and MLflow read this."""
     folder = where.study(plan.name)
     table = {
         "name": plan.name,
         "profile": plan.profile,
         "study": plan.study.model_dump(mode="json"),
-        "run_ids": plan.run_ids,
+        "run_ids": list(plan.run_ids),
+        "command": command,
     }
     write_json(folder / STUDY_FILE, table, "the study")
     return folder
@@ -202,6 +255,7 @@ class SavedStudy:
     profile: str
     study: Study
     run_ids: list[str]
+    command: str
     folder: Path
 
 
@@ -221,6 +275,7 @@ def read_study(name: str, where: Places) -> SavedStudy:
         profile=str(table["profile"]),
         study=Study.model_validate(table["study"]),
         run_ids=json.loads(json.dumps(table["run_ids"])),
+        command=str(table["command"]),
         folder=path.parent,
     )
 
@@ -228,7 +283,7 @@ def read_study(name: str, where: Places) -> SavedStudy:
 def single_run_study(method: str, task: str, profile: str, seeds: Sequence[int]) -> Study:
     """What `cdbench run METHOD` runs: a study of one method."""
     return Study(
-        name=f"run_{method}",
+        name=f"run_{method}_{task}",
         title=f"{method} on {task}",
         description="A single method, by `cdbench run`.",
         profile=profile,
@@ -236,8 +291,3 @@ def single_run_study(method: str, task: str, profile: str, seeds: Sequence[int])
         tasks=[task],
         seeds=list(seeds),
     )
-
-
-def named_study(name: str) -> Study:
-    """A study by name or .toml file."""
-    return load_study(name)

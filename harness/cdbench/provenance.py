@@ -16,7 +16,10 @@ from cdbench.record import Code
 from cdbench.seeds import digest
 
 _PACKAGE = Path(__file__).resolve().parent
-_VIEWS = {"cli.py", "__main__.py", "tracking.py", "report", "runners", "lm_eval_tasks.py", "messages.py", "plan.py"}
+_VIEWS = {
+    "__main__.py", "cli.py", "display.py", "doctor.py", "lm_eval_tasks.py", "plan.py", "report", "requirements.py",
+    "runners", "scoring.py", "session.py", "tracking.py",
+}  # fmt: skip
 """Parts of the package that no number in a record depends on."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")
 

@@ -44,8 +44,8 @@ class MaskSummary(_Model):
 class Metrics(_Model):
     """The sealed evaluator's answer.
 
-    `accuracy` is by the first integer of the answer, `strict` demands nothing but the integer. `format_errors` are
-    answers without an integer, `arithmetic_errors` wrong integers (errata A12).
+    `accuracy` is by the integer that the answer begins with, `strict` demands nothing but the integer. `format_errors` are
+    answers that begin with no integer, `arithmetic_errors` wrong integers (errata A12).
     """
 
     accuracy: Proportion
@@ -111,11 +111,6 @@ def read(folder: Path) -> Record:
     if record.run_id != record.spec.run_id:
         raise UserError(f"{path}: run id {record.run_id} is not the hash of its spec ({record.spec.run_id}); altered")
     return record
-
-
-def read_all(root: Path) -> dict[str, Record]:
-    """Run id -> record of every run below `root`."""
-    return {path.parent.name: read(path.parent) for path in sorted(root.glob(f"*/{RECORD}"))}
 
 
 def damaged_artefacts(folder: Path, record: Record) -> list[str]:

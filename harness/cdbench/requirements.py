@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from cdbench.config import HubModel, ModelConfig, Profile
+from cdbench.config import FolderModel, HubModel, ModelConfig, Profile
+from cdbench.errors import UserError
+from cdbench.files import sha256
+from cdbench.seeds import digest
 
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
 
@@ -20,6 +23,19 @@ def hub_snapshot(config: HubModel) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     return folder if any(folder.glob("*.safetensors")) else None
+
+
+def folder_content(config: FolderModel) -> str:
+    """What identifies a local checkpoint: the hash of its configuration, weights and tokenizer.
+
+    Raises:
+        UserError: the folder is no checkpoint.
+    """
+    folder = Path(config.path).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model folder {folder} holds no config.json; give a folder in Hugging Face format")
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors"})
+    return digest({file.name: sha256(file) for file in files})
 
 
 def weights_sentence(config: HubModel) -> str:

@@ -61,7 +61,10 @@ def read_predictions(folder: Path) -> dict[str, list[Prediction]]:
     """
     path = folder / "predictions.jsonl"
     try:
-        return parse_predictions(path.read_text())
+        predictions = parse_predictions(path.read_text())
+        if not predictions.get("test"):
+            raise UserError(f"{path} holds no prediction of the test split; it was cut short or altered")
+        return predictions
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the run has no predictions") from None
     except (ValueError, KeyError) as error:

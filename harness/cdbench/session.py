@@ -36,6 +36,7 @@ class Settings:
     force: bool
     report: bool
     uri: str | None
+    command: str
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,7 @@ class StudyResult:
         """The result, for people."""
         width = max(len(r.spec.label) for r in self.records.values())
         lines = [self.saved.name]
-        for run_id in self.saved.run_ids:
-            done = self.records[run_id]
+        for run_id, done in self.records.items():
             result = share(done.metrics.accuracy) if done.metrics else f"{done.status}: {done.error}"
             lines.append(f"  {run_id}  {done.spec.label:<{width}}  {result}")
         if self.report:
@@ -75,7 +75,7 @@ class StudyResult:
                     "error": done.error,
                     "metrics": done.metrics.model_dump(mode="json") if done.metrics else None,
                 }
-                for run_id, done in ((i, self.records[i]) for i in self.saved.run_ids)
+                for run_id, done in self.records.items()
             ],
         }
 
@@ -92,10 +92,11 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
     with exclusive(settings.where):
         _announce(console, plan, len(todo), settings.jobs)
         _require_machine(plan, bool(todo))
-        save_study(plan, settings.where)
+        save_study(plan, settings.where, settings.command)
         with _display(console, len(plan.runs)) as display:
             schedule = Schedule(plan, settings.where, LocalRunner(), display, settings.jobs, settings.force)
-            records = schedule.run()
+            made = schedule.run()
+        records = {r.spec.run_id: made[r.spec.run_id] for r in plan.runs}
         saved = read_study(plan.name, settings.where)
         report = None
         if settings.report:
@@ -182,7 +183,12 @@ def verify(where: Places, run_id: str) -> list[str]:
         handle = LocalRunner().start("evaluate", copy, where.store)
         wait([handle.waitable])
         if handle.exit_code() != 0:
-            failure = read_json(copy / "failure.json", "failure")
+            failure = read_json(copy / "failure-evaluate.json", "failure")
+            if failure["status"] != "refused":
+                raise UserError(
+                    f"run {run_id} cannot be evaluated again: {failure['error']}. Verifying needs the store that the run "
+                    f"used ({where.store}) and the code that made it ({done.code.commit[:12]})"
+                )
             return [*differences, f"the weights cannot be evaluated: {failure['error']}"]
         again = read_json(copy / "metrics.json", "metrics")["metrics"]
     stored = done.metrics.model_dump(mode="json")

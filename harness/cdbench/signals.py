@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM
 
 from cdbench.api import Position
 from cdbench.sites import LOGITS, answer_logits, at_last_prompt, captured, mlp_out
-from cdbench.store import MANIFEST, Store
+from cdbench.store import MANIFEST, Store, recipe
 from cdbench.tokens import Encoded
 
 _BATCH = 250
@@ -66,7 +66,7 @@ class SignalStore:
         dtype: str,
     ) -> None:
         self._store = store
-        self._identity = {**identity, "dtype": dtype, "torch": torch.__version__}
+        self._identity = {**identity, "dtype": dtype, "recipe": recipe("signals", "sites", "tokens", "zoo")}
         self._model = model
         self._split = split
         self._dtype = _DTYPES[dtype]

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 from cdbench.errors import UserError
@@ -85,6 +86,13 @@ class Store:
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def recipe(*modules: str) -> dict[str, str]:
+    """What an artefact depends on besides its inputs: the source of the modules that make it, and the libraries."""
+    package = Path(__file__).parent
+    sources = {name: sha256(package / f"{name}.py")[:16] for name in sorted(modules)}
+    return sources | {name: metadata.version(name) for name in ("torch", "transformers", "numpy")}
 
 
 def manifest_files(path: Path) -> dict[str, str]:

@@ -81,6 +81,9 @@ def _send(client: "MlflowClient", study: SavedStudy, where: Places) -> tuple[int
         if (run_id, stamp) in known and known[run_id, stamp].data.tags.get("cdbench.complete") == "yes":
             there += 1
             continue
+        for (other, old), run in known.items():
+            if other == run_id and old != stamp:  # the run was made again; the view shows what is, not what was
+                client.delete_run(run.info.run_id)
         child = known.get((run_id, stamp))
         _send_record(client, experiment, parent.info.run_id, read(folder), folder, stamp, child)
         sent += 1

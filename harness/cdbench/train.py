@@ -9,6 +9,7 @@ import json
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cdbench.api import Example, Outcome, Position, Problem, Signal, Source, Term, TermInputs
 from cdbench.config import TrainingConfig
 from cdbench.errors import RunFailed
-from cdbench.files import write_atomic
+from cdbench.files import explained, write_atomic
 from cdbench.seeds import generator_for, rng_for
 from cdbench.signals import SignalStore
 from cdbench.sites import LOGITS, answer_logits, at_last_prompt, captured
@@ -258,14 +259,20 @@ class Loop:
             "best": self.best,
         }
         scratch = self.problem.checkpoint.with_suffix(".partial")
-        torch.save(state, scratch)
-        self.problem.history.flush()
-        scratch.replace(self.problem.checkpoint)
+        with explained(self.problem.checkpoint, "the checkpoint"):
+            torch.save(state, scratch)
+            self.problem.history.flush()
+            scratch.replace(self.problem.checkpoint)
 
     def _resume(self) -> None:
         if not self.problem.checkpoint.exists():
             return
-        state = torch.load(self.problem.checkpoint, weights_only=True, map_location=self.model.device)
+        try:
+            state = torch.load(self.problem.checkpoint, weights_only=True, map_location=self.model.device)
+        except Exception as error:  # torch has no one error for a damaged file
+            # Starting over gives the same weights; a checkpoint only saves time.
+            warnings.warn(f"checkpoint {self.problem.checkpoint} is damaged ({error}); starting over", stacklevel=2)
+            return
         if state["run_id"] != self.problem.run_id:
             raise RunFailed(f"checkpoint {self.problem.checkpoint} belongs to run {state['run_id']}; delete it")
         self.model.load_state_dict(state["model"])

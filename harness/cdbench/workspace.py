@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from cdbench import data, models
@@ -14,11 +13,11 @@ from cdbench.api import Example
 from cdbench.circuits.ablation import ablation_impacts
 from cdbench.circuits.pairing import pair_layers
 from cdbench.config import Profile, ZooModel
-from cdbench.discover import locate, make_task, plugin_digest
+from cdbench.discover import find, make_task, plugin_digest
 from cdbench.errors import UserError
-from cdbench.files import read_json, sha256, write_json
+from cdbench.files import read_json, write_json
 from cdbench.models import Checkpoint, Role
-from cdbench.store import Store, content_hash
+from cdbench.store import Store, content_hash, recipe
 from cdbench.tokens import encode
 
 
@@ -39,9 +38,10 @@ class Workspace:
         return {
             "part": part,
             "task": self.task,
-            "plugin": plugin_digest(locate("tasks", self.task)),
+            # All tasks: a held-out set of another length is drawn by another file.
+            "plugins": {name: plugin_digest(path) for name, path in find("tasks").items()},
             "config": self.profile.data.model_dump(mode="json"),
-            "recipe": sha256(Path(data.__file__))[:16],
+            "recipe": recipe("data", "seeds"),
         }
 
     def _artefact(self, kind: str, key: dict[str, object], build: Callable[[Path], None]) -> Path:
@@ -115,7 +115,10 @@ class Workspace:
             UserError: the vocabularies differ, so that logits cannot be compared.
         """
         tokenizer, other = self.student.tokenizer(), self.teacher.tokenizer()
-        if tokenizer.get_vocab() != other.get_vocab():
+        # Added tokens may differ in name: Llama 3.2 renamed some that Llama 3 had reserved.
+        words = [set(t.get_vocab().items()) - set(t.get_added_vocab().items()) for t in (tokenizer, other)]
+        ends = [(len(t), t.bos_token_id, t.eos_token_id) for t in (tokenizer, other)]
+        if words[0] != words[1] or ends[0] != ends[1]:
             raise UserError(
                 f"teacher and student have different vocabularies ({len(other)} and {len(tokenizer)} tokens); "
                 "logits can be compared between models of one tokenizer only"
@@ -145,7 +148,9 @@ class Workspace:
             "student": self.student.content,
             "data": content_hash(self.training_data),
             "config": config.model_dump(mode="json"),
-            "torch": torch.__version__,
+            "recipe": recipe("circuits/ablation", "circuits/pairing", "zoo", "tokens", "sites"),
+            "device": self.profile.device,
+            "threads": self.profile.threads,
         }
         return read_json(self._artefact("circuits", key, build) / "circuits.json", "circuits file")
 
@@ -161,7 +166,6 @@ class Workspace:
             "teacher": self.teacher.content,
             "student": self.student.content,
             "train": content_hash(self.training_data),
-            "heldout": content_hash(self.heldout_data),
             "test_twins_in_train": leaks["test_twins_in_train"],
             "split": leaks["split"],
             "circuits": self.circuits,

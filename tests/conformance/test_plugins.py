@@ -55,7 +55,7 @@ def test_a_method_runs_from_spec_to_metrics_twice_with_the_same_result(name: str
         spec = world.spec(name, **({"steps": 20} if name == "mask_discovery" else {}))
         for step in ("train", "evaluate"):
             code, folder = world.step(step, spec, tmp_path / part)
-            assert code == 0, (folder / "failure.json").read_text()
+            assert code == 0, (folder / f"failure-{step}.json").read_text()
         metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
         outcome = json.loads((folder / "outcome.json").read_text())
         history = history_of(folder)
@@ -72,6 +72,6 @@ def test_another_seed_is_another_run_unless_nothing_is_drawn(name: str, world: W
     for seed in (0, 1):
         spec = world.spec(name, seed=seed, **({"steps": 10} if name == "mask_discovery" else {}))
         code, folder = world.step("train", spec, tmp_path)
-        assert code == 0, (folder / "failure.json").read_text()
+        assert code == 0, (folder / "failure-train.json").read_text()
         histories.append(history_of(folder))
     assert (histories[0] == histories[1]) == (name == "base")

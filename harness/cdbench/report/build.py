@@ -101,10 +101,11 @@ def _csv_cell(value: object) -> object:
 
 def build_context(data: StudyData) -> Row:
     """Everything that the templates show."""
-    profile = data.records[0].spec.profile
+    # The reference row is not trained: a study's training budget stands in the other rows.
+    trained = next((r for r in data.records if r.spec.method != TEACHER), data.records[0])
+    profile = trained.spec.profile
     rows = [table_row(group, data) for group in data.groups]
     pictures = [picture for draw in _SECTIONS for picture in [draw(data, rows)] if picture is not None]
-    first = data.records[0]
     return {
         "title": data.saved.study.title,
         "study": data.saved,
@@ -127,8 +128,8 @@ def build_context(data: StudyData) -> Row:
         "inputs": next((r.inputs for r in data.records if r.inputs), {}),
         "first_prompt": next(((m.first_prompt, m.first_prompt_ids) for r in data.records if (m := r.metrics)), None),
         "seeds": sorted({r.spec.seed for r in data.records}),
-        "command": f"cdbench reproduce {data.saved.study.name} --profile {data.saved.profile}",
-        "n_test": first.spec.profile.data.test,
+        "command": data.saved.command,
+        "n_test": profile.data.test,
     }
 
 
@@ -136,8 +137,8 @@ def table_row(group: Group, data: StudyData) -> Row:
     """One row of Table 1."""
     # A swept row is not the paper's row, even where one of its points is.
     claims = [] if group.point else data.claims.get("table1", [])
-    paper: Row = next((row for row in claims if row["method"] == group.method), {})
-    teacher = data.group(TEACHER)
+    paper: Row = next((row for row in claims if (row["method"], row["task"]) == (group.method, group.task)), {})
+    teacher = data.group(TEACHER, group.task)
     ok = bool(group.records)
     shift = sorted({name for r in group.records if r.metrics for name in r.metrics.length_shift})
     return {
@@ -163,6 +164,7 @@ def table_row(group: Group, data: StudyData) -> Row:
         "identical": ok and len(group.records) > 1 and bool((group.hits == group.hits[0]).all()),
         "failed": len(group.failed),
         "seconds": group.metric_cost("train_seconds"),
+        "params": next((r.params for r in group.records), {}),
         "run_ids": group.run_ids,
     }
 
@@ -217,6 +219,10 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
         told.append(
             f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
         )
+    told.append(
+        "KL has the teacher's distribution first, as distillation and paper B have it; paper A's formula prints the "
+        "student's first."
+    )
     told.append(
         "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
     )
@@ -299,8 +305,11 @@ def _trained(data: StudyData) -> list[Group]:
 
 def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     groups = _trained(data)
-    curves = [_curves(groups, key) for key in ("validation/accuracy", "loss/kl", "loss/cross_entropy", "loss/cka")]
-    titles = ["validation accuracy", "KL loss", "cross-entropy loss", "CKA loss, Σ(1 − CKA)"]
+    curves = [
+        _curves(groups, key)
+        for key in ("validation/accuracy", "loss/kl", "loss/cross_entropy", "loss/cka", "loss/total")
+    ]
+    titles = ["validation accuracy", "KL loss", "cross-entropy loss", "CKA loss, Σ(1 − CKA)", "total loss"]
     kept = [(title, curve) for title, curve in zip(titles, curves, strict=True) if curve]
     if not kept:
         return None

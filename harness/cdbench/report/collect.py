@@ -12,6 +12,7 @@ import numpy as np
 from cdbench import plugins
 from cdbench.config import TEACHER, Scalar, show
 from cdbench.errors import UserError
+from cdbench.files import sha256
 from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Record, read
 from cdbench.scoring import read_predictions
@@ -94,10 +95,10 @@ class Comparison:
 
     @property
     def reading(self) -> str:
-        """What the interval says. Never stronger than that."""
-        if self.interval[0] > 0:
+        """What the interval and the corrected test say together. Never stronger than the weaker of them."""
+        if self.p_holm < 0.05 and self.interval[0] > 0:
             return "higher"
-        if self.interval[1] < 0:
+        if self.p_holm < 0.05 and self.interval[1] < 0:
             return "lower"
         return "no difference shown"
 
@@ -113,9 +114,10 @@ class StudyData:
     missing: tuple[str, ...]
     records: tuple[Record, ...] = field(default_factory=tuple)
 
-    def group(self, method: str) -> Group | None:
-        """The first row with a result of this method."""
-        return next((g for g in self.groups if g.method == method and len(g.records)), None)
+    def group(self, method: str, task: str | None = None) -> Group | None:
+        """The first row with a result of this method (and task)."""
+        found = (g for g in self.groups if g.method == method and g.records and task in (None, g.task))
+        return next(found, None)
 
     @property
     def failures(self) -> list[Record]:
@@ -170,15 +172,16 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
         key = json.dumps([record.spec.method, record.spec.task, point], sort_keys=True)
         order.setdefault(key, []).append(record)
     groups = []
+    several = int(len({r.spec.task for r in records}) > 1)
     for members in order.values():
         good = [r for r in members if r.metrics is not None]
-        hits = [[float(p.correct) for p in read_predictions(where.run(r.run_id))["test"]] for r in good]
+        hits = [_hits(r, where.run(r.run_id)) for r in good]
         first = members[0]
         point = sweep_point(first, saved)
         label = ", ".join(f"{_short(key)}={show(value)}" for key, value in point.items())
         groups.append(
             Group(
-                name=first.spec.method + (f" ({label})" if label else ""),
+                name=" ".join([first.spec.method, *([f"({label})"] if label else []), *several * [first.spec.task]]),
                 method=first.spec.method,
                 task=first.spec.task,
                 point=point,
@@ -191,13 +194,21 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
     return tuple(groups)
 
 
+def _hits(record: Record, folder: Path) -> list[float]:
+    """1 where an answer was right, problem by problem; the file must be the one that the record was written with."""
+    path = folder / "predictions.jsonl"
+    if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
+        raise UserError(f"{path} is missing or was altered since its record was written; run it again")
+    return [float(p.correct) for p in read_predictions(folder)["test"]]
+
+
 def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
     """The swept values of a run."""
-    if record.spec.method == TEACHER:
-        return {}
     profile = record.spec.profile.model_dump(mode="json")
     point: dict[str, Scalar] = {}
     for key in saved.study.sweep:
+        if record.spec.method == TEACHER and key.startswith(("method.", "training.")):
+            continue  # the reference row is not trained
         if key.startswith("method."):
             point[key] = record.params[key.removeprefix("method.")]
         else:
@@ -226,10 +237,10 @@ def paired(a: Group, b: Group) -> tuple[Hits, Hits] | None:
 
 
 def _compare(groups: Sequence[Group], wanted: Sequence[dict[str, Any]]) -> tuple[Comparison, ...]:
-    by_method = {g.method: g for g in reversed(groups) if not g.point}
+    rows = {(g.method, g.task): g for g in reversed(groups) if not g.point}
     found = []
     for row in wanted:
-        high, low = by_method.get(row["high"]), by_method.get(row["low"])
+        high, low = (rows.get((row[side], row["task"])) for side in ("high", "low"))
         hits = paired(high, low) if high and low else None
         if hits is None:
             continue

@@ -59,13 +59,15 @@ class Picture:
 
 @contextmanager
 def _drawing(width: float, height: float, panels: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A figure with panels side by side, at most two in a row when there are four; sizes in inches, a panel's."""
-    columns = 2 if panels == 4 else panels
+    """A figure with panels side by side, two in a row when there are four or more; sizes in inches, a panel's."""
+    columns = 2 if panels >= 4 else panels
     lines = -(-panels // columns)
     with rc_context(_STYLE):
         figure = Figure(figsize=(width * columns, height * lines), layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False)
-        yield figure, list(axes.flat)
+        for spare in axes.flat[panels:]:
+            spare.remove()
+        yield figure, list(axes.flat[:panels])
 
 
 def _svg(figure: Figure, name: str) -> str:

@@ -4,17 +4,17 @@ They are forked from a server that has imported torch, transformers and the harn
 each step is a process of its own that starts from the same clean state. A step dies with the harness, however that ends.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
+from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from cdbench.runners import Handle, Runner
 
-_PR_SET_PDEATHSIG = 1
 _GRACE_SECONDS = 5
 
 
@@ -58,10 +58,19 @@ class LocalRunner(Runner):
         return LocalHandle(process)
 
 
+def _die_with_the_harness() -> None:
+    """The parent of a forked process is the server, which outlives a killed harness; the harness's own end is told by
+    a pipe that closes."""
+    harness = multiprocessing.parent_process()
+    assert harness is not None
+    wait([harness.sentinel])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def _child(step: str, folder: str, store: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the harness, which decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_die_with_the_harness, daemon=True).start()
     log = os.open(Path(folder) / f"{step}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(log, 1)
     os.dup2(log, 2)

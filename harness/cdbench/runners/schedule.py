@@ -16,14 +16,13 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from multiprocessing.connection import wait
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 from cdbench import record
 from cdbench.config import TEACHER, RunSpec
-from cdbench.errors import CdbenchError, EnvironmentLacks, UserError
+from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json, sha256, write_atomic, write_json
-from cdbench.plan import Places, Plan, PlannedRun, defaults_of
+from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, is_trained, same_code
 from cdbench.provenance import code_of
 from cdbench.record import Metrics, Record, Status
 from cdbench.runners import Handle, Runner
@@ -53,7 +52,7 @@ class Job:
     def progress(self) -> dict[str, Any]:
         """The last progress that the step told, or nothing."""
         try:
-            value = json.loads((self.folder / "progress.json").read_text())
+            value = json.loads((self.folder / f"progress-{self.step}.json").read_text())
         except (OSError, json.JSONDecodeError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -99,18 +98,6 @@ def exclusive(where: Places) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    def raise_interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, raise_interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 @dataclass
 class Schedule:
     """The state of a plan being run."""
@@ -132,7 +119,7 @@ class Schedule:
 
         Raises:
             KeyboardInterrupt: after everything under way was stopped and recorded.
-            CdbenchError: a shared artefact could not be made.
+            UserError, EnvironmentLacks: a shared artefact could not be made, for a reason that the user can mend.
         """
         for planned in self.plan.runs:
             if planned.action == "reuse":
@@ -140,12 +127,11 @@ class Schedule:
             else:
                 self._enqueue(planned)
         try:
-            with _sigterm_as_interrupt():
-                while self.waiting or self.running:
-                    self._start_ready()
-                    self.display.update(self.running, len(self.waiting))
-                    wait([job.handle.waitable for job in self.running if job.handle], _POLL_SECONDS)
-                    self._collect()
+            while self.waiting or self.running:
+                self._start_ready()
+                self.display.update(self.running, len(self.waiting))
+                wait([job.handle.waitable for job in self.running if job.handle], _POLL_SECONDS)
+                self._collect()
         except BaseException as error:
             self._stop(error)
             raise
@@ -169,7 +155,8 @@ class Schedule:
             label = f"ablation and pairing / {spec.task}"
             self.waiting.append(Job(f"{key}/circuits", "circuits", prepare, label, models, minutes))
         folder, minutes = self.where.run(spec.run_id), spec.profile.timeout_minutes
-        steps = ["evaluate"] if spec.method == TEACHER else ["train", "evaluate"]
+        trained = not self.force and is_trained(folder, spec)
+        steps = ["evaluate"] if spec.method == TEACHER or trained else ["train", "evaluate"]
         needs = {f"{key}/circuits"}
         for step in steps:
             job = Job(f"{spec.run_id}/{step}", step, folder, spec.label, needs, minutes, planned)
@@ -194,13 +181,18 @@ class Schedule:
         assert job.run
         spec, folder = job.run.spec, job.folder
         code = code_of(spec).digest
-        stamp = folder / "code.txt"
-        if folder.exists() and (self.force or not stamp.exists() or stamp.read_text() != code):
+        if folder.exists() and (self.force or not same_code(folder, spec)):
             shutil.rmtree(folder)
-        for name in (*_OUTPUTS, record.RECORD, "failure.json", "progress.json"):
-            (folder / name).unlink(missing_ok=True)
+        kept = () if job.step == "train" else ("outcome.json", "student.safetensors", "masks.safetensors")
+        stale = [name for name in (*_OUTPUTS, record.RECORD) if name not in kept]
+        for path in (
+            *(folder / name for name in stale),
+            *folder.glob("failure-*.json"),
+            *folder.glob("progress-*.json"),
+        ):
+            path.unlink(missing_ok=True)
         write_json(folder / "spec.json", spec.model_dump(mode="json"), "the spec")
-        write_atomic(stamp, code, "the run")
+        write_atomic(folder / STAMP, code, "the run")
 
     def _collect(self) -> None:
         for job in list(self.running):
@@ -225,12 +217,25 @@ class Schedule:
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self.running.remove(job)
         if job.run is None:
-            told = job.folder / "failure.json"
-            code = read_json(told, "failure")["exit_code"] if told.exists() else 1
+            told = job.folder / f"failure-{job.step}.json"
+            code = int(str(read_json(told, "failure")["exit_code"])) if told.exists() else 1
             kinds = {UserError.exit_code: UserError, EnvironmentLacks.exit_code: EnvironmentLacks}
-            raise kinds.get(int(str(code)), CdbenchError)(f"{job.label}: {text}")
-        self.waiting = [other for other in self.waiting if job.name not in other.needs]
-        self._finish(job.run, self._write_record(job.run, status, f"{job.step}: {text}"))
+            if code in kinds:  # the user can mend this, and every run needs it
+                raise kinds[code](f"{job.label}: {text}")
+        for lost in self._drop_dependents(job):
+            self.begun.setdefault(lost.spec.run_id, _now())
+            self._finish(lost, self._write_record(lost, status, f"{job.label}, {job.step}: {text}"))
+
+    def _drop_dependents(self, job: Job) -> list[PlannedRun]:
+        """Takes from the queue what can no longer run; the runs that end with it, this job's own among them."""
+        dead, lost = {job.name}, [job.run] if job.run else []
+        for other in list(self.waiting):  # the queue holds what is needed before what needs it
+            if other.needs & dead:
+                dead.add(other.name)
+                self.waiting.remove(other)
+                if other.run and other.run not in lost:
+                    lost.append(other.run)
+        return lost
 
     def _finish(self, run: PlannedRun, result: Record) -> None:
         self.records[run.spec.run_id] = result
@@ -286,7 +291,7 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
 
 
 def _explain_failure(job: Job, code: int) -> tuple[Status, str]:
-    path = job.folder / "failure.json"
+    path = job.folder / f"failure-{job.step}.json"
     if path.exists():
         failure = read_json(path, "failure")
         status = str(failure["status"])
