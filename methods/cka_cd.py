@@ -10,10 +10,11 @@ from cdbench.api import CkaAlignment, Kl, ObjectiveMethod, Problem, Term
 class CkaCircuitDistillation(ObjectiveMethod):
     alignment_weight: float = 0.01
     temperature: float = 2.0
+    direction: Literal["teacher_first", "as_printed"] = "teacher_first"
     reduction: Literal["sum", "mean"] = "sum"
     estimator: Literal["biased", "debiased"] = "biased"
     position: Literal["last_prompt", "all"] = "last_prompt"
 
     def terms(self, problem: Problem) -> list[Term]:
         alignment = CkaAlignment(problem.pairs(), self.alignment_weight, self.reduction, self.estimator, self.position)
-        return [Kl(self.temperature), alignment]
+        return [Kl(self.temperature, self.direction), alignment]

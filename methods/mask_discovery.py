@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cdbench.api import (
+    ActivationEncoder,
     MaskGenerator,
     Method,
     Outcome,
@@ -43,21 +44,17 @@ class MaskDiscovery(Method):
     weight_sparsity: float = 5.0
     weight_prior: float = 0.1
     weight_overlap: float = 5.0
-    encoder: Literal["operands_result", "operands"] = "operands_result"
+    encoder: Literal["operands_result", "operands", "activations"] = "operands_result"
+    neurons: Literal["neurons", "up"] = "neurons"
     usage_as_printed: bool = False
     similarity_as_printed: bool = False
     overlap_as_printed: bool = False
 
     def run(self, problem: Problem) -> Outcome:
         layers: dict[Model, int] = {"student": problem.student_layers, "teacher": problem.teacher_layers}
-        neurons = {
-            model: torch.cat([problem.signal(Signal(f"mlp.{i}.neurons", source=model)).float() for i in range(layers[model])], 1)
-            for model in MODELS
-        }  # fmt: skip
-        parts = problem_parts(problem, with_result=self.encoder == "operands_result")
+        neurons = {m: all_layers(problem, m, layers[m], self.neurons) for m in MODELS}
         draw = problem.generator("masks")
-        sizes = [int(parts[:, i].max()) + 1 for i in range(parts.shape[1])]
-        encoder = ProblemEncoder(sizes, [64, 64, 128][: len(sizes)], 32, self.classes, draw)
+        parts, encoder = self.encoding(problem, draw)
         generators = {model: MaskGenerator(self.classes, neurons[model].shape[1], 4, draw) for model in MODELS}
         modules = [encoder, *generators.values()]
         optimizer = torch.optim.Adam([p for module in modules for p in module.parameters()], lr=self.lr)
@@ -84,6 +81,17 @@ class MaskDiscovery(Method):
         extras = {"class_sizes": used.tolist(), "k_selection": {"class": largest} | curves}
         return Outcome(masks={str(model): mask for model, mask in masks.items()}, extras=extras)
 
+    def encoding(self, problem: Problem, draw: torch.Generator) -> tuple[Tensor, torch.nn.Module]:
+        """What the encoder reads, a row a problem, and the encoder: numbers (4.2.5), or activations (4.2.1; errata B1)."""
+        if self.encoder == "activations":
+            read = all_layers(problem, "student", problem.student_layers, "out")
+            return (read - read.mean(0)) / read.std(0).clamp(min=1e-6), ActivationEncoder(
+                read.shape[1], 32, self.classes, draw
+            )
+        parts = problem_parts(problem, with_result=self.encoder == "operands_result")
+        sizes = [int(parts[:, i].max()) + 1 for i in range(parts.shape[1])]
+        return parts, ProblemEncoder(sizes, [64, 64, 128][: len(sizes)], 32, self.classes, draw)
+
     def losses(self, neurons: dict[Model, Tensor], masks: dict[Model, Tensor], assignment: Tensor) -> dict[str, Tensor]:
         """The five terms of Appendix B, each the mean over the two models, and their weighted sum."""
         both = list(masks.values())
@@ -107,6 +115,11 @@ class MaskDiscovery(Method):
         )
         total = sum((w * term for w, term in zip(weights, terms.values(), strict=True)), torch.zeros(()))
         return terms | {"total": total}
+
+
+def all_layers(problem: Problem, model: Model, layers: int, part: str) -> Tensor:
+    """[n, width of all layers]: a model's MLP signals at the last prompt token, layer after layer."""
+    return torch.cat([problem.signal(Signal(f"mlp.{i}.{part}", source=model)).float() for i in range(layers)], dim=1)
 
 
 def problem_parts(problem: Problem, *, with_result: bool) -> Tensor:

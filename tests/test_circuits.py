@@ -2,13 +2,13 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import LlamaConfig
 
 from cdbench.api import Example
 from cdbench.circuits import masks as m
 from cdbench.circuits.ablation import ablated_accuracy, ablation_impacts, mean_activations, normalise
 from cdbench.circuits.pairing import pair_layers
-from cdbench.discover import make_method
 from cdbench.seeds import generator_for
 from cdbench.sites import captured
 from cdbench.tokens import encode
@@ -180,8 +180,22 @@ def test_the_k_selection_curve_falls_and_reaches_zero_with_a_centre_for_each_row
     assert curve[-1] == pytest.approx(0, abs=1e-9)
 
 
-def test_options_of_mask_discovery_exist_by_name() -> None:
-    method = make_method(
-        "mask_discovery", {"usage_as_printed": True, "overlap_as_printed": True, "encoder": "operands"}
-    )
-    assert method.usage_as_printed  # type: ignore[attr-defined]
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder": "operands"},
+        {"encoder": "activations"},
+        {"neurons": "up"},
+        {"usage_as_printed": True, "similarity_as_printed": True, "overlap_as_printed": True},
+    ],
+)
+def test_every_reading_of_method_b_runs_and_gives_other_masks(world, options: dict[str, object], tmp_path) -> None:  # type: ignore[no-untyped-def]
+    masks = []
+    for chosen in ({}, options):
+        spec = world.spec("mask_discovery", steps=20, **chosen)
+        code, folder = world.step("train", spec, tmp_path)
+        assert code == 0, (folder / "failure-train.json").read_text()
+        masks.append(load_file(folder / "masks.safetensors"))
+    assert masks[0]["student"].shape == masks[1]["student"].shape == (8, 2 * 48)
+    assert masks[0]["teacher"].shape == (8, 3 * 64)
+    assert not torch.equal(masks[0]["student"], masks[1]["student"])

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -65,6 +66,11 @@ def test_help_and_planning_import_no_heavy_library() -> None:
     )
     for arguments in (["--help"], ["list", "--json"], ["reproduce", "paper_a", "-n"]):
         subprocess.run([sys.executable, "-c", code.format(arguments)], check=True)
+
+
+def test_the_method_that_the_readme_shows_is_the_file() -> None:
+    root = Path(__file__).parents[1]
+    assert (root / "methods" / "kl.py").read_text() in (root / "README.md").read_text()
 
 
 def test_lists_are_also_json(cli: Cli) -> None:

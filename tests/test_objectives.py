@@ -4,10 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from cdbench.api import Signal
 from cdbench.objectives.cka_alignment import CkaAlignment, cka_alignment
 from cdbench.objectives.cross_entropy import cross_entropy
-from cdbench.objectives.kl import kl
+from cdbench.objectives.kl import Kl, kl
 from cdbench.similarity import linear_cka
+from cdbench.tokens import Encoded
+from cdbench.train import _StepInputs
 
 
 def test_cross_entropy_counts_answer_tokens_only() -> None:
@@ -39,6 +42,19 @@ def test_kl_agrees_with_the_textbook_formula() -> None:
     tokens = torch.zeros(2, 3, dtype=torch.long)
     p, q = F.softmax(teacher / 3, -1), F.softmax(student / 3, -1)
     torch.testing.assert_close(kl(teacher, student, tokens, 3.0), 9 * (p * (p / q).log()).sum(-1).mean())
+
+
+def test_the_papers_printed_direction_of_kl_is_an_option_and_another_number() -> None:
+    g = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, 1, 5, generator=g), torch.randn(2, 1, 5, generator=g)
+
+    tokens = torch.zeros(2, 1, dtype=torch.long)
+    batch = Encoded(ids=tokens, last_prompt=tokens[:, 0], answer_positions=tokens, answer_tokens=tokens)
+    inputs = _StepInputs(batch, torch.arange(2), student, {}, {Signal("logits"): teacher})
+    first, printed = (Kl(2.0, direction).loss(inputs) for direction in ("teacher_first", "as_printed"))  # type: ignore[arg-type]
+    torch.testing.assert_close(first, kl(teacher, student, tokens, 2.0))
+    torch.testing.assert_close(printed, kl(student, teacher, tokens, 2.0))
+    assert first != printed
 
 
 def test_alignment_sums_as_printed_or_averages() -> None:

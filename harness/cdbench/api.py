@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     from cdbench.circuits.masks import (
+        ActivationEncoder,
         MaskGenerator,
         ProblemEncoder,
         class_usage_entropy,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from cdbench.objectives.kl import Kl
 
 _REEXPORTS = {
+    "ActivationEncoder": "cdbench.circuits.masks",
     "CkaAlignment": "cdbench.objectives.cka_alignment",
     "CrossEntropy": "cdbench.objectives.cross_entropy",
     "Kl": "cdbench.objectives.kl",
@@ -52,6 +54,7 @@ _REEXPORTS = {
 }
 
 __all__ = [
+    "ActivationEncoder",
     "CkaAlignment",
     "CrossEntropy",
     "Example",

@@ -23,18 +23,23 @@ class Refused(CdbenchError):
     """What the method handed over is not a student of this benchmark."""
 
 
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a regular safetensors file; a link, a pipe or a pickle is refused."""
+    if file.is_symlink() or not file.is_file():
+        raise Refused(f"{file.name} is not a regular file")
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{file.name} is not a safetensors file ({error})") from None
+
+
 def load_student(model: LlamaForCausalLM, file: Path) -> LlamaForCausalLM:
     """Loads exported weights into the student's own architecture, strictly.
 
     Raises:
         Refused: no regular safetensors file, other names or shapes, integers, NaN or infinity.
     """
-    if file.is_symlink() or not file.is_file():
-        raise Refused(f"{file.name} is not a regular file")
-    try:
-        state = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise Refused(f"{file.name} is not a safetensors file ({error})") from None
+    state = _tensors(file)
     own = model.state_dict()
     missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
@@ -125,12 +130,7 @@ def load_masks(file: Path, neurons: Mapping[str, int]) -> dict[str, Tensor]:
     Raises:
         Refused: no safetensors file, an unknown name, a wrong width, or values outside [0, 1].
     """
-    if file.is_symlink() or not file.is_file():
-        raise Refused(f"{file.name} is not a regular file")
-    try:
-        masks = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise Refused(f"{file.name} is not a safetensors file ({error})") from None
+    masks = _tensors(file)
     for name, mask in masks.items():
         if name not in neurons:
             raise Refused(f"masks for '{name}'; expected {' or '.join(neurons)}")

@@ -1,6 +1,7 @@
-"""Where activations are read: `mlp.3.out`, `mlp.3.neurons`, `attn.5.head.2`, `logits`.
+"""Where activations are read: `mlp.3.out`, `mlp.3.neurons`, `mlp.3.up`, `attn.5.head.2`, `logits`.
 
-`neurons` is the input of `down_proj`, act(gate)·up, which is what a neuron of a gated MLP puts out (errata B5). A head is
+`neurons` is the input of `down_proj`, act(gate)·up, which is what a neuron of a gated MLP puts out;
+`up` is the output of `up_proj` alone, as paper A's code has it (errata B5). A head is
 its slice of the input of `o_proj`, so grouped-query attention needs nothing special.
 """
 
@@ -17,7 +18,7 @@ from transformers import LlamaForCausalLM
 from cdbench.errors import UserError
 from cdbench.tokens import Encoded
 
-_SITE = re.compile(r"mlp\.(?P<mlp>\d+)\.(?P<part>out|neurons)|attn\.(?P<attn>\d+)\.head\.(?P<head>\d+)")
+_SITE = re.compile(r"mlp\.(?P<mlp>\d+)\.(?P<part>out|neurons|up)|attn\.(?P<attn>\d+)\.head\.(?P<head>\d+)")
 LOGITS = "logits"
 
 
@@ -48,7 +49,7 @@ Capture = Callable[[Tensor], None]
 def _attach(model: LlamaForCausalLM, site: str, keep: Capture) -> Any:
     match = _SITE.fullmatch(site)
     if not match:
-        raise UserError(f"unknown site '{site}'; write mlp.3.out, mlp.3.neurons, attn.5.head.2 or logits")
+        raise UserError(f"unknown site '{site}'; write mlp.3.out, mlp.3.neurons, mlp.3.up, attn.5.head.2 or logits")
     layer = int(match["mlp"] or match["attn"] or 0)
     if layer >= model.config.num_hidden_layers:
         raise UserError(f"site '{site}': the model has layers 0 to {model.config.num_hidden_layers - 1}")
@@ -57,6 +58,8 @@ def _attach(model: LlamaForCausalLM, site: str, keep: Capture) -> Any:
         return block.mlp.register_forward_hook(lambda module, args, output: keep(output))
     if match["part"] == "neurons":
         return block.mlp.down_proj.register_forward_pre_hook(lambda module, args: keep(args[0]))
+    if match["part"] == "up":
+        return block.mlp.up_proj.register_forward_hook(lambda module, args, output: keep(output))
     head, width = int(match["head"]), block.self_attn.head_dim
     if head >= model.config.num_attention_heads:
         raise UserError(f"site '{site}': the model has heads 0 to {model.config.num_attention_heads - 1}")

@@ -41,6 +41,20 @@ class ProblemEncoder(nn.Module):
         return logits
 
 
+class ActivationEncoder(nn.Module):
+    """A small classifier of activations: [n, width] -> logits [n, K] (4.2.1; the other reading of errata B1)."""
+
+    def __init__(self, width: int, hidden: int, classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            self.classifier = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+        draw(self, generator)
+
+    def forward(self, activations: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(activations)
+        return logits
+
+
 class MaskGenerator(nn.Module):
     """Class embedding -> ReLU -> linear -> sigmoid: the masks of all classes, [K, D] (4.2.5; (released) width 4)."""
 
