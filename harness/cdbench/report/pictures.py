@@ -1,0 +1,151 @@
+"""Which figures a study has, and what they show. Numbered as in the papers where they correspond."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from cdbench.report import figures
+from cdbench.report.collect import Group, StudyData, history
+from cdbench.report.figures import Curves, Picture
+from cdbench.report.formats import percent
+
+Row = dict[str, Any]
+
+
+def draw_all(data: StudyData, rows: Sequence[Row]) -> dict[str, Picture]:
+    """Anchor -> figure, of all that the study has data for."""
+    drawn = [draw(data, rows) for draw in _SECTIONS]
+    return {picture.anchor: picture for picture in drawn if picture is not None}
+
+
+def circuits_of(data: StudyData) -> Row | None:
+    """Impacts and pairing, which all runs of a study share; None where no run got so far."""
+    return next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
+
+
+def _curves(groups: Sequence[Group], key: str) -> Curves:
+    found: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for group in groups:
+        for folder in group.folders:
+            rows = [row for row in history(folder) if key in row]
+            if rows:
+                found.setdefault(group.name, []).append(([row["step"] for row in rows], [row[key] for row in rows]))
+    return {name: [(_thinned(x), _thinned(y)) for x, y in seeds] for name, seeds in found.items()}
+
+
+def _thinned(values: Sequence[float], width: int = 25) -> list[float]:
+    """Means of consecutive blocks, so that a thousand noisy steps read as a curve; short curves stay as they are."""
+    if len(values) < 8 * width:
+        return list(values)
+    blocks = [values[i : i + width] for i in range(0, len(values), width)]
+    return [sum(block) / len(block) for block in blocks]
+
+
+def _draw_accuracy(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    shown = [row for row in rows if row["mean"] is not None]
+    if not shown:
+        return None
+    told = "; ".join(f"{row['name']} {percent(row['mean'])}" for row in shown)
+    return figures.accuracy_dots(shown, told)
+
+
+def _trained(data: StudyData) -> list[Group]:
+    wanted = ("finetune", "kl", "cka_cd", "supervised_cd", "cka_shuffled_teacher")
+    return [g for g in data.groups if g.records and (g.method in wanted or g.point)]
+
+
+def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = _trained(data)
+    curves = [
+        _curves(groups, key)
+        for key in ("validation/accuracy", "loss/kl", "loss/cross_entropy", "loss/cka", "loss/total")
+    ]
+    titles = ["validation accuracy", "KL loss", "cross-entropy loss", "CKA loss, Σ(1 − CKA)", "total loss"]
+    kept = [(title, curve) for title, curve in zip(titles, curves, strict=True) if curve]
+    if not kept:
+        return None
+    caption = (
+        "Training dynamics (paper A, figures 5 to 7): validation accuracy after each epoch, and each term's unweighted value "
+        "(means of 25 steps). Line: mean over seeds; band: lowest to highest seed. The CKA loss is the biased one that is "
+        "trained on."
+    )
+    return figures.panels("dynamics", [t for t, _ in kept], [c for _, c in kept], caption)
+
+
+def _draw_gradients(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in _trained(data) if g.method == "cka_cd"]
+    curves = [_curves(groups, key) for key in ("grad/kl", "grad/cka")]
+    if not all(curves):
+        return None
+    caption = "Gradient norm of each term, unweighted: multiply the right panel by λ to compare."
+    return figures.panels("gradients", ["‖∇KL‖", "‖∇CKA loss‖"], curves, caption)
+
+
+def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    circuits = circuits_of(data)
+    if circuits is None:
+        return None
+    models = {
+        f"{role} (accuracy {percent(circuits[role]['baseline'])})": circuits[role]["impacts"]
+        for role in ("teacher", "student")
+    }
+    caption = (
+        f"Mean-ablation impact of each MLP layer, before training, on {circuits['n']} problems of the training split "
+        "(paper A, 4.1.2)."
+    )
+    return figures.ablation_bars(models, caption)
+
+
+def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    matrices = {}
+    for method in ("base", "finetune", "kl", "cka_cd"):
+        group = data.group(method)
+        metrics = group.records[0].metrics if group else None
+        if metrics and metrics.cka:
+            matrices[f"{method}, seed {group.records[0].spec.seed}" if group else method] = metrics.cka.debiased
+    if not matrices:
+        return None
+    caption = (
+        "Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, before "
+        "(base) and after training; the first seed of each row."
+    )
+    return figures.heat_maps(matrices, caption)
+
+
+def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in data.groups if g.method == "mask_discovery" and g.records]
+    keys = ("loss/sparsity", "loss/prior", "loss/similarity", "loss/overlap")
+    curves = [_curves(groups, key) for key in keys]
+    if not all(curves):
+        return None
+    titles = ["mask entropy", "KL to the prior", "− within-class cosine", "mask cosine"]
+    caption = "Mask discovery (paper A, figures 3 and 4): the terms of Appendix B, mean of student and teacher."
+    return figures.panels("masks", titles, curves, caption)
+
+
+def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    groups = [g for g in data.groups if g.method == "mask_discovery" and g.records]
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for group in groups:
+        for record in group.records:
+            for model in ("student", "teacher"):
+                values = record.extras["k_selection"][model]
+                curves.setdefault(model, []).append(([float(k + 1) for k in range(len(values))], values))
+    if not curves:
+        return None
+    caption = (
+        "Choosing K (paper A, figure 1): average cosine distance to the k-means centroids of MLP neurons within the largest "
+        "class."
+    )
+    return figures.panels("k-selection", ["cosine distance to the centroid"], [curves], caption, "k")
+
+
+Draw = Callable[[StudyData, Sequence[Row]], Picture | None]
+_SECTIONS: tuple[Draw, ...] = (
+    _draw_accuracy,
+    _draw_dynamics,
+    _draw_gradients,
+    _draw_ablation,
+    _draw_cka,
+    _draw_masks,
+    _draw_k,
+)
