@@ -36,7 +36,7 @@ class MaskDiscovery(Method):
     classes: int = 8
     temperature: float = 0.5
     prior: float = 0.1
-    steps: int = 600
+    steps: int = 1000
     batch_size: int = 128
     lr: float = 1e-3
     weight_similarity: float = 1.0

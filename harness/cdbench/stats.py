@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,16 +41,24 @@ def wilson(k: int, n: int) -> Proportion:
     return Proportion(k=k, n=n, value=p, low=low, high=high)
 
 
+@lru_cache(maxsize=4)
+def _resamples(seeds: int, problems: int, seed: int) -> tuple[Hits, Hits]:
+    """The weights of seeds and problems in each resample, [resamples, seeds] and [resamples, problems].
+
+    A mean over a resample is then one product. Rows of one study share them: drawing them is most of the work.
+    """
+    rng = np.random.default_rng(seed)
+    over_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, _RESAMPLES) / seeds
+    over_problems = rng.multinomial(problems, [1 / problems] * problems, _RESAMPLES) / problems
+    return over_seeds, over_problems
+
+
 def two_level_interval(hits: Hits, seed: int = 0) -> tuple[float, float]:
     """95 % interval of a mean over seeds and problems, resampling both: hits [seeds, problems].
 
     With few seeds the spread between them is understated (three give three values to draw from); the report says so.
     """
-    rng = np.random.default_rng(seed)
-    seeds, problems = hits.shape
-    # A resample is a weight for each seed and each problem, so the mean is one product: no [seeds, problems] copies.
-    over_seeds = rng.multinomial(seeds, [1 / seeds] * seeds, _RESAMPLES) / seeds
-    over_problems = rng.multinomial(problems, [1 / problems] * problems, _RESAMPLES) / problems
+    over_seeds, over_problems = _resamples(*hits.shape, seed)
     means = np.einsum("rp,rp->r", over_seeds @ hits, over_problems)
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
