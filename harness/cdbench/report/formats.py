@@ -7,8 +7,11 @@ def percent(value: float | None) -> str:
 
 
 def points(value: float | None) -> str:
-    """0.012 -> "+1.2"; percentage points, with a true minus."""
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    """0.012 -> "+1.2"; percentage points, with a true minus; what rounds to nothing has no sign."""
+    if value is None:
+        return "–"
+    text = f"{100 * value:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text.replace("-", "−")
 
 
 def number(value: float | None) -> str:
