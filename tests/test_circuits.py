@@ -1,3 +1,4 @@
+import json
 import math
 
 import pytest
@@ -62,6 +63,17 @@ def test_impacts_of_the_trained_pair_are_multiples_of_one_over_n(world) -> None:
     for role in ("teacher", "student"):
         for impact in circuits[role]["impacts"]:
             assert abs(impact * circuits["n"] - round(impact * circuits["n"])) < 1e-9
+
+
+def test_the_harness_makes_counterfactuals_of_the_training_split(world) -> None:  # type: ignore[no-untyped-def]
+    workspace = world.workspace(build=False)  # made by the `circuits` step of the fixture
+    rows = [json.loads(line) for line in (workspace.counterfactuals / "counterfactuals.jsonl").read_text().splitlines()]
+    encode_length = [len(workspace.tokenizer(e.prompt)["input_ids"]) for e in workspace.train_examples]
+    assert json.loads((workspace.counterfactuals / "missing.json").read_text())["of"] == len(rows) == 256
+    for example, length, other in zip(workspace.train_examples, encode_length, rows, strict=True):
+        if other is not None:
+            assert len(workspace.tokenizer(other["prompt"])["input_ids"]) == length
+            assert other["answer"] != example.answer
 
 
 def test_pairing_by_hand() -> None:

@@ -184,12 +184,16 @@ class Study(Closed):
         return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
 
 
+def _key(error: ValidationError) -> str:
+    """The dotted key that a pydantic error is about."""
+    # The discriminator's tag ("zoo") stands in the path of a model's key; it is no key of the file.
+    return ".".join(str(part) for part in error.errors()[0]["loc"] if part not in ("zoo", "hub", "folder"))
+
+
 def explain(error: ValidationError, where: str) -> UserError:
     """A pydantic error as one sentence: file, key, what was wrong."""
     first = error.errors()[0]
-    # The discriminator's tag ("zoo") stands in the path of a model's key; it is no key of the file.
-    keys = [str(part) for part in first["loc"] if part not in ("zoo", "hub", "folder")]
-    key = ".".join(keys) or "the file"
+    key = _key(error) or "the file"
     if first["type"] == "extra_forbidden":
         return UserError(f"{where}: unknown key '{key}'")
     if first["type"] == "missing":
@@ -317,8 +321,7 @@ def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Pro
     try:
         return Profile(**table)
     except ValidationError as error:
-        loc = [str(part) for part in error.errors()[0]["loc"] if part not in ("zoo", "hub", "folder")]
-        source = overrides.get(".".join(loc))
+        source = overrides.get(_key(error))
         raise explain(error, source[1] if source else str(path)) from None
 
 

@@ -18,7 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors.torch import save_file
@@ -42,25 +42,14 @@ from cdbench.files import explained, read_json, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import Metrics
+from cdbench.record import Metrics, failure_file, progress_file
 from cdbench.signals import SignalStore, last_prompt_mlp, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import encode, prompt_ids
 from cdbench.train import History, TrainingProblem
 from cdbench.workspace import Workspace
 
-Step = Literal["model-teacher", "model-student", "circuits", "train", "evaluate"]
 MAX_EXTRAS = 4 << 20
-
-
-def progress_file(step: str) -> str:
-    """Where a step tells how far it is; two steps may share a folder."""
-    return f"progress-{step}.json"
-
-
-def failure_file(step: str) -> str:
-    """Where a step tells why it failed."""
-    return f"failure-{step}.json"
 
 
 class Progress:
@@ -96,7 +85,7 @@ def run_circuits(folder: Path, store: Path) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
     _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
-    _ = workspace.heldout_data, workspace.circuits
+    _ = workspace.heldout_data, workspace.circuits, workspace.counterfactuals
     progress(1, 1, "")
 
 

@@ -1,11 +1,10 @@
 """From a study to the list of runs, with the reason for each: what is new, what is taken from the cache, and why."""
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from cdbench import record
 from cdbench.config import (
@@ -136,16 +135,20 @@ def _require_hyperparameters(study: Study, overrides: Mapping[str, tuple[Scalar,
             raise UserError(f"no method of study '{study.name}' has a hyperparameter '{name}' ({listed})")
 
 
+def _fields_of(spec: RunSpec) -> dict[str, Scalar | None]:
+    """The fields of the spec's method; none for the reference row, which has no file."""
+    path = find("methods").get(spec.method)
+    return static_fields(path) if path else {}
+
+
 def defaults_of(spec: RunSpec) -> dict[str, Scalar]:
     """The constant defaults of the method's hyperparameters, read without importing it."""
-    path = find("methods").get(spec.method)
-    return {k: v for k, v in static_fields(path).items() if v is not None} if path else {}
+    return {key: value for key, value in _fields_of(spec).items() if value is not None}
 
 
 def canonical(spec: RunSpec) -> RunSpec:
     """The spec without hyperparameters that the method has not, or that are set to their defaults: one run, one spec."""
-    path = find("methods").get(spec.method)
-    fields = static_fields(path) if path else {}
+    fields = _fields_of(spec)
     params: dict[str, Scalar] = {}
     for key, value in spec.params.items():
         if key in fields and fields[key] != value:
@@ -233,9 +236,8 @@ def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def save_study(plan: Plan, where: Places, command: str) -> Path:
+def save_study(plan: Plan, where: Places, command: str) -> None:
     """Writes down which runs make up the study; the report and MLflow read this."""
-    folder = where.study(plan.name)
     table = {
         "name": plan.name,
         "profile": plan.profile,
@@ -243,8 +245,7 @@ def save_study(plan: Plan, where: Places, command: str) -> Path:
         "run_ids": list(plan.run_ids),
         "command": command,
     }
-    write_json(folder / STUDY_FILE, table, "the study")
-    return folder
+    write_json(where.study(plan.name) / STUDY_FILE, table, "the study")
 
 
 @dataclass(frozen=True)
@@ -274,7 +275,7 @@ def read_study(name: str, where: Places) -> SavedStudy:
         name=str(table["name"]),
         profile=str(table["profile"]),
         study=Study.model_validate(table["study"]),
-        run_ids=json.loads(json.dumps(table["run_ids"])),
+        run_ids=[str(run_id) for run_id in cast(list[object], table["run_ids"])],
         command=str(table["command"]),
         folder=path.parent,
     )

@@ -88,6 +88,16 @@ class Record(_Model):
     ended: str
 
 
+def progress_file(step: str) -> str:
+    """Where a step tells how far it is; two steps may share a folder."""
+    return f"progress-{step}.json"
+
+
+def failure_file(step: str) -> str:
+    """Where a step tells why it failed."""
+    return f"failure-{step}.json"
+
+
 def write(folder: Path, record: Record) -> None:
     """Writes the record into its run's folder, whole or not at all."""
     write_atomic(folder / RECORD, record.model_dump_json(indent=1) + "\n", "the record")

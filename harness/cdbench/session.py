@@ -183,7 +183,7 @@ def verify(where: Places, run_id: str) -> list[str]:
         handle = LocalRunner().start("evaluate", copy, where.store)
         wait([handle.waitable])
         if handle.exit_code() != 0:
-            failure = read_json(copy / "failure-evaluate.json", "failure")
+            failure = read_json(copy / record.failure_file("evaluate"), "failure")
             if failure["status"] != "refused":
                 raise UserError(
                     f"run {run_id} cannot be evaluated again: {failure['error']}. Verifying needs the store that the run "

@@ -27,11 +27,6 @@ def mlp_out(layer: int) -> str:
     return f"mlp.{layer}.out"
 
 
-def mlp_neurons(layer: int) -> str:
-    """The name of a layer's MLP neurons."""
-    return f"mlp.{layer}.neurons"
-
-
 def require_llama(model: nn.Module) -> LlamaForCausalLM:
     """The model, if the hooks know its architecture.
 

@@ -1,7 +1,8 @@
 """The shared artefacts of a (profile, task): splits, models, impacts, pairing. Found in the store, or made."""
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from cdbench.circuits.pairing import pair_layers
 from cdbench.config import Profile, ZooModel
 from cdbench.discover import find, make_task, plugin_digest
 from cdbench.errors import UserError
-from cdbench.files import read_json, write_json
+from cdbench.files import read_json, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
+from cdbench.seeds import rng_for
 from cdbench.store import Store, content_hash, recipe
-from cdbench.tokens import encode
+from cdbench.tokens import encode, prompt_ids
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,29 @@ class Workspace:
             "threads": self.profile.threads,
         }
         return read_json(self._artefact("circuits", key, build) / "circuits.json", "circuits file")
+
+    @cached_property
+    def counterfactuals(self) -> Path:
+        """counterfactuals.jsonl: for each training problem another one of equal token length and another answer, or null.
+
+        missing.json counts the problems that have none.
+        """
+
+        def build(folder: Path) -> None:
+            rng = rng_for("counterfactuals", self.task, self.profile.data.seed)
+            found = data.make_counterfactuals(
+                self.train_examples, lambda prompt: prompt_ids(self.tokenizer, prompt), rng
+            )
+            rows = [None if example is None else asdict(example) for example in found]
+            write_atomic(folder / "counterfactuals.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_json(folder / "missing.json", {"without": rows.count(None), "of": len(rows)})
+
+        key: dict[str, object] = {
+            "data": content_hash(self.training_data),
+            "tokenizer": self.student.content,
+            "recipe": recipe("data", "tokens", "seeds"),
+        }
+        return self._artefact("counterfactuals", key, build)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

@@ -24,7 +24,7 @@ from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, is_trained, same_code
 from cdbench.provenance import code_of
-from cdbench.record import Metrics, Record, Status
+from cdbench.record import Code, Metrics, Record, Status
 from cdbench.runners import Handle, Runner
 from cdbench.seeds import digest
 
@@ -52,7 +52,7 @@ class Job:
     def progress(self) -> dict[str, Any]:
         """The last progress that the step told, or nothing."""
         try:
-            value = json.loads((self.folder / f"progress-{self.step}.json").read_text())
+            value = json.loads((self.folder / record.progress_file(self.step)).read_text())
         except (OSError, json.JSONDecodeError):
             return {}
         return value if isinstance(value, dict) else {}
@@ -112,7 +112,8 @@ class Schedule:
     running: list[Job] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
-    begun: dict[str, str] = field(default_factory=dict)
+    begun: dict[str, tuple[str, Code]] = field(default_factory=dict)
+    """Run id -> when it began, and with which code: a file edited in the meantime did not make the numbers."""
 
     def run(self) -> dict[str, Record]:
         """Runs everything; returns a record per run id.
@@ -169,26 +170,29 @@ class Schedule:
         for job in ready[: self.jobs - len(self.running)]:
             self.waiting.remove(job)
             if job.run and job.run.spec.run_id not in self.begun:
+                self._begin(job.run)
                 self._clean(job)
-                self.begun[job.run.spec.run_id] = _now()
             with explained(job.folder, "the run"):
                 job.handle = self.runner.start(job.step, job.folder, self.where.store)
             job.started = time.monotonic()
             self.running.append(job)
 
+    def _begin(self, run: PlannedRun) -> None:
+        self.begun.setdefault(run.spec.run_id, (_now(), code_of(run.spec)))
+
     def _clean(self, job: Job) -> None:
         """Readies a run's folder; what another code left there is removed, a checkpoint of this code stays."""
         assert job.run
         spec, folder = job.run.spec, job.folder
-        code = code_of(spec).digest
+        code = self.begun[spec.run_id][1].digest
         if folder.exists() and (self.force or not same_code(folder, spec)):
             shutil.rmtree(folder)
         kept = () if job.step == "train" else ("outcome.json", "student.safetensors", "masks.safetensors")
         stale = [name for name in (*_OUTPUTS, record.RECORD) if name not in kept]
         for path in (
             *(folder / name for name in stale),
-            *folder.glob("failure-*.json"),
-            *folder.glob("progress-*.json"),
+            *folder.glob(record.failure_file("*")),
+            *folder.glob(record.progress_file("*")),
         ):
             path.unlink(missing_ok=True)
         write_json(folder / "spec.json", spec.model_dump(mode="json"), "the spec")
@@ -217,13 +221,13 @@ class Schedule:
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self.running.remove(job)
         if job.run is None:
-            told = job.folder / f"failure-{job.step}.json"
+            told = job.folder / record.failure_file(job.step)
             code = int(str(read_json(told, "failure")["exit_code"])) if told.exists() else 1
             kinds = {UserError.exit_code: UserError, EnvironmentLacks.exit_code: EnvironmentLacks}
             if code in kinds:  # the user can mend this, and every run needs it
                 raise kinds[code](f"{job.label}: {text}")
         for lost in self._drop_dependents(job):
-            self.begun.setdefault(lost.spec.run_id, _now())
+            self._begin(lost)
             self._finish(lost, self._write_record(lost, status, f"{job.label}, {job.step}: {text}"))
 
     def _drop_dependents(self, job: Job) -> list[PlannedRun]:
@@ -267,7 +271,7 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
     text: str,
     outcome: dict[str, Any],
     metrics: dict[str, Any],
-    started: str,
+    begun: tuple[str, Code],
     folder: Path,
 ) -> Record:
     """The record of a run from what its steps left."""
@@ -277,7 +281,7 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
         spec=spec,
         status=status,
         error=text,
-        code=code_of(spec),
+        code=begun[1],
         params=outcome.get("params", {**defaults_of(spec), **spec.params}),
         metrics=Metrics.model_validate(metrics["metrics"]) if status == "ok" else None,
         extras=outcome.get("extras", {}),
@@ -285,13 +289,13 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
         inputs=later.get("inputs", {}),
         artefacts={name: sha256(folder / name) for name in _ARTEFACTS if (folder / name).is_file()},
         cost=outcome.get("cost", {}) | metrics.get("cost", {}),
-        started=started,
+        started=begun[0],
         ended=_now(),
     )
 
 
 def _explain_failure(job: Job, code: int) -> tuple[Status, str]:
-    path = job.folder / f"failure-{job.step}.json"
+    path = job.folder / record.failure_file(job.step)
     if path.exists():
         failure = read_json(path, "failure")
         status = str(failure["status"])
