@@ -21,7 +21,7 @@ LAYERS = [
     {"execute", "plan"},
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},
-    {"session"},
+    {"session", "check_command"},
     {"cli"},
     {"__main__"},
 ]

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from cdbench import __version__, config, discover, plan, record
+from cdbench.check_command import check
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
 
 _EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
@@ -56,9 +57,11 @@ def main() -> None:
     cdbench run cka_cd --task addition_2digit --seeds 0,1
     cdbench list methods
     cdbench report paper_a
+    cdbench check cka --impl mypkg.metrics:linear_cka
     """
 
 
+main.add_command(check)
 Command = Callable[..., None]
 
 

@@ -13,7 +13,7 @@ from cdbench.api import Example
 from cdbench.errors import CdbenchError
 from cdbench.predictions import Prediction, score
 from cdbench.record import Cka, MaskSummary
-from cdbench.similarity import cka_matrix
+from cdbench.similarity import cka_matrices
 from cdbench.tokens import answer_ids, prompt_ids
 
 SPARE_TOKENS = 2
@@ -110,7 +110,7 @@ def compare_representations(
         Refused: a layer that is constant over the problems has no CKA.
     """
     try:
-        debiased, biased = (cka_matrix(student, teacher, debiased=flag) for flag in (True, False))
+        biased, debiased = cka_matrices(student, teacher)
     except ValueError as error:
         raise Refused(f"no CKA between student (xs) and teacher (ys): {error}") from None
     means = [sum(matrix[s, t].item() for s, t in pairs) / len(pairs) for matrix in (debiased, biased)]

@@ -1,0 +1,100 @@
+"""`cdbench check`: the conformance batteries on the command line."""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cdbench.errors import AnswerBad, UserError
+
+if TYPE_CHECKING:
+    from cdbench.similarity.conformance.battery import Finding, Report
+
+
+@click.group()
+def check() -> None:
+    """Test an implementation against what must hold: ours, or yours in your CI."""
+
+
+@check.command("cka")
+@click.option(
+    "--impl", metavar="MODULE:NAME", help="Yours: a function (x, y), or a class with update(x, y) and compute()."
+)
+@click.option(
+    "--estimator",
+    type=click.Choice(["auto", "biased", "debiased", "both"]),
+    default="auto",
+    show_default=True,
+    help="What yours claims to be; auto: both if it has a parameter 'debiased', else biased.",
+)
+@click.option(
+    "--arrays", type=click.Choice(["torch", "numpy"]), default="torch", show_default=True, help="What yours takes."
+)
+@click.option("--no-gradient", is_flag=True, help="Yours is for reports only: do not ask for a gradient.")
+@click.option("--only", multiple=True, metavar="LAW", help="Only this law; may be repeated.")
+@click.option("--skip", multiple=True, metavar="LAW", help="Not this law; may be repeated.")
+@click.option("--examples", type=click.IntRange(1), default=25, show_default=True, help="Inputs drawn for each test.")
+@click.option("--list", "list_laws", is_flag=True, help="List the laws and stop.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
+@click.option("--junit", type=click.Path(path_type=Path, dir_okay=False), help="Also write a JUnit XML file.")
+def cka(**options: Any) -> None:
+    """Test a CKA: laws, golden values, and every reference library found. Exit code 3 when a law is broken.
+
+    Without --impl it tests ours. A law that breaks is shown with the smallest counterexample and what usually causes it.
+
+    \b
+    cdbench check cka
+    cdbench check cka --impl mypkg.metrics:linear_cka
+    cdbench check cka --impl mypkg.metrics:cka --estimator debiased --arrays numpy --junit cka.xml
+    cdbench check cka --impl mypkg.metrics:StreamCKA --skip extremes
+    """
+    import torch
+
+    from cdbench.similarity.conformance import battery, output
+    from cdbench.similarity.conformance.laws import LAWS
+    from cdbench.similarity.conformance.subject import load, ours
+
+    if options["list_laws"]:
+        for law in LAWS:
+            click.echo(f"{law.name:<24} {law.statement}")
+        return
+    torch.set_num_threads(1)  # small tensors: two threads are slower than one
+    laws = battery.chosen(options["only"], options["skip"])
+    place = options["impl"]
+    subjects = [load(place, options["estimator"], options["arrays"], not options["no_gradient"])] if place else ours()
+    reports = []
+    for subject in subjects:
+        report = battery.examine(subject, laws, options["examples"], _progress(subject.name))
+        reports.append(report)
+        for line in [] if options["as_json"] else output.lines(report):
+            click.echo(line)
+    if options["as_json"]:
+        click.echo(output.dumps(reports))
+    if options["junit"]:
+        output.write_junit(reports, options["junit"])
+    _judge(reports)
+
+
+def _progress(name: str) -> Callable[["Finding"], None]:
+    """Shows the law that was tested last, on a terminal only."""
+    shown = sys.stderr.isatty()
+
+    def tell(finding: "Finding") -> None:
+        if shown:
+            text = f"{name}: {finding.law} ({finding.estimator}, {finding.dtype})"
+            click.echo(f"\r\033[K{text}\r", nl=False, err=True)
+
+    return tell
+
+
+def _judge(reports: Sequence["Report"]) -> None:
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    for report in reports:
+        broken = list(dict.fromkeys(f.law for f in report.findings if f.verdict == "broken"))
+        if broken:
+            raise AnswerBad(f"{report.subject} breaks {len(broken)} laws: {', '.join(broken)}")
+        if not report.holds:
+            raise UserError(f"{report.subject}: nothing was tested; every law asked for is for another kind")

@@ -1,0 +1,287 @@
+"""Runs the laws on an implementation, shrinks what breaks to the smallest counterexample, and says what usually causes it."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Flaky
+
+from cdbench.errors import UserError
+from cdbench.similarity.conformance.broken import Broken
+from cdbench.similarity.conformance.cases import Case, tolerance
+from cdbench.similarity.conformance.causes import Cause
+from cdbench.similarity.conformance.laws import F64, HALF_BOUND, LAWS, Law
+from cdbench.similarity.conformance.libraries import LIBRARIES, Library
+from cdbench.similarity.conformance.reference import WRONG_FORMS, textbook
+from cdbench.similarity.conformance.subject import Subject
+
+Verdict = Literal["held", "broken", "not tested"]
+_NO_CASE = Case(n=5, dx=2, dy=2)
+_PROBES = (
+    Case(n=12, dx=5, dy=7, seed=1, mix=1.0, offset=1.0),
+    Case(n=9, dx=20, dy=30, seed=2, offset=1.0),
+    Case(n=30, dx=3, dy=4, seed=3, mix=0.3, offset=1.0),
+    Case(n=30, dx=40, dy=6, seed=4, offset=1.0),
+    Case(n=21, dx=30, dy=40, seed=6),
+)
+"""Of either shape, and with debiased values of either sign."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What became of one law.
+
+    Attributes:
+        law: its name; "agrees with NAME" for a reference library.
+        statement: what should hold.
+        estimator: biased or debiased.
+        dtype: in which it was tested.
+        verdict: held, broken or not tested.
+        seen: what broke it, or why it was not tested.
+        counterexample: the smallest input found that breaks it.
+        causes: what usually causes this, the likeliest first.
+        exact: whether the law itself tells the cause.
+    """
+
+    law: str
+    statement: str
+    estimator: str
+    dtype: str
+    verdict: Verdict
+    seen: str = ""
+    counterexample: str = ""
+    causes: tuple[Cause, ...] = ()
+    exact: bool = False
+
+
+@dataclass(frozen=True)
+class Report:
+    """The findings on one implementation.
+
+    Attributes:
+        subject: its name.
+        findings: of every law asked for.
+        likely: causes of all that is broken, the likeliest first.
+        recognised: the values are those of a known mistake.
+    """
+
+    subject: str
+    findings: tuple[Finding, ...]
+    likely: tuple[Cause, ...]
+    recognised: bool
+
+    def count(self, verdict: Verdict) -> int:
+        """Findings of a verdict."""
+        return sum(finding.verdict == verdict for finding in self.findings)
+
+    @property
+    def holds(self) -> bool:
+        """Nothing is broken and something was tested."""
+        return self.count("broken") == 0 and self.count("held") > 0
+
+
+def chosen(only: Sequence[str], skip: Sequence[str]) -> list[Law]:
+    """The laws asked for.
+
+    Raises:
+        UserError: an unknown name, or none left.
+    """
+    names = [law.name for law in LAWS]
+    for name in (*only, *skip):
+        if name not in names:
+            raise UserError(f"no law is called '{name}'; there are {', '.join(names)}")
+    laws = [law for law in LAWS if (not only or law.name in only) and law.name not in skip]
+    if not laws:
+        raise UserError("--only and --skip leave no law to test")
+    return laws
+
+
+def examine(subject: Subject, laws: Sequence[Law], examples: int, tell: Callable[[Finding], None]) -> Report:
+    """Tests laws and, where all laws are asked for, agreement with the reference libraries.
+
+    Args:
+        subject: what to test.
+        laws: which.
+        examples: drawn for each law, estimator and type.
+        tell: called with each finding as it is made.
+    """
+    findings = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an implementation's warnings would drown what the laws say of it
+        for finding in _findings(subject, laws, examples):
+            tell(finding)
+            findings.append(finding)
+        broken = [finding for finding in findings if finding.verdict == "broken"]
+        recognised = recognise(subject) if broken else []
+    causes = recognised or _ranked(findings)
+    if not recognised and any(finding.law == "large_mean" for finding in broken) and _right_in_double(subject):
+        causes = [Cause.SONG_UNCENTRED, *causes]  # the formula is right, digits are lost
+    return Report(subject.name, tuple(findings), tuple(dict.fromkeys(causes)), bool(recognised))
+
+
+_TELLING = (
+    "determinism", "batch_boundaries", "gradient", "finite_differences", "independent", "small_activations", "power_of_two",
+    "scaling", "either_route", "large_mean", "wide_half", "extremes", "autocast", "half_precision", "refusals", "translation",
+)  # fmt: skip
+"""Which broken law tells most about the cause, where the values are those of no known mistake. A value that is wrong breaks
+most laws; these point at one spot."""
+
+
+def _ranked(findings: Sequence[Finding]) -> list[Cause]:
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+    exact = [finding for finding in broken if finding.exact and finding.law in _TELLING[:5]]
+    rest = sorted(
+        (finding for finding in broken if finding not in exact),
+        key=lambda f: _TELLING.index(f.law) if f.law in _TELLING else len(_TELLING),
+    )
+    if any(f.law in ("gradient", "finite_differences") for f in rest) and len({f.law for f in rest}) > 2:
+        # A wrong value has a wrong gradient: nothing follows from that.
+        rest = [f for f in rest if f.law not in ("gradient", "finite_differences")]
+    causes = [cause for finding in exact for cause in finding.causes]
+    return causes + [cause for finding in rest for cause in finding.causes]
+
+
+def _findings(subject: Subject, laws: Sequence[Law], examples: int) -> Iterator[Finding]:
+    for law in laws:
+        for debiased in law.estimators:
+            for dtype in law.dtypes:
+                reason = _why_not(law, subject, debiased)
+                if reason:
+                    yield _finding(law, debiased, dtype, "not tested", reason)
+                else:
+                    yield _test(law, subject, debiased, dtype, examples)
+    if len(laws) == len(LAWS):
+        for library in LIBRARIES:
+            for debiased in library.estimators:
+                yield _compare(library, subject, debiased)
+
+
+def _why_not(law: Law, subject: Subject, debiased: bool) -> str:
+    if subject.kind not in law.kinds:
+        return f"not for a {subject.kind}"
+    if debiased not in subject.estimators:
+        return f"the implementation does not claim to be {_estimator(debiased)}"
+    if law.gradient and not subject.gradient:
+        return "it is not meant to be differentiated"
+    if law.torch_only and subject.arrays != "torch":
+        return "needs torch tensors"
+    return ""
+
+
+def _test(law: Law, subject: Subject, debiased: bool, dtype: torch.dtype, examples: int) -> Finding:
+    last: list[tuple[Case, Broken]] = []
+
+    def check(case: Case) -> None:
+        try:
+            law.check(subject, case, debiased, dtype)
+        except Broken as broken:
+            last.append((case, broken))
+            raise
+
+    try:
+        if law.drawn is None:
+            check(_NO_CASE)
+        else:
+            # Hypothesis runs the smallest failing case last, so that is what `last` ends with.
+            run: Any = settings(
+                max_examples=examples,
+                deadline=None,
+                database=None,
+                derandomize=True,
+                report_multiple_bugs=False,
+                phases=(Phase.generate, Phase.shrink),
+                suppress_health_check=list(HealthCheck),
+            )(given(law.drawn)(check))
+            run()
+    except (Broken, Flaky):
+        case, broken = last[-1]
+        text = case.text() if law.drawn is not None else ""
+        finding = _finding(law, debiased, dtype, "broken", broken.seen)
+        return replace(finding, counterexample=text, causes=broken.causes or law.causes, exact=bool(broken.causes))
+    return _finding(law, debiased, dtype, "held")
+
+
+def _finding(law: Law, debiased: bool, dtype: torch.dtype, verdict: Verdict, seen: str = "") -> Finding:
+    name = str(dtype).removeprefix("torch.")
+    return Finding(law.name, law.statement, _estimator(debiased), name, verdict, seen)
+
+
+def _estimator(debiased: bool) -> str:
+    return "debiased" if debiased else "biased"
+
+
+def _compare(library: Library, subject: Subject, debiased: bool) -> Finding:
+    law, statement = f"agrees with {library.name}", "agrees with a library that we did not write"
+    if not library.installed:
+        return Finding(law, statement, _estimator(debiased), "float64", "not tested", f"pip install {library.name}")
+    if debiased not in subject.estimators:
+        reason = f"the implementation does not claim to be {_estimator(debiased)}"
+        return Finding(law, statement, _estimator(debiased), "float64", "not tested", reason)
+    for case in _PROBES:
+        x, y = case.tensors(F64)
+        expected, bound = library.value(x, y, debiased), 1e-9
+        if expected <= 0 and not library.negative:
+            continue
+        try:
+            value = subject.value(x, y, debiased)
+        except Broken as broken:
+            return Finding(
+                law, statement, _estimator(debiased), "float64", "broken", broken.seen, case.text(), broken.causes
+            )
+        if abs(value - expected) > bound:
+            seen = f"value {value:.12g}, {library.name} has {expected:.12g}"
+            return Finding(law, statement, _estimator(debiased), "float64", "broken", seen, case.text())
+    return Finding(law, statement, _estimator(debiased), "float64", "held")
+
+
+def recognise(subject: Subject) -> list[Cause]:
+    """The known mistakes whose values an implementation returns on every probe; empty where its values are right."""
+    found = []
+    for debiased in subject.estimators:
+        probes = [(case.tensors(F64), _value_or_nan(subject, case, debiased)) for case in _PROBES]
+        right = [float(textbook(x, y, debiased)) for (x, y), _ in probes]
+        bounds = [tolerance(x, y, debiased, torch.float32) for (x, y), _ in probes]
+        if all(abs(seen - r) <= b for (_, seen), r, b in zip(probes, right, bounds, strict=True)):
+            continue
+        seen = [value for _, value in probes]
+        for cause, form, estimators in WRONG_FORMS:
+            if debiased in estimators and _same(seen, [form(x, y, debiased) for (x, y), _ in probes], bounds):
+                found.append(cause)
+        if not found and all(abs(a - b) <= HALF_BOUND for a, b in zip(seen, right, strict=True)):
+            scaled = [_value_or_nan(subject, case, debiased, 2.0**-12) for case in _PROBES]
+            # Near, and as near at any scale: not an eps, but digits.
+            found += [Cause.HALF_PRECISION] if scaled == seen else []
+    return found
+
+
+def _right_in_double(subject: Subject) -> bool:
+    for debiased in subject.estimators:
+        for case in _PROBES:
+            x, y = case.tensors(F64)
+            bound = tolerance(x, y, debiased, torch.float32)
+            if not abs(_value_or_nan(subject, case, debiased) - float(textbook(x, y, debiased))) <= bound:
+                return False
+    return True
+
+
+def _same(seen: Sequence[float], wrong: Sequence[float], bounds: Sequence[float]) -> bool:
+    """Whether two series agree, NaN for NaN, with two numbers at least."""
+    pairs = list(zip(seen, wrong, bounds, strict=True))
+    finite = [math.isfinite(a) and math.isfinite(b) for a, b, _ in pairs]
+    agree = [
+        abs(a - b) <= c if ok else math.isfinite(a) == math.isfinite(b)
+        for (a, b, c), ok in zip(pairs, finite, strict=True)
+    ]
+    return sum(finite) >= 2 and all(agree)
+
+
+def _value_or_nan(subject: Subject, case: Case, debiased: bool, scale: float = 1.0) -> float:
+    try:
+        x, y = case.tensors(F64)
+        return subject.value(x * scale, y * scale, debiased)
+    except Broken:
+        return math.nan

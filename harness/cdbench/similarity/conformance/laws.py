@@ -1,0 +1,403 @@
+"""The laws of linear CKA, each a check that raises `Broken` with what was seen.
+
+A law that compares needs only the implementation itself; `definition`, `golden`, `gradient` compare with `reference`.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from cdbench.similarity.conformance.broken import Broken
+from cdbench.similarity.conformance.cases import Case, cases, orthogonal, tolerance
+from cdbench.similarity.conformance.causes import Cause
+from cdbench.similarity.conformance.reference import textbook
+from cdbench.similarity.conformance.subject import Subject, batches
+
+F32, F64 = torch.float32, torch.float64
+HALF_BOUND = 0.01
+"""Largest error on float16 and bfloat16 input, which may return its value in the same type (eps 2^-8)."""
+Check = Callable[[Subject, Case, bool, torch.dtype], None]
+
+
+@dataclass(frozen=True)
+class Law:
+    """One law.
+
+    Attributes:
+        name: for --only and --skip.
+        statement: what holds.
+        check: raises `Broken`.
+        causes: what usually breaks it, the likeliest first.
+        estimators: for which it holds.
+        dtypes: in which it is tested.
+        drawn: the cases; None for a law that brings its own input.
+        kinds: functions, streams or both.
+        torch_only: about gradients, half precision or autocast.
+        gradient: about gradients.
+    """
+
+    name: str
+    statement: str
+    check: Check = field(repr=False)
+    causes: tuple[Cause, ...] = ()
+    estimators: tuple[bool, ...] = (False, True)
+    dtypes: tuple[torch.dtype, ...] = (F64, F32)
+    drawn: st.SearchStrategy[Case] | None = field(default=None, repr=False)
+    kinds: tuple[str, ...] = ("function", "stream")
+    torch_only: bool = False
+    gradient: bool = False
+
+
+def _same(seen: float, expected: float, bound: float, what: str) -> None:
+    if not abs(seen - expected) <= bound:
+        raise Broken(f"{what}: {seen:.9g}, expected {expected:.9g} within {bound:.1e}")
+
+
+def definition(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    bound = tolerance(x, y, debiased, dtype)
+    _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value")
+
+
+def symmetry(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    one, two = subject.value(x, y, debiased), subject.value(y, x, debiased)
+    _same(two, one, tolerance(x, y, debiased, dtype), "CKA(y, x) against CKA(x, y)")
+
+
+def self_similarity(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, _ = case.tensors(dtype)
+    _same(subject.value(x, x.clone(), debiased), 1.0, tolerance(x, x, debiased, dtype), "CKA(x, x)")
+
+
+def value_range(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    value, bound = subject.value(x, y, debiased), tolerance(x, y, debiased, dtype)
+    low = -1.0 if debiased else 0.0
+    if not low - bound <= value <= 1 + bound:
+        raise Broken(f"value {value:.9g} outside [{low:g}, 1]")
+
+
+def _unchanged(
+    subject: Subject, case: Case, debiased: bool, dtype: torch.dtype, move: Callable[[Tensor], Tensor]
+) -> None:
+    x, y = case.tensors(dtype)
+    moved = move(x.double()).to(dtype)
+    bound = tolerance(x, y, debiased, dtype) + tolerance(moved, y, debiased, dtype)
+    _same(subject.value(moved, y, debiased), subject.value(x, y, debiased), bound, "value after the change of x")
+    _same(subject.value(y, moved, debiased), subject.value(y, x, debiased), bound, "value after the change of y")
+
+
+def orthogonal_map(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    rotation = orthogonal(case.generator(), case.dx, case.dx)
+    _unchanged(subject, case, debiased, dtype, lambda x: x @ rotation)
+
+
+def isotropic_scaling(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    factor = -(10 ** case.generator().uniform(-3, 3))
+    _unchanged(subject, case, debiased, dtype, lambda x: x * factor)
+
+
+def translation(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    shift = torch.from_numpy(case.generator().normal(0, 3, case.dx))
+    _unchanged(subject, case, debiased, dtype, lambda x: x + shift)
+
+
+def feature_permutation(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    order = torch.from_numpy(case.generator().permutation(case.dx))
+    _unchanged(subject, case, debiased, dtype, lambda x: x[:, order])
+
+
+def zero_padding(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    _unchanged(subject, case, debiased, dtype, lambda x: torch.cat([x, x.new_zeros(len(x), 5)], 1))
+
+
+def either_route(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """The same samples in a space wider than n: Gram and feature form must agree (Kornblith et al. 2019, eq. 4)."""
+    turned = orthogonal(case.generator(), case.dx, case.dx + case.n)
+    _unchanged(subject, case, debiased, dtype, lambda x: x @ turned)
+
+
+def sample_permutation(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    order = torch.from_numpy(case.generator().permutation(case.n))
+    value = subject.value(x[order], y[order], debiased)
+    _same(value, subject.value(x, y, debiased), tolerance(x, y, debiased, dtype), "value after permuting the samples")
+
+
+def power_of_two(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    a, b = (2.0 ** int(k) for k in case.generator().integers(-12, 13, 2))
+    before, after = subject.value(x, y, debiased), subject.value(x * a, y * -b, debiased)
+    if before != after:
+        raise Broken(f"x · {a:g}, y · {-b:g} changes bits: {before!r} to {after!r}")
+
+
+def extremes(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    expected, bound = float(textbook(x, y, debiased)), tolerance(x, y, debiased, dtype)
+    reach = 100 if dtype == F32 else 900
+    for power in (-reach, reach):
+        try:
+            value = subject.value(x * 2.0**power, y * 2.0**power, debiased)
+            _same(value, expected, bound, f"both times 2^{power}")
+        except Broken as broken:
+            tiny_only = power < 0 and abs(_quiet(subject, x * 2.0**reach, y * 2.0**reach, debiased) - expected) <= bound
+            raise Broken(broken.seen, Cause.EPSILON if tiny_only else Cause.OVERFLOW) from broken
+
+
+def small_activations(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """Activations of 10⁻³ and below are common; an eps of 1e-8 is large beside their fourth power."""
+    x, y = case.tensors(dtype)
+    value = subject.value(x * 2.0**-12, y * 2.0**-12, debiased)
+    _same(value, subject.value(x, y, debiased), tolerance(x, y, debiased, dtype), "both times 2^-12")
+
+
+def _quiet(subject: Subject, x: Tensor, y: Tensor, debiased: bool) -> float:
+    try:
+        return subject.value(x, y, debiased)
+    except Broken:
+        return math.nan
+
+
+def large_mean(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """Last-token activations of language models have means of several standard deviations.
+
+    4 eps times the offset, which centring first keeps with room to spare; centring the Gram matrix costs its square.
+    """
+    x, y = case.tensors(dtype)
+    bound = tolerance(x, y, debiased, dtype) / 16
+    _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value")
+
+
+def invertible_map(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    value, expected = stretched(lambda x, y: subject.value(x.to(dtype), y.to(dtype), debiased))
+    _same(value, expected, 1e-4, "CKA(X, XA) for an invertible A of condition number 10, d = 64")
+
+
+def stretched(cka: Callable[[Tensor, Tensor], float], d: int = 64, kappa: float = 10.0) -> tuple[float, float]:
+    """The counterexample to invariance under invertible maps: X with d orthonormal centred columns, A = diag(κ, 1, …).
+
+    Returns:
+        The biased CKA(X, XA) as `cka` has it, and (κ²+d−1)/√(d(κ⁴+d−1)) from the definition.
+    """
+    raw = np.random.default_rng(0).standard_normal((200, d))
+    x = torch.from_numpy(np.linalg.qr(raw - raw.mean(0))[0])
+    scales = torch.ones(d, dtype=F64)
+    scales[0] = kappa
+    return cka(x, x * scales), (kappa**2 + d - 1) / math.sqrt(d * (kappa**4 + d - 1))
+
+
+def independent(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """Unrelated Gaussian features at the paper's batch and a wide layer: n = 32, d = 2048."""
+    n, d, rounds = 32, 2048, 6
+    draw = np.random.default_rng(7)
+    pairs = [[torch.from_numpy(draw.standard_normal((n, d))).to(dtype) for _ in "xy"] for _ in range(rounds)]
+    mean = sum(subject.value(x, y, debiased) for x, y in pairs) / rounds
+    if not debiased:
+        _same(mean, d / (n + d), 0.01, "mean over independent features, n = 32, d = 2048")
+        return
+    bound = 6 * math.sqrt(2 / (n * (n - 3))) / math.sqrt(rounds)
+    if abs(mean) > bound:
+        cause = (Cause.BIASED,) if mean > 0.9 else ()
+        raise Broken(
+            f"mean over independent features is {mean:.3f}, expected 0 within {bound:.3f} (n = 32, d = 2048)", *cause
+        )
+
+
+def golden(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    for entry in golden_values():
+        x, y = (torch.tensor(entry[k], dtype=dtype) for k in "xy")
+        expected = entry["debiased" if debiased else "biased"]
+        value = subject.value(x, y, debiased)
+        _same(value, expected, tolerance(x, y, debiased, dtype), f"golden value '{entry['name']}'")
+
+
+@cache
+def golden_values() -> list[dict[str, Any]]:
+    """Pairs with their exact values; the file says how they were computed."""
+    values: list[dict[str, Any]] = json.loads((Path(__file__).parent / "golden.json").read_text())["values"]
+    return values
+
+
+def half_precision(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    expected = float(textbook(x, y, debiased))
+    _same(subject.value(x, y, debiased), expected, HALF_BOUND, "value")
+
+
+def wide_half(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """A layer of ordinary width and size: its Gram entries exceed float16's 65,504."""
+    draw = np.random.default_rng(3)
+    x = torch.from_numpy(draw.standard_normal((16, 2048)) * 8).to(dtype)
+    y = x + torch.from_numpy(draw.standard_normal((16, 2048)) * 4).to(dtype)
+    expected = float(textbook(x, y, debiased))
+    _same(subject.value(x, y, debiased), expected, HALF_BOUND, "n = 16, d = 2048, entries of size 8")
+
+
+def autocast(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        value = subject.value(x, y, debiased)
+    _same(value, float(textbook(x, y, debiased)), 16 * tolerance(x, y, debiased, dtype), "under autocast to bfloat16")
+
+
+def gradient(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    found = subject.gradients(x, y, debiased)
+    a, b = (value.double().clone().requires_grad_() for value in (x, y))
+    value = textbook(a, b, debiased)
+    expected = torch.autograd.grad(value, (a, b))
+    for name, seen, right, given in zip("xy", found, expected, (x, y), strict=True):
+        largest = float(right.abs().max())
+        # What rounding leaves of the value, a gradient has too, at the scale of value / size.
+        bound = 16 * tolerance(x, y, debiased, dtype) * max(largest, 1 / float(given.norm()))
+        if seen is None or (largest > bound and not bool(seen.any())):
+            clamped = debiased and value < 0
+            raise Broken(
+                f"no gradient reaches {name} (value {float(value):.3g})", Cause.CLAMP if clamped else Cause.DETACHED
+            )
+        worst = float((seen.double() - right).abs().max())
+        if not worst <= bound:
+            raise Broken(f"gradient of {name} is off by {worst:.2e} (largest entry {largest:.2e}, bound {bound:.1e})")
+
+
+def finite_differences(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    found = subject.gradients(x, y, debiased)
+    draw, h = case.generator(), 1e-5
+    for which, name in enumerate("xy"):
+        inputs = [x, y]
+        direction = torch.from_numpy(draw.standard_normal(inputs[which].shape))
+        ends = []
+        for sign in (1, -1):
+            moved = list(inputs)
+            moved[which] = inputs[which] + sign * h * direction
+            ends.append(subject.value(moved[0], moved[1], debiased))
+        slope, got = (ends[0] - ends[1]) / (2 * h), found[which]
+        along = 0.0 if got is None else float((got * direction).sum())
+        bound = 1e-5 + 1e-4 * abs(slope) + tolerance(inputs[0], inputs[1], debiased, dtype) / h
+        if abs(slope) > 100 * bound and along == 0:
+            raise Broken(f"no gradient reaches {name}, finite differences have {slope:.3g}", Cause.DETACHED)
+        _same(along, slope, bound, f"gradient of {name} along a direction, against finite differences")
+
+
+def determinism(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    kept = x.clone(), y.clone()
+    first = subject.value(x, y, debiased)
+    if not (torch.equal(x, kept[0]) and torch.equal(y, kept[1])):
+        raise Broken("the call changed its input", Cause.IN_PLACE)
+    second = subject.value(x, y, debiased)
+    if first != second:
+        raise Broken(f"two calls on the same input: {first!r} and {second!r}", Cause.RANDOM)
+
+
+def batch_boundaries(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """All samples against the last batch and against the mean over batches: whose value is it?"""
+    x, y = case.tensors(dtype)
+    value, bound = subject.value(x, y, debiased), tolerance(x, y, debiased, dtype)
+    expected = float(textbook(x, y, debiased))
+    if abs(value - expected) <= bound:
+        return
+    parts = [float(textbook(x[rows], y[rows], debiased)) for rows in batches(case.n) if rows.stop - rows.start >= 4]
+    causes: tuple[Cause, ...] = ()
+    if abs(value - parts[-1]) <= bound:
+        causes = (Cause.LAST_BATCH,)
+    elif abs(value - sum(parts) / len(parts)) <= bound:
+        causes = (Cause.MEAN_OF_BATCHES,)
+    raise Broken(f"value {value:.9g} from batches, {expected:.9g} from all samples", *causes)
+
+
+def _bad_inputs(debiased: bool) -> list[tuple[str, Tensor, Tensor, tuple[Cause, ...]]]:
+    draw = np.random.default_rng(11)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.from_numpy(draw.standard_normal(shape))
+
+    least = 3 if debiased else 2
+    broken = normal(6, 3)
+    holed, endless = broken.clone(), broken.clone()
+    holed[2, 1], endless[2, 1] = math.nan, math.inf
+    inputs = [
+        (
+            f"n = {least}, which has no {'debiased' if debiased else 'biased'} CKA",
+            normal(least, 3),
+            normal(least, 2),
+            (),
+        ),
+        ("a constant representation", torch.full((6, 3), 0.1, dtype=F64), normal(6, 2), ()),
+        ("a constant representation far from zero", normal(6, 2), torch.full((6, 3), 1e6 + 0.1, dtype=F64), ()),
+        ("NaN", holed, normal(6, 2), ()),
+        ("infinity", normal(6, 2), endless, ()),
+        ("different numbers of samples", normal(6, 3), normal(7, 2), (Cause.PAIRING,)),
+        ("[prompts, positions, features]", normal(6, 4, 3), normal(6, 4, 2), (Cause.ROWS,)),
+        ("a vector", normal(6), normal(6), ()),
+        ("no features", normal(6, 0), normal(6, 2), ()),
+        ("no samples", normal(0, 3), normal(0, 2), ()),
+        ("integers", torch.arange(18).view(6, 3), normal(6, 2), ()),
+    ]
+    if debiased:
+        inputs.append(
+            ("samples that are all equally far apart (an identity matrix)", torch.eye(6, dtype=F64), normal(6, 2), ())
+        )
+    return inputs
+
+
+def refusals(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    """Never a number, never NaN. Integers may be refused or widened, as long as nothing is lost."""
+    for what, x, y, causes in _bad_inputs(debiased):
+        if subject.kind == "stream" and what.startswith("different"):
+            continue  # a batch is cut from both sides alike
+        try:
+            result = subject.call(x, y, debiased)
+        except Exception:
+            continue
+        if what == "integers" and _right(result, x, y, debiased):
+            continue
+        raise Broken(f"{what}: returned {result!r}, expected an error", *causes, Cause.SILENT)
+
+
+def _right(result: object, x: Tensor, y: Tensor, debiased: bool) -> bool:
+    return bool(abs(float(result) - float(textbook(x.double(), y, debiased))) < 1e-5)  # type: ignore[arg-type]
+
+
+_STRUCTURE = cases()
+_CENTRING = (Cause.NOT_CENTRED, Cause.HALF_CENTRED, Cause.CENTRING_MATRIX)
+LAWS: tuple[Law, ...] = (
+    Law("definition", "equals the definition in float64, n < d and n > d", definition, (Cause.NORMALISATION,), drawn=_STRUCTURE),
+    Law("golden", "equals the golden values", golden, (Cause.NORMALISATION,)),
+    Law("symmetry", "CKA(x, y) = CKA(y, x)", symmetry, (Cause.HALF_CENTRED, Cause.PAIRING), drawn=_STRUCTURE),
+    Law("self_similarity", "CKA(x, x) = 1", self_similarity, (Cause.NORMALISATION, Cause.EPSILON), drawn=_STRUCTURE),
+    Law("range", "biased in [0, 1]; debiased at most 1, negative allowed", value_range, (Cause.POWER,), drawn=_STRUCTURE),
+    Law("orthogonal_map", "an orthogonal map changes nothing", orthogonal_map, (Cause.STANDARDISED,), drawn=_STRUCTURE),
+    Law("scaling", "isotropic scaling changes nothing", isotropic_scaling, (Cause.EPSILON,), drawn=_STRUCTURE),
+    Law("translation", "adding a constant vector changes nothing", translation, _CENTRING, drawn=_STRUCTURE),
+    Law("feature_permutation", "permuting features changes nothing", feature_permutation, (Cause.TRUNCATED,), drawn=_STRUCTURE),
+    Law("sample_permutation", "permuting the samples of both changes nothing", sample_permutation, (Cause.PAIRING, Cause.ROWS), drawn=_STRUCTURE),  # noqa: E501
+    Law("zero_padding", "features that are zero change nothing", zero_padding, (Cause.WRONG_AXIS, Cause.STANDARDISED), drawn=_STRUCTURE),  # noqa: E501
+    Law("either_route", "Gram form and feature form agree: the same samples in a wider space", either_route, (Cause.ROUTE,), drawn=_STRUCTURE),  # noqa: E501
+    Law("invertible_map", "a general invertible map changes it (closed form)", invertible_map, (Cause.WHITENED,), estimators=(False,)),  # noqa: E501
+    Law("independent", "unrelated features, n = 32, d = 2048: biased 0.98, debiased 0 in mean", independent, ()),
+    Law("power_of_two", "scaling by 2^k changes no bit", power_of_two, (Cause.EPSILON,), drawn=_STRUCTURE),
+    Law("small_activations", "activations of size 2^-12 change nothing", small_activations, (Cause.EPSILON,), drawn=_STRUCTURE),
+    Law("extremes", "no overflow, no underflow: 2^±100 in float32, 2^±900 in float64", extremes, (Cause.OVERFLOW,), drawn=_STRUCTURE),  # noqa: E501
+    Law("large_mean", "a mean of 30 σ costs no more digits than it must", large_mean, (Cause.SONG_UNCENTRED,), dtypes=(F32,), drawn=cases(30.0)),  # noqa: E501
+    Law("half_precision", "bfloat16 and float16 input within 0.01 of float64", half_precision, (Cause.HALF_PRECISION,), dtypes=(torch.bfloat16, torch.float16), drawn=cases(0.0), torch_only=True),  # noqa: E501
+    Law("wide_half", "float16 and bfloat16 layers of ordinary width do not overflow", wide_half, (Cause.HALF_PRECISION,), dtypes=(torch.bfloat16, torch.float16), torch_only=True),  # noqa: E501
+    Law("autocast", "the same under autocast", autocast, (Cause.HALF_PRECISION,), dtypes=(F32,), drawn=_STRUCTURE, torch_only=True),  # noqa: E501
+    Law("gradient", "the gradient of the definition, in both arguments", gradient, (Cause.GRADIENT,), drawn=_STRUCTURE, kinds=("function",), torch_only=True, gradient=True),  # noqa: E501
+    Law("finite_differences", "the gradient is that of finite differences", finite_differences, (Cause.GRADIENT,), dtypes=(F64,), drawn=_STRUCTURE, kinds=("function",), torch_only=True, gradient=True),  # noqa: E501
+    Law("determinism", "two calls agree bit for bit and leave their input alone", determinism, (Cause.RANDOM,), drawn=_STRUCTURE),
+    Law("batch_boundaries", "batches give the value of all samples", batch_boundaries, (Cause.MEAN_OF_BATCHES, Cause.LAST_BATCH), drawn=cases(least=14), kinds=("stream",)),  # noqa: E501
+    Law("refusals", "input that has no CKA is refused, never answered", refusals, (Cause.SILENT,), dtypes=(F64,)),
+)  # fmt: skip

@@ -1,0 +1,118 @@
+"""A report on the terminal, as JSON, and as JUnit XML."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import click
+
+from cdbench import __version__
+from cdbench.errors import UserError
+from cdbench.similarity.conformance.battery import Finding, Report
+
+_MARKS = {"held": ("held   ", "green"), "broken": ("BROKEN ", "red"), "not tested": ("skipped", "yellow")}
+
+
+def lines(report: Report) -> list[str]:
+    """The report for a person: a line a law, the counterexamples, the likely causes."""
+    text = [click.style(report.subject, bold=True)]
+    by_law: dict[str, list[Finding]] = {}
+    for finding in report.findings:
+        by_law.setdefault(finding.law, []).append(finding)
+    for name, findings in by_law.items():
+        text += _law_lines(name, findings)
+    counts = f"{report.count('held')} held, {report.count('broken')} broken, {report.count('not tested')} not tested"
+    text.append(f"  {len(by_law)} laws in {len(report.findings)} tests (by estimator and type): {counts}")
+    if report.likely:
+        text.append(
+            "  its values are those of a known mistake:" if report.recognised else "  what usually causes this:"
+        )
+        text += [f"    - {cause.value}" for cause in report.likely[:3]]
+    return text
+
+
+def _law_lines(name: str, findings: Sequence[Finding]) -> list[str]:
+    broken = [finding for finding in findings if finding.verdict == "broken"]
+    skipped = [finding for finding in findings if finding.verdict == "not tested"]
+    verdict = "broken" if broken else "not tested" if len(skipped) == len(findings) else "held"
+    mark, colour = _MARKS[verdict]
+    text = [f"  {click.style(mark, fg=colour)} {name:<24} {findings[0].statement}"]
+    if verdict == "not tested":
+        text.append(f"            {skipped[0].seen}")
+    for finding in _first_of_each(broken):
+        text.append(f"            {finding.estimator}, {finding.dtype}: {finding.seen}")
+        if finding.counterexample:
+            text.append(f"            smallest: {finding.counterexample}")
+    return text
+
+
+def _first_of_each(broken: Sequence[Finding]) -> list[Finding]:
+    """One finding an estimator: the other types say the same."""
+    return list({finding.estimator: finding for finding in reversed(broken)}.values())[::-1]
+
+
+def as_json(reports: Sequence[Report]) -> list[dict[str, Any]]:
+    """Everything, for programs."""
+    return [
+        {
+            "subject": report.subject,
+            "holds": report.holds,
+            "cdbench": __version__,
+            "likely_causes": [{"cause": cause.name.lower(), "text": cause.value} for cause in report.likely],
+            "recognised": report.recognised,
+            "findings": [
+                {
+                    "law": finding.law,
+                    "statement": finding.statement,
+                    "estimator": finding.estimator,
+                    "dtype": finding.dtype,
+                    "verdict": finding.verdict,
+                    "seen": finding.seen,
+                    "counterexample": finding.counterexample,
+                    "causes": [cause.name.lower() for cause in finding.causes],
+                }
+                for finding in report.findings
+            ],
+        }
+        for report in reports
+    ]
+
+
+def write_junit(reports: Sequence[Report], path: Path) -> None:
+    """A JUnit file: a suite an implementation, a case a law, estimator and type.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    root = ElementTree.Element("testsuites")
+    for report in reports:
+        suite = ElementTree.SubElement(
+            root,
+            "testsuite",
+            name=f"cka {report.subject}",
+            tests=str(len(report.findings)),
+            failures=str(report.count("broken")),
+            skipped=str(report.count("not tested")),
+            errors="0",
+        )
+        for finding in report.findings:
+            name = f"{finding.law} [{finding.estimator}, {finding.dtype}]"
+            case = ElementTree.SubElement(suite, "testcase", classname=report.subject, name=name)
+            if finding.verdict == "broken":
+                body = [finding.statement, finding.seen, finding.counterexample, *(c.value for c in finding.causes)]
+                failure = ElementTree.SubElement(case, "failure", message=finding.seen)
+                failure.text = "\n".join(line for line in body if line)
+            elif finding.verdict == "not tested":
+                ElementTree.SubElement(case, "skipped", message=finding.seen)
+    ElementTree.indent(root)
+    try:
+        ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+    except OSError as error:
+        raise UserError(f"--junit {path}: cannot write it: {error.strerror}") from None
+
+
+def dumps(reports: Sequence[Report]) -> str:
+    """`as_json` as text."""
+    return json.dumps(as_json(reports), indent=1, ensure_ascii=False)

@@ -1,0 +1,216 @@
+"""What is tested: a function of two representations, or a class that is fed batches. Ours or anybody's."""
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cdbench.errors import UserError
+from cdbench.similarity import StreamingCKA, cka_matrix, linear_cka
+from cdbench.similarity.conformance.broken import Broken
+from cdbench.similarity.conformance.causes import Cause
+
+Arrays = Literal["torch", "numpy"]
+Kind = Literal["function", "stream"]
+
+
+class Call(Protocol):
+    """CKA of two representations by either estimator, as the implementation returns it."""
+
+    def __call__(self, x: Tensor, y: Tensor, debiased: bool) -> object: ...
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation under test.
+
+    Attributes:
+        name: what the user calls it.
+        call: the implementation behind one signature.
+        estimators: which of biased (False) and debiased (True) it claims to be.
+        arrays: what it takes; NumPy ones have no gradient and no half precision.
+        kind: a function, or a class that is fed batches.
+        gradient: whether it is meant to be differentiated.
+    """
+
+    name: str
+    call: Call = field(repr=False)
+    estimators: tuple[bool, ...]
+    arrays: Arrays = "torch"
+    kind: Kind = "function"
+    gradient: bool = True
+
+    def value(self, x: Tensor, y: Tensor, debiased: bool) -> float:
+        """The value as a number.
+
+        Raises:
+            Broken: not one finite number, or an exception on input that has a CKA.
+        """
+        result = self._result(x, y, debiased)
+        number = _number(result)
+        if number is None:
+            raise Broken(f"returned {_describe(result)} for {_shapes(x, y)}, expected one number")
+        if not math.isfinite(number):
+            raise Broken(f"returned {number} for {_shapes(x, y)}")
+        return number
+
+    def gradients(self, x: Tensor, y: Tensor, debiased: bool) -> tuple[Tensor | None, Tensor | None]:
+        """The gradient of the value with respect to both; None where none arrives.
+
+        Raises:
+            Broken: an exception, or a value without a graph.
+        """
+        x, y = (value.detach().clone().requires_grad_() for value in (x, y))
+        result = self._result(x, y, debiased)
+        if not isinstance(result, Tensor) or not result.requires_grad:
+            raise Broken("the result carries no gradient", Cause.DETACHED)
+        try:
+            one, two = torch.autograd.grad(result.sum(), (x, y), allow_unused=True)
+        except RuntimeError as error:
+            raise Broken(f"the backward pass raised on {_shapes(x, y)}: {error}", Cause.GRADIENT) from error
+        return one, two
+
+    def _result(self, x: Tensor, y: Tensor, debiased: bool) -> object:
+        try:
+            return self.call(x, y, debiased)
+        except Exception as error:
+            text = f"raised {type(error).__name__} on {_shapes(x, y)}: {error}"
+            # A tensor that requires a gradient does not turn into a number or an array: the graph ends there.
+            raise Broken(text, *([Cause.DETACHED] if x.requires_grad else [])) from error
+
+
+def _shapes(x: Tensor, y: Tensor) -> str:
+    return f"x {tuple(x.shape)} and y {tuple(y.shape)}, {str(x.dtype).removeprefix('torch.')}"
+
+
+def _number(result: object) -> float | None:
+    size = getattr(result, "numel", None) or getattr(result, "size", None)
+    count = size() if callable(size) else size
+    if isinstance(result, int | float) or count == 1:
+        return float(result)  # type: ignore[arg-type]
+    return None
+
+
+def _describe(result: object) -> str:
+    shape = getattr(result, "shape", None)
+    return f"{type(result).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''}"
+
+
+def ours() -> list[Subject]:
+    """The estimators of this package, each behind the same signature."""
+    both = (False, True)
+
+    def matrix(x: Tensor, y: Tensor, debiased: bool) -> object:
+        # In the midst of other layers, so that a mix-up of rows and columns shows.
+        others = [torch.sin(torch.arange(x.numel(), dtype=x.dtype)).view(x.shape), x[:, :1] * 2 + 1]
+        usable = [layer for layer in others if x.ndim == 2 and len(x) > 4 and bool((layer != layer[0]).any())]
+        return cka_matrix([*usable, x], [y], debiased=debiased)[-1, 0]
+
+    return [
+        Subject("cdbench.similarity:linear_cka", lambda x, y, debiased: linear_cka(x, y, debiased=debiased), both),
+        Subject("cdbench.similarity:cka_matrix", matrix, both, gradient=False),
+        Subject("cdbench.similarity:StreamingCKA", fed_in_batches(_Ours, both), both, kind="stream", gradient=False),
+    ]
+
+
+class _Ours:
+    """StreamingCKA takes lists of layers; the battery feeds one."""
+
+    def __init__(self) -> None:
+        self.stream = StreamingCKA()
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        self.stream.update([x], [y])
+
+    def compute(self, debiased: bool) -> Tensor:
+        return self.stream.compute(debiased=debiased)
+
+
+def batches(n: int) -> list[slice]:
+    """Uneven batches over n samples: most of it, a few, the rest."""
+    return [slice(a, b) for a, b in pairwise(sorted({0, n // 2, n // 2 + 1, n}))]
+
+
+def fed_in_batches(factory: Callable[[], Any], estimators: Sequence[bool], numpy: bool = False) -> Call:
+    """A class with update(x, y) and compute() as a function of all samples."""
+
+    def call(x: Tensor, y: Tensor, debiased: bool) -> object:
+        stream = factory()
+        if x.ndim == 0 or len(x) != len(y):
+            stream.update(x, y)
+        for rows in batches(len(x)) if len(x) == len(y) else []:
+            one, two = x[rows], y[rows]
+            stream.update(*((one.numpy(), two.numpy()) if numpy else (one, two)))
+        return stream.compute(debiased=debiased) if len(estimators) > 1 else stream.compute()
+
+    return call
+
+
+def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
+    """Imports `package.module:name` from the environment or the current folder.
+
+    Args:
+        place: a function (x, y) -> number, or a class with update(x, y) and compute().
+        estimator: biased, debiased, both, or auto: both when it has a `debiased` parameter, else biased.
+        arrays: what it takes.
+        gradient: whether a function is meant to be differentiated.
+
+    Raises:
+        UserError: it cannot be imported, or is neither.
+    """
+    module_name, _, name = place.partition(":")
+    if not name:
+        raise UserError(f"--impl {place!r}: write package.module:function, for example mypkg.metrics:linear_cka")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:
+        raise UserError(f"--impl {place}: cannot import it: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise UserError(
+            f"--impl {place} is a {type(found).__name__}; name a function, or a class with update and compute"
+        )
+    is_stream = inspect.isclass(found)
+    if is_stream and not (callable(getattr(found, "update", None)) and callable(getattr(found, "compute", None))):
+        raise UserError(f"--impl {place}: the class needs update(x, y) and compute()")
+    estimators = _estimators(place, found.compute if is_stream else found, estimator)
+    if is_stream:
+        return Subject(place, fed_in_batches(found, estimators, arrays == "numpy"), estimators, arrays, "stream", False)
+    return Subject(place, _function(found, estimators, arrays), estimators, arrays, "function", gradient)
+
+
+def _estimators(place: str, function: Callable[..., object], estimator: str) -> tuple[bool, ...]:
+    try:
+        switch = "debiased" in inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        switch = False
+    if estimator == "both" and not switch:
+        raise UserError(f"--impl {place}: --estimator both needs a parameter named 'debiased'; it has none")
+    if estimator == "auto":
+        return (False, True) if switch else (False,)
+    return {"biased": (False,), "debiased": (True,), "both": (False, True)}[estimator]
+
+
+def _function(function: Callable[..., object], estimators: tuple[bool, ...], arrays: Arrays) -> Call:
+    try:
+        switch = "debiased" in inspect.signature(function).parameters
+    except ValueError:
+        switch = False
+
+    def call(x: Tensor, y: Tensor, debiased: bool) -> object:
+        one, two = (x.numpy(), y.numpy()) if arrays == "numpy" else (x, y)
+        return function(one, two, debiased=debiased) if switch else function(one, two)
+
+    return call

@@ -1,0 +1,177 @@
+"""What may enter a CKA, and how the features are prepared: every estimator starts here."""
+
+import math
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+WIDE = torch.float64
+"""n² numbers in float64 cost nothing beside the products, and a float32 sum over them loses four digits."""
+
+
+def require_representation(value: Tensor, name: str) -> None:
+    """Checks one representation without reading its values.
+
+    Raises:
+        ValueError: not a tensor, not 2-D, no samples or no features, or not of a floating-point type.
+    """
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name} must be a torch tensor [samples, features], got {type(value).__name__}")
+    if value.ndim != 2:
+        hint = "; flattening positions makes rows that are not independent samples, take one row a prompt"
+        raise ValueError(
+            f"{name} must be [samples, features], got shape {tuple(value.shape)}{hint if value.ndim > 2 else ''}"
+        )
+    if 0 in value.shape:
+        raise ValueError(f"{name} of shape {tuple(value.shape)} is empty")
+    if not value.is_floating_point():
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be a floating-point tensor, got {value.dtype}")
+
+
+def require_same_samples(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
+    """Checks that two representations hold the same number of samples on the same device.
+
+    Raises:
+        ValueError: they do not.
+    """
+    if len(x) != len(y):
+        raise ValueError(
+            f"{names[0]} of shape {tuple(x.shape)} and {names[1]} of shape {tuple(y.shape)} must hold the same samples "
+            f"in the same order, got {len(x)} and {len(y)} rows"
+        )
+    if x.device != y.device:
+        raise ValueError(f"{names[0]} is on {x.device} and {names[1]} on {y.device}; move one to the other's device")
+
+
+def require_enough(n: int, debiased: bool) -> None:
+    """Checks the number of samples.
+
+    Raises:
+        ValueError: n < 3, where the biased estimator is identically 1 (n = 2) or 0/0, or n < 4 debiased, where it is 0/0.
+    """
+    least = 4 if debiased else 3
+    if n < least:
+        kind = "debiased" if debiased else "biased"
+        raise ValueError(f"{kind} CKA needs at least {least} samples, got {n}")
+
+
+def require_layers(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+    """Checks two lists of layers without reading their values.
+
+    Raises:
+        ValueError: an empty list, a tensor in place of a list, or a layer that is not of the same samples as the first.
+    """
+    for side, values in (("xs", xs), ("ys", ys)):
+        if not isinstance(values, list | tuple):
+            raise ValueError(
+                f"{side} must be a list of layers, each [samples, features]; write [{side}] for a single one"
+            )
+        if not values:
+            raise ValueError(f"{side} is empty: give at least one layer on each side")
+        for i, value in enumerate(values):
+            require_representation(value, f"{side}[{i}]")
+            require_same_samples(xs[0], value, ("xs[0]", f"{side}[{i}]"))
+
+
+def working_dtype(*tensors: Tensor) -> torch.dtype:
+    """At least float32; float64 when an input is, or when the user has lowered the precision of float32 products.
+
+    TF32 and bfloat16 products (`torch.set_float32_matmul_precision`) keep three digits: too few for an estimator that
+    subtracts. Working in float64 avoids them without touching a global setting, in the backward pass too.
+    """
+    dtype = torch.float32
+    for given in {tensor.dtype for tensor in tensors}:
+        dtype = torch.promote_types(dtype, given)
+    backends: Any = torch.backends  # what the stubs do not know
+    setting = (backends.cuda if tensors[0].is_cuda else backends.mkldnn).matmul.fp32_precision
+    if setting == "none":
+        setting = backends.fp32_precision
+    return torch.float64 if setting in ("tf32", "bf16") else dtype
+
+
+def exponent_of(value: Tensor, name: str) -> int:
+    """e such that 2^-e · value has its largest entry in [0.5, 1); 0 for a representation of zeros.
+
+    Raises:
+        ValueError: NaN or infinity.
+    """
+    low, high = value.detach().aminmax()
+    largest = max(-float(low), float(high))
+    if not math.isfinite(largest):
+        raise ValueError(f"{name} of shape {tuple(value.shape)} holds NaN or infinity")
+    return math.frexp(largest)[1] if largest else 0
+
+
+def scaled(value: Tensor, exponent: int) -> Tensor:
+    """2^-exponent · value. In two steps: 2^-exponent itself may not be representable."""
+    half = exponent // 2
+    return value * 2.0**-half * 2.0 ** -(exponent - half)
+
+
+def centred(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
+    """Features minus their mean over the samples, [n, d], scaled by a power of two.
+
+    The scaling is exact and cancels in a ratio; without it fourth powers overflow or vanish.
+
+    Raises:
+        ValueError: NaN, infinity, or a representation that is constant over the samples.
+    """
+    shape, given = value.shape, value.dtype
+    value = scaled(value.to(dtype), exponent_of(value, name))
+    mean = value.mean(0)
+    result = value - mean
+    spread, offset = result.detach().square().sum().item(), len(value) * mean.detach().square().sum().item()
+    require_spread(spread, offset, name, tuple(shape), given)
+    return result
+
+
+def require_spread(spread: float, offset: float, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Checks that a representation varies over the samples.
+
+    A constant column leaves rounding residue of size eps·|mean|, so the spread is judged against the mean, not against
+    zero: otherwise CKA(constant, constant) is 1.
+
+    Args:
+        spread: sum over samples of the squared distance to the mean.
+        offset: n times the squared norm of the mean.
+        name: what the caller calls the representation.
+        shape: its shape.
+        dtype: the type that it came in.
+
+    Raises:
+        ValueError: it is constant.
+    """
+    eps = _eps(dtype)
+    if spread <= (8 * eps) ** 2 * (spread + offset):
+        raise ValueError(f"{name} of shape {shape} is constant over the samples: its CKA is 0/0")
+
+
+@cache
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+
+
+def require_debiased_spread(own: float, biased: float, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Checks that the unbiased HSIC of a representation with itself is more than rounding.
+
+    It is exactly zero when all samples are equally far apart, as those of an identity matrix are.
+
+    Args:
+        own: debiased HSIC of the representation with itself, in the normalisation of `biased`.
+        biased: the same, biased.
+        name: what the caller calls the representation.
+        shape: its shape.
+        dtype: the type of its Gram matrix.
+
+    Raises:
+        ValueError: it is zero.
+    """
+    # What rounds are the entries of the Gram, and the difference of which its norm was made.
+    if own <= ((8 * _eps(dtype)) ** 2 * shape[0] + 64 * _eps(WIDE)) * biased:
+        raise ValueError(
+            f"{name} of shape {shape} has no debiased CKA: its samples are all equally far apart, so its unbiased HSIC "
+            f"with itself is 0"
+        )

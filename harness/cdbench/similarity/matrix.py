@@ -1,0 +1,292 @@
+"""CKA of every layer of one model with every layer of another, both estimators from one pass.
+
+Each layer is read once. Its Gram matrix, [n, n], goes into one buffer with a row a layer; all pairs are then one product of
+that buffer with itself. With the diagonal taken out (hollow K), what both estimators need are inner products:
+
+    biased     ⟨K, L⟩ + diag·diag − 2/n rows·rows + total·total / n²               rows, total: sums of K
+    debiased   ⟨K, L⟩ − 2/(n−2) rows·rows + total·total / ((n−1)(n−2))             rows, total: sums of hollow K
+
+Both hold for Grams that are not centred; the features are centred beforehand wherever their mean would cost digits. Where
+the Grams would be larger than the products of features, [d1, d2], these are taken instead: `streaming`.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from threadpoolctl import ThreadpoolController
+from torch import Tensor
+
+from cdbench.similarity.inputs import (
+    WIDE,
+    exponent_of,
+    require_debiased_spread,
+    require_enough,
+    require_layers,
+    require_spread,
+    scaled,
+    working_dtype,
+)
+from cdbench.similarity.streaming import StreamingCKA
+
+_CHUNK = 1 << 14
+"""Entries of each Gram that are widened to float64 at a time."""
+_FEW = 256
+"""Below so many samples centring the features costs a good part of the product; a small mean is left to the formulas."""
+_HALF = 64
+"""From so many samples on half a product is faster than a whole one."""
+_SAFE = (2.0**-44, 2.0**56)
+"""Traces between these have squares of Gram entries well inside float32."""
+
+
+class CkaMatrices(NamedTuple):
+    """Both estimators, [layers of x, layers of y] each, float64."""
+
+    biased: Tensor
+    debiased: Tensor
+
+
+def cka_matrix(xs: Sequence[Tensor], ys: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
+    """Linear CKA of every layer in xs with every layer in ys, [len(xs), len(ys)], float64, without gradient.
+
+    Memory: the Grams, n² values a layer, plus one layer. A layer that stands in both lists is read once. float16 and
+    bfloat16 are read as float32; where any layer is float64, all are.
+
+    Raises:
+        ValueError: as `linear_cka`, naming the layer.
+    """
+    return _matrices(xs, ys, (debiased,))[0]
+
+
+def cka_matrices(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> CkaMatrices:
+    """Both estimators for all pairs, at the cost of one.
+
+    Raises:
+        ValueError: as `linear_cka`, naming the layer; n < 4.
+    """
+    biased, debiased = _matrices(xs, ys, (False, True))
+    return CkaMatrices(biased, debiased)
+
+
+@torch.no_grad()
+def _matrices(xs: Sequence[Tensor], ys: Sequence[Tensor], estimators: Sequence[bool]) -> list[Tensor]:
+    require_layers(xs, ys)
+    n = len(xs[0])
+    require_enough(n, any(estimators))
+    # All Grams cost n²·W multiplications, W the sum of all widths; all products of features about n·W².
+    if n > sum(v.shape[1] for v in (*xs, *ys)):
+        stream = StreamingCKA()
+        stream.update(xs, ys)
+        return [stream.compute(debiased=debiased) for debiased in estimators]
+    return gram_sums(xs, ys).cka(estimators)
+
+
+@dataclass(frozen=True)
+class GramSums:
+    """What both estimators need of the Grams of L distinct layers, S of them on the left and T on the right; float64.
+
+    Attributes:
+        cross: [S, T] ⟨K, L⟩ of hollow Grams.
+        own: [L] the same of each layer with itself.
+        diagonals: [L, n] of the Grams.
+        rows: [L, n] sums over the rows of the hollow Grams.
+        left: where the layers of x stand among the L.
+        right: where those of y stand.
+        exponents: [L] of the power of two that a layer was divided by; its HSIC with itself is 2^(4·exponent) larger.
+        names: [L] what a layer is called in messages.
+        shapes: [L] of the layers.
+        dtype: in which the Grams were formed.
+    """
+
+    cross: Tensor
+    own: Tensor
+    diagonals: Tensor
+    rows: Tensor
+    left: slice | list[int]
+    right: slice | list[int]
+    exponents: list[int]
+    names: list[str]
+    shapes: list[tuple[int, ...]]
+    dtype: torch.dtype
+
+    def hsic(self, debiased: bool) -> tuple[Tensor, Tensor]:
+        """HSIC of all pairs [S, T] and of each layer with itself [L], up to a factor that depends on n alone."""
+        n = self.rows.shape[1]
+        rows = self.rows if debiased else self.rows + self.diagonals
+        by_rows, by_total = (2 / (n - 2), 1 / ((n - 1) * (n - 2))) if debiased else (2 / n, 1 / n**2)
+        totals = rows.sum(1) * by_total**0.5
+        own = self.own - by_rows * torch.linalg.vecdot(rows, rows) + totals**2
+        cross = self.cross - by_rows * rows[self.left] @ rows[self.right].T
+        cross += torch.outer(totals[self.left], totals[self.right])
+        if not debiased:
+            own += torch.linalg.vecdot(self.diagonals, self.diagonals)
+            cross += self.diagonals[self.left] @ self.diagonals[self.right].T
+        return cross, own
+
+    def cka(self, estimators: Sequence[bool]) -> list[Tensor]:
+        """The ratio, [S, T], by each estimator (debiased or not).
+
+        Raises:
+            ValueError: debiased, and the samples of a layer are all equally far apart.
+        """
+        results = []
+        biased = self.hsic(debiased=False)
+        for debiased in estimators:
+            cross, own = self.hsic(debiased=True) if debiased else biased
+            if debiased:
+                least = int((own / biased[1]).argmin())
+                shape, limit = self.shapes[least], biased[1][least].item()
+                require_debiased_spread(own[least].item(), limit, self.names[least], shape, self.dtype)
+            norms = own.sqrt()
+            results.append(cross / torch.outer(norms[self.left], norms[self.right]))
+        return results
+
+
+@torch.no_grad()
+def gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> GramSums:
+    """Forms the Gram of each distinct layer and takes from it what the estimators need.
+
+    Raises:
+        ValueError: a layer that is constant, or holds NaN or infinity, naming it.
+    """
+    distinct: list[Tensor] = []
+    names: list[str] = []
+    places: dict[int, int] = {}
+    for side, values in (("xs", xs), ("ys", ys)):
+        for i, value in enumerate(values):
+            if id(value) not in places:
+                places[id(value)] = len(distinct)
+                distinct.append(value)
+                names.append(f"{side}[{i}]")
+    left, right = (_selection([places[id(value)] for value in side]) for side in (xs, ys))
+    with torch.autocast(xs[0].device.type, enabled=False), _blas_threads_as_torch(len(xs[0])):
+        grams = _Grams(distinct, names, working_dtype(*distinct))
+        cross, own, rows, diagonals = grams.sums(left, right)
+    shapes = [tuple(value.shape) for value in distinct]
+    return GramSums(cross, own, diagonals, rows, left, right, grams.exponents, names, shapes, grams.buffer.dtype)
+
+
+class _Grams:
+    """Gram matrices of layers in one buffer [layers, n, n]: centred, or of features whose mean is too small to matter."""
+
+    def __init__(self, layers: list[Tensor], names: list[str], dtype: torch.dtype) -> None:
+        n, device = len(layers[0]), layers[0].device
+        self.layers, self.names = layers, names
+        self.exponents = [0] * len(layers)
+        self.buffer = torch.empty(len(layers), n, n, dtype=dtype, device=device)
+        # Room for one layer: a fresh allocation each costs more than the subtraction.
+        self._centred = torch.empty(n * max(layer.shape[1] for layer in layers), dtype=dtype, device=device)
+        self._averaging = torch.full((1, n), 1 / n, dtype=dtype, device=device)
+        self._offsets = torch.zeros(len(layers), dtype=dtype, device=device)
+        """Squared norm of what was subtracted."""
+
+    def sums(self, left: slice | list[int], right: slice | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Forms all Grams and sums over them: cross, own, rows, diagonals of `GramSums`.
+
+        Raises:
+            ValueError: a layer that is constant, or holds NaN or infinity.
+        """
+        n = self.buffer.shape[1]
+        # The first layer tells what to expect of the others; each is checked below.
+        raw = n < _FEW and self._first_has_small_mean()
+        for place in range(int(raw), len(self.layers)):
+            self._form(place, centre=not raw)
+        diagonals = self.buffer.diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
+        sums = _hollow_sums(self.buffer, left, right)
+        again = [place for place, fine in enumerate(self._judge(diagonals, sums[2], raw)) if not fine]
+        if not again:
+            return *sums, diagonals
+        for place in again:
+            self.exponents[place] = exponent_of(self.layers[place], self.names[place])
+            self._form(place, centre=True)
+            diagonals[place] = self.buffer[place].diagonal()
+        sums = _hollow_sums(self.buffer, left, right)
+        self._judge(diagonals, sums[2], raw=False)
+        return *sums, diagonals
+
+    def _first_has_small_mean(self) -> bool:
+        self._form(0, centre=False)
+        offset = float(self.buffer[0].sum()) / self.buffer.shape[1]
+        return offset <= float(self.buffer[0].trace()) - offset
+
+    def _judge(self, diagonals: Tensor, rows: Tensor, raw: bool) -> list[bool]:
+        """Whether each Gram is precise: its entries in range, and its mean, where it has one, small.
+
+        Raises:
+            ValueError: a constant layer, once it is in range.
+        """
+        n, traces = rows.shape[1], diagonals.sum(1)
+        means = (rows.sum(1) + traces) / n
+        fine = []
+        # One transfer for all layers: on a GPU each would wait for the device.
+        for place, (trace, mean, offset) in enumerate(torch.stack([traces, means, n * self._offsets], 1).tolist()):
+            spread, layer = trace - mean, self.layers[place]
+            in_range = _SAFE[0] < spread < _SAFE[1]  # NaN too compares false
+            if in_range or self.exponents[place]:
+                require_spread(spread, mean + offset, self.names[place], tuple(layer.shape), layer.dtype)
+            fine.append(in_range and not (raw and mean > spread))
+        return fine
+
+    def _form(self, place: int, centre: bool) -> None:
+        x = self.layers[place].to(self.buffer.dtype)
+        if self.exponents[place]:
+            x = scaled(x, self.exponents[place])
+        if centre:
+            # Twice as fast as x.mean(0). Its last digits do not matter: what is left of the mean, the formulas take off.
+            mean = torch.mm(self._averaging, x)[0]
+            self._offsets[place] = mean @ mean
+            x = torch.sub(x, mean, out=self._centred[: x.numel()].view(x.shape))
+        _product(x, self.buffer[place])
+
+
+def _product(rows: Tensor, out: Tensor) -> None:
+    if rows.device.type != "cpu" or len(rows) < _HALF:
+        torch.mm(rows, rows.T, out=out)
+        return
+    # NumPy sends a product with its own transpose to BLAS syrk, half the work; torch never does.
+    array = rows.contiguous().numpy()
+    with np.errstate(all="ignore"):  # an overflow shows in the trace, and the layer is scaled
+        np.matmul(array, array.T, out=out.numpy())
+
+
+def _hollow_sums(buffer: Tensor, left: slice | list[int], right: slice | list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    """Empties the diagonals, and sums in float64, a few rows of all layers at a time.
+
+    Returns:
+        Inner products of left with right [S, T], of each layer with itself [L], and sums over the rows [L, n].
+    """
+    buffer.diagonal(dim1=1, dim2=2).zero_()
+    parts = []
+    for part in buffer.split(max(1, _CHUNK // buffer.shape[1]), dim=1):
+        wide = part.to(WIDE)
+        flat = wide.flatten(1)
+        parts.append((flat[left] @ flat[right].T, torch.linalg.vecdot(flat, flat), wide.sum(-1)))
+    if len(parts) == 1:
+        return parts[0]
+    cross, own, rows = zip(*parts, strict=True)
+    return torch.stack(cross).sum(0), torch.stack(own).sum(0), torch.cat(rows, 1)
+
+
+def _selection(places: list[int]) -> slice | list[int]:
+    """A slice where the places are consecutive: a view where a list would copy."""
+    consecutive = places == list(range(places[0], places[0] + len(places)))
+    return slice(places[0], places[0] + len(places)) if consecutive else places
+
+
+@contextmanager
+def _blas_threads_as_torch(n: int) -> Iterator[None]:
+    """NumPy's BLAS with torch's number of threads: the last digits depend on it, and records state torch's."""
+    if n < _HALF:
+        yield
+        return
+    with _controller().limit(limits=torch.get_num_threads(), user_api="blas"):
+        yield
+
+
+@cache
+def _controller() -> ThreadpoolController:
+    return ThreadpoolController()

@@ -1,0 +1,95 @@
+"""Minibatch CKA (Nguyen et al. 2021, eq. 2): unbiased HSIC summed over minibatches, and one ratio at the end."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cdbench.similarity.inputs import WIDE, require_enough, require_layers
+from cdbench.similarity.matrix import gram_sums
+
+
+class MinibatchCKA:
+    """CKA of all layer pairs from Grams of minibatches only: for widths and sample counts where nothing exact fits.
+
+    The sums are unbiased estimates of HSIC whatever the batch size; the ratio of them is not exactly that of all samples
+    (`StreamingCKA` is), but converges to it with the number of batches. A batch counts by its n(n − 3) pairs, so a small last
+    one does not outweigh its samples; equal batches give the published formula. Averaging the CKA of batches instead is
+    wrong: a mean of ratios keeps the bias of each.
+
+    Attributes:
+        n: samples seen.
+    """
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._layers = (0, 0)
+        self._exponents: list[int] = []
+        self._cross = torch.zeros(0, 0, dtype=WIDE)
+        self._own = torch.zeros(0, dtype=WIDE)
+
+    @torch.no_grad()
+    def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        """Adds a minibatch; one that raises adds nothing.
+
+        Args:
+            xs: layers of one model, [b, d] each, b >= 4.
+            ys: layers of the other, of the same samples.
+
+        Raises:
+            ValueError: as `cka_matrix`, naming the layer; another number of layers than before.
+        """
+        require_layers(xs, ys)
+        require_enough(len(xs[0]), debiased=True)
+        self._require_layers(len(xs), len(ys))
+        sums = gram_sums(xs, ys)
+        cross, own = sums.hsic(debiased=True)
+        places = [*_places(sums.left, len(xs)), *_places(sums.right, len(ys))]
+        self._add(cross, own[places], [sums.exponents[place] for place in places], len(xs[0]))
+
+    def merge(self, other: "MinibatchCKA") -> None:
+        """Adds what another one has seen; the other stays as it is.
+
+        Raises:
+            ValueError: the other has another number of layers.
+        """
+        if other.n:
+            self._require_layers(*other._layers)
+            self._add(other._cross, other._own, other._exponents, other.n)
+
+    def _require_layers(self, left: int, right: int) -> None:
+        if self.n and (left, right) != self._layers:
+            raise ValueError(
+                f"expected {self._layers[0]} and {self._layers[1]} layers as before, got {left} and {right}"
+            )
+        self._layers = (left, right)
+
+    def _add(self, cross: Tensor, own: Tensor, exponents: list[int], n: int) -> None:
+        """Every batch was scaled by powers of two of its own; the sums are kept in the scale of the first."""
+        if not self.n:
+            self._exponents, self._cross, self._own = exponents, torch.zeros_like(cross), torch.zeros_like(own)
+        steps = [2.0 ** (2 * (now - first)) for now, first in zip(exponents, self._exponents, strict=True)]
+        factors = torch.tensor(steps, dtype=WIDE, device=cross.device)
+        left = self._layers[0]
+        self._cross = self._cross + cross * torch.outer(factors[:left], factors[left:])
+        self._own = self._own + own * factors**2
+        self.n += n
+
+    def compute(self) -> Tensor:
+        """CKA, [layers of x, layers of y], float64.
+
+        Raises:
+            ValueError: no batch yet, or a layer whose samples are all equally far apart in every batch.
+        """
+        require_enough(self.n, debiased=True)
+        left = self._layers[0]
+        for place, value in enumerate(self._own.tolist()):
+            if value <= 0:
+                name = f"xs[{place}]" if place < left else f"ys[{place - left}]"
+                raise ValueError(f"{name} has no debiased CKA: its unbiased HSIC with itself is {value:g}")
+        norms = self._own.sqrt()
+        return self._cross / torch.outer(norms[:left], norms[left:])
+
+
+def _places(selection: slice | list[int], count: int) -> list[int]:
+    return selection if isinstance(selection, list) else list(range(selection.start, selection.start + count))

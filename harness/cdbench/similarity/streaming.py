@@ -1,0 +1,254 @@
+"""Exact linear CKA over any number of batches, in memory that does not grow with them; mergeable.
+
+One representation is kept as z_i = [u_i, |u_i|², 1], u_i = x_i − c for a provisional centre c, a pair as M = Σ_i z_i z'_iᵀ,
+[d1 + 2, d2 + 2], in float64: products of features, sums, norms and n in one matrix. A change of centre or of scale is a linear
+map of z, so rescaling, merging and moving to the true mean all act on M alone: no sample is read again, and a large common
+offset never cancels. At the mean,
+
+    biased     ‖C‖²                      C = Σ u u'ᵀ, the block [:d1, :d2]
+    debiased   ‖C‖² − n/(n−2) Σ|u|²|u'|² + Σ|u|² Σ|u'|² / ((n−1)(n−2))     the last two rows and columns
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cdbench.similarity.inputs import (
+    WIDE,
+    exponent_of,
+    require_debiased_spread,
+    require_enough,
+    require_layers,
+    require_spread,
+    scaled,
+)
+
+_SLACK = 64
+"""A batch may exceed the first one by 2^64 before the state is rescaled: eighth powers still fit in float64."""
+Name = tuple[str, int]
+"""("xs", 0): the first layer of x."""
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """In what terms a layer is kept: u = 2^-exponent · x − centre."""
+
+    centre: Tensor
+    exponent: int
+    dtype: torch.dtype
+
+    def lifted(self, x: Tensor) -> Tensor:
+        """z of a batch, [b, d + 2]."""
+        shifted = scaled(x.to(WIDE), self.exponent) - self.centre
+        norms = shifted.square().sum(1, keepdim=True)
+        return torch.cat([shifted, norms, torch.ones_like(norms)], dim=1)
+
+
+class StreamingCKA:
+    """Linear CKA of all layer pairs, fed batch by batch.
+
+        stream = StreamingCKA()
+        for xs, ys in batches:          # lists of [b, d], the same samples in both
+            stream.update(xs, ys)
+        stream.compute(debiased=True)   # [layers of x, layers of y]
+
+    The value is that of all samples at once, up to float64 rounding, wherever the batches begin and end. Several workers
+    `merge`; `state_dict` and `load_state_dict` save and load. Memory is 8 bytes · Σ d1·d2 over all pairs and over each layer
+    with itself, whatever the number of samples: for few samples of wide layers `cka_matrix` needs less.
+
+    Attributes:
+        n: samples seen.
+        max_bytes: the first update raises when the state would be larger.
+    """
+
+    def __init__(self, *, max_bytes: int = 8 << 30) -> None:
+        self.n = 0
+        self.max_bytes = max_bytes
+        self._frames: dict[Name, _Frame] = {}
+        self._moments: dict[tuple[Name, Name], Tensor] = {}
+
+    @torch.no_grad()
+    def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        """Adds a batch; a batch that raises adds nothing.
+
+        Args:
+            xs: layers of one model, [b, d] each; b may differ from batch to batch, down to 1.
+            ys: layers of the other, of the same samples.
+
+        Raises:
+            ValueError: as `cka_matrix` (but for the number of samples); other layers than before; a state above `max_bytes`.
+        """
+        require_layers(xs, ys)
+        batch = {(side, i): v for side, values in (("xs", xs), ("ys", ys)) for i, v in enumerate(values)}
+        exponents = {name: exponent_of(value, _text(name)) for name, value in batch.items()}
+        if not self._frames:
+            self._begin(batch, exponents)
+        self._require_known({name: value.shape[1] for name, value in batch.items()})
+        for name, value in batch.items():
+            frame = self._frames[name]
+            self._frames[name] = replace(frame, dtype=torch.promote_types(frame.dtype, value.dtype))
+            if exponents[name] > frame.exponent + _SLACK:
+                self._move(name, exponents[name])
+        lifted = {name: self._frames[name].lifted(value) for name, value in batch.items()}
+        for (one, two), moment in self._moments.items():
+            moment.addmm_(lifted[one].T, lifted[two])
+        self.n += len(xs[0])
+
+    def _begin(self, batch: Mapping[Name, Tensor], exponents: Mapping[Name, int]) -> None:
+        names = list(batch)
+        cross = [(x, y) for x in names for y in names if (x[0], y[0]) == ("xs", "ys")]
+        shapes = {
+            (x, y): (batch[x].shape[1] + 2, batch[y].shape[1] + 2) for x, y in [*cross, *zip(names, names, strict=True)]
+        }
+        needed = sum(8 * rows * columns for rows, columns in shapes.values())
+        if needed > self.max_bytes:
+            raise ValueError(
+                f"the state for these layers would take {needed / 2**30:.1f} GiB, more than max_bytes = "
+                f"{self.max_bytes / 2**30:.1f} GiB: stream fewer layers, take cka_matrix for few samples, or MinibatchCKA"
+            )
+        for name, value in batch.items():
+            centre = scaled(value.to(WIDE), exponents[name]).mean(0)
+            self._frames[name] = _Frame(centre, exponents[name], torch.promote_types(value.dtype, torch.float32))
+        for pair, shape in shapes.items():
+            self._moments[pair] = torch.zeros(shape, dtype=WIDE, device=batch[pair[0]].device)
+
+    def _require_known(self, widths: Mapping[Name, int]) -> None:
+        known = {name: len(frame.centre) for name, frame in self._frames.items()}
+        if widths != known:
+            here, there = ({_text(name): width for name, width in which.items()} for which in (widths, known))
+            raise ValueError(f"the layers must be those of the first batch, of widths {there}; got {here}")
+
+    def _move(self, name: Name, exponent: int, centre: Tensor | None = None) -> None:
+        """Expresses a layer at another exponent and around another centre (its own when none is given)."""
+        frame = self._frames[name]
+        scale = 2.0 ** (frame.exponent - exponent)
+        target = frame.centre * scale if centre is None else centre
+        for (one, two), moment in self._moments.items():
+            if one == name:
+                moment.copy_(_mapped(moment, scale, frame.centre * scale - target))
+            if two == name:
+                moment.copy_(_mapped(moment.T, scale, frame.centre * scale - target).T)
+        self._frames[name] = replace(frame, centre=target, exponent=exponent)
+
+    @torch.no_grad()
+    def merge(self, other: "StreamingCKA") -> None:
+        """Adds what another one has seen; the other stays as it is.
+
+        Raises:
+            ValueError: the other is over other layers.
+        """
+        added = StreamingCKA(max_bytes=self.max_bytes)
+        added.load_state_dict(other.state_dict())
+        if not self._frames:
+            self.n, self._frames, self._moments = added.n, added._frames, added._moments
+        elif added._frames:
+            self._require_known({name: len(frame.centre) for name, frame in added._frames.items()})
+            self._add(added)
+
+    def _add(self, added: "StreamingCKA") -> None:
+        for name, theirs in added._frames.items():
+            self._move(name, max(self._frames[name].exponent, theirs.exponent))
+            ours = self._frames[name]
+            added._move(name, ours.exponent, ours.centre)
+            self._frames[name] = replace(ours, dtype=torch.promote_types(ours.dtype, theirs.dtype))
+        for pair, moment in self._moments.items():
+            moment += added._moments[pair]
+        self.n += added.n
+
+    @torch.no_grad()
+    def compute(self, *, debiased: bool = False) -> Tensor:
+        """CKA of everything seen so far, [layers of x, layers of y], float64. More updates may follow.
+
+        Raises:
+            ValueError: too few samples, a layer constant over them, or, debiased, samples that are all equally far apart.
+        """
+        require_enough(self.n, debiased)
+        norms = {name: self._norm(name, debiased) for name in self._frames}
+        rows, columns = ([name for name in self._frames if name[0] == side] for side in ("xs", "ys"))
+        values = [[self._hsic(x, y)[debiased] / (norms[x] * norms[y]) for y in columns] for x in rows]
+        return torch.tensor(values, dtype=WIDE, device=self._frames[rows[0]].centre.device)
+
+    def _norm(self, name: Name, debiased: bool) -> float:
+        frame, text = self._frames[name], _text(name)
+        central, shape = self._central(name, name), (self.n, len(frame.centre))
+        mean = frame.centre + self._mean(name)
+        require_spread(central[-2, -1].item(), self.n * mean.square().sum().item(), text, shape, frame.dtype)
+        biased, unbiased = self._hsic(name, name)
+        if debiased:
+            require_debiased_spread(unbiased, biased, text, shape, WIDE)
+        return float((unbiased if debiased else biased) ** 0.5)
+
+    def _mean(self, name: Name) -> Tensor:
+        """The mean of u over the samples, [d]."""
+        return self._moments[name, name][:-2, -1] / self.n
+
+    def _central(self, one: Name, two: Name) -> Tensor:
+        """A pair's M around both means."""
+        half = _mapped(self._moments[one, two], 1.0, -self._mean(one))
+        return _mapped(half.T, 1.0, -self._mean(two)).T
+
+    def _hsic(self, one: Name, two: Name) -> tuple[float, float]:
+        """Biased and debiased HSIC up to a factor that depends on n alone."""
+        n, central = self.n, self._central(one, two)
+        full = central[:-2, :-2].square().sum().item()
+        if n < 4:
+            return full, float("nan")  # asked for by nobody: `compute` refuses
+        diagonal, traces = central[-2, -2].item(), central[-2, -1].item() * central[-1, -2].item()
+        return full, full - n / (n - 2) * diagonal + traces / ((n - 1) * (n - 2))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that was seen, as tensors by name, for `torch.save` or safetensors."""
+        state = {"n": torch.tensor(self.n)}
+        for name, frame in self._frames.items():
+            state[f"centre {_text(name)}"] = frame.centre.clone()
+            state[f"exponent {_text(name)}"] = torch.tensor(frame.exponent)
+            state[f"double {_text(name)}"] = torch.tensor(frame.dtype == torch.float64)
+        for (one, two), moment in self._moments.items():
+            state[f"moment {_text(one)} {_text(two)}"] = moment.clone()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the place of what was seen so far.
+
+        Raises:
+            ValueError: not the state of a StreamingCKA.
+        """
+        names = {text.removeprefix("centre "): None for text in state if text.startswith("centre ")}
+        try:
+            frames = {
+                _name(text): _Frame(
+                    state[f"centre {text}"].clone(),
+                    int(state[f"exponent {text}"]),
+                    torch.float64 if bool(state[f"double {text}"]) else torch.float32,
+                )
+                for text in names
+            }
+            moments = {
+                (one, two): state[f"moment {_text(one)} {_text(two)}"].clone()
+                for one in frames
+                for two in frames
+                if one == two or (one[0], two[0]) == ("xs", "ys")
+            }
+            n = int(state["n"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"not the state of a StreamingCKA: {error}") from None
+        self.n, self._frames, self._moments = n, frames, moments
+
+
+def _mapped(moment: Tensor, scale: float, delta: Tensor) -> Tensor:
+    """Σ z z'ᵀ with z replaced by that of scale · u + delta."""
+    products, norms, sums = moment[:-2], moment[-2], moment[-1]
+    moved = scale * products + torch.outer(delta, sums)
+    squares = scale**2 * norms + 2 * scale * (delta @ products) + delta @ delta * sums
+    return torch.cat([moved, squares[None], sums[None]])
+
+
+def _text(name: Name) -> str:
+    return f"{name[0]}[{name[1]}]"
+
+
+def _name(text: str) -> Name:
+    side, place = text.removesuffix("]").split("[")
+    return side, int(place)
