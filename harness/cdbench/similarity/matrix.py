@@ -197,7 +197,7 @@ class _Grams:
             self._form(place, centre=not raw)
         diagonals = self.buffer.diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
         sums = _hollow_sums(self.buffer, left, right)
-        again = [place for place, fine in enumerate(self._judge(diagonals, sums[2], raw)) if not fine]
+        again = [place for place, fine in enumerate(self._judge(diagonals, sums[2], raw, ())) if not fine]
         if not again:
             return *sums, diagonals
         for place in again:
@@ -205,7 +205,7 @@ class _Grams:
             self._form(place, centre=True)
             diagonals[place] = self.buffer[place].diagonal()
         sums = _hollow_sums(self.buffer, left, right)
-        self._judge(diagonals, sums[2], raw=False)
+        self._judge(diagonals, sums[2], False, again)
         return *sums, diagonals
 
     def _first_has_small_mean(self) -> bool:
@@ -213,7 +213,7 @@ class _Grams:
         offset = float(self.buffer[0].sum()) / self.buffer.shape[1]
         return offset <= float(self.buffer[0].trace()) - offset
 
-    def _judge(self, diagonals: Tensor, rows: Tensor, raw: bool) -> list[bool]:
+    def _judge(self, diagonals: Tensor, rows: Tensor, raw: bool, scaled_now: Sequence[int]) -> list[bool]:
         """Whether each Gram is precise: its entries in range, and its mean, where it has one, small.
 
         Raises:
@@ -226,7 +226,7 @@ class _Grams:
         for place, (trace, mean, offset) in enumerate(torch.stack([traces, means, n * self._offsets], 1).tolist()):
             spread, layer = trace - mean, self.layers[place]
             in_range = _SAFE[0] < spread < _SAFE[1]  # NaN too compares false
-            if in_range or self.exponents[place]:
+            if in_range or place in scaled_now:
                 require_spread(spread, mean + offset, self.names[place], tuple(layer.shape), layer.dtype)
             fine.append(in_range and not (raw and mean > spread))
         return fine
