@@ -387,7 +387,7 @@ LAWS: tuple[Law, ...] = (
     Law("zero_padding", "features that are zero change nothing", zero_padding, (Cause.WRONG_AXIS, Cause.STANDARDISED), drawn=_STRUCTURE),  # noqa: E501
     Law("either_route", "Gram form and feature form agree: the same samples in a wider space", either_route, (Cause.ROUTE,), drawn=_STRUCTURE),  # noqa: E501
     Law("invertible_map", "a general invertible map changes it (closed form)", invertible_map, (Cause.WHITENED,), estimators=(False,)),  # noqa: E501
-    Law("independent", "unrelated features, n = 32, d = 2048: biased 0.98, debiased 0 in mean", independent, (Cause.NORMALISATION,)),
+    Law("independent", "unrelated features, n = 32, d = 2048: biased 0.98, debiased 0 in mean", independent, (Cause.NORMALISATION,)),  # noqa: E501
     Law("power_of_two", "scaling by 2^k changes no bit", power_of_two, (Cause.EPSILON,), drawn=_STRUCTURE),
     Law("small_activations", "activations of size 2^-12 change nothing", small_activations, (Cause.EPSILON,), drawn=_STRUCTURE),
     Law("extremes", "no overflow, no underflow: 2^±100 in float32, 2^±900 in float64", extremes, (Cause.OVERFLOW,), drawn=_STRUCTURE),  # noqa: E501

@@ -7,6 +7,8 @@ clamps, so it is asked only where the value is positive.
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
 
 from torch import Tensor
 
@@ -31,8 +33,13 @@ class Library:
 
     @property
     def installed(self) -> bool:
-        """Whether it can be imported here."""
-        return importlib.util.find_spec(self.module) is not None
+        """Whether it can be imported here, and is the library rather than a file of that name on the path."""
+        try:
+            home = metadata.distribution(self.name).locate_file("")
+        except metadata.PackageNotFoundError:
+            return False
+        found = importlib.util.find_spec(self.module)
+        return found is not None and Path(found.origin or "").is_relative_to(Path(str(home)))
 
 
 def _rsatoolbox(x: Tensor, y: Tensor, debiased: bool) -> float:
@@ -57,9 +64,7 @@ def _ckatorch(x: Tensor, y: Tensor, debiased: bool) -> float:
 
 
 def _pytorch_cka(x: Tensor, y: Tensor, debiased: bool) -> float:
-    from cka import cka_from_features
-
-    return float(cka_from_features(x, y))
+    return float(importlib.import_module("cka").cka_from_features(x, y))
 
 
 LIBRARIES: tuple[Library, ...] = (
