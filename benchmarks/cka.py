@@ -117,7 +117,7 @@ def cka_pytorch(xs: Layers, ys: Layers) -> Any:
     one, two = Replay(xs), Replay(ys)
     cpu = torch.device("cpu")
     with torch.no_grad():
-        calculator = CKACalculator(one, two, one.names(), two.names(), device=cpu, hook_recursive=False, verbose=False)
+        calculator = CKACalculator(one, two, one.names(), two.names(), device=cpu, verbose=False)
         return calculator.calculate_cka_matrix(_loader(len(xs[0])), num_epochs=1)
 
 
