@@ -178,13 +178,18 @@ def compare(size: Size, quick: bool) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     errors: dict[str, float] = {}
     missing: dict[str, str] = {}
+    contenders = {**FAST, **({} if quick or not size.slow else SLOW)}
+    for name, call in list(contenders.items()):
+        try:
+            timed(call, [x[:8, :16] for x in xs[:2]], [y[:8, :16] for y in ys[:2]])  # imports
+        except ImportError as error:
+            missing[name] = f"absent ({error}): pip install --no-deps -r benchmarks/requirements.txt"
+            del contenders[name]
     for turn in range(size.rounds + 1):
-        for name, call in {**FAST, **({} if turn or quick or not size.slow else SLOW)}.items():
-            try:
-                took, result = timed(call, xs, ys)
-            except ImportError as error:
-                missing[name] = f"absent ({error}): pip install --no-deps -r benchmarks/requirements.txt"
+        for name, call in contenders.items():
+            if turn and name in SLOW:
                 continue
+            took, result = timed(call, xs, ys)
             if turn or name in SLOW:  # the first round of the fast ones warms up
                 seconds.setdefault(name, []).append(took)
             if result is not None:
