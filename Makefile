@@ -7,7 +7,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test smoke reproduce paper lock wheel clean
+.PHONY: help setup check test smoke reproduce paper pictures lock wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,9 @@ reproduce: $(BIN)/cdbench  ## the papers' Table 1 and the failed-run study with 
 
 paper: $(BIN)/cdbench  ## the same under the paper profile: Llama-3-8B -> Llama-3.2-1B, one GPU
 	$(BIN)/cdbench reproduce paper_a failed_run --profile paper --jobs 1 $(ARGS)
+
+pictures: $(BIN)/cdbench  ## draw the pictures of docs/ anew
+	$(BIN)/python docs/draw_cka_bias.py
 
 lock:  ## write the hashed locks anew from pyproject.toml (needs uv)
 	bash docker/lock.sh

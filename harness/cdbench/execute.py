@@ -43,7 +43,7 @@ from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
 from cdbench.record import Metrics, failure_file, progress_file
-from cdbench.signals import SignalStore, last_prompt_mlp, signals_of
+from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import encode, prompt_ids
 from cdbench.train import History, TrainingProblem
@@ -190,6 +190,7 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
     cka = None
     if not reference:
         test = encode(tokenizer, splits["test"])
+        require_samples(test, "the held-out split")
         sites = [[last_prompt_mlp(i) for i in range(c.layers)] for c in (workspace.student, workspace.teacher)]
         split = content_hash(workspace.heldout_data)
         identity = {"model": workspace.teacher.content, "variant": "trained", "split": split, "device": device}

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cdbench.api import Position
+from cdbench.errors import UserError
 from cdbench.sites import LOGITS, answer_logits, at_last_prompt, captured, mlp_out
 from cdbench.store import MANIFEST, Store, recipe
 from cdbench.tokens import Encoded
@@ -48,6 +49,25 @@ def signals_of(model: LlamaForCausalLM, split: Encoded, wanted: Sequence[SiteAt]
 def last_prompt_mlp(layer: int) -> SiteAt:
     """A layer's MLP output at the last prompt token: what every reported CKA compares."""
     return mlp_out(layer), "last_prompt"
+
+
+def require_samples(split: Encoded, what: str) -> None:
+    """Checks that the last prompt tokens of a split are independent samples, as CKA assumes: one row a prompt, each once.
+
+    Raises:
+        UserError: a row that would be read elsewhere than at its last prompt token, or two problems with one prompt.
+    """
+    late = (split.last_prompt != split.answer_positions[:, 0]).nonzero().flatten().tolist()
+    if late:
+        where = int(split.last_prompt[late[0]])
+        raise UserError(f"problem {late[0]} of {what} is read at position {where}, not its last prompt token")
+    after = torch.arange(split.ids.shape[1], device=split.ids.device)[None] > split.last_prompt[:, None]
+    prompts = split.ids.masked_fill(after, -1)
+    _, group, counts = torch.unique(prompts, dim=0, return_inverse=True, return_counts=True)
+    repeated = (counts > 1).nonzero().flatten().tolist()
+    if repeated:
+        one, two, *_ = (group == repeated[0]).nonzero().flatten().tolist()
+        raise UserError(f"problems {one} and {two} of {what} have the same prompt: CKA would count one sample twice")
 
 
 class SignalStore:

@@ -5,6 +5,7 @@ from cdbench.similarity.linear import linear_cka
 from cdbench.similarity.matrix import CkaMatrices, cka_matrices, cka_matrix
 from cdbench.similarity.minibatch import MinibatchCKA
 from cdbench.similarity.rbf import rbf_cka
+from cdbench.similarity.rows import sample_rows
 from cdbench.similarity.streaming import StreamingCKA
 
 __all__ = [
@@ -17,4 +18,5 @@ __all__ = [
     "debiased_hsic",
     "linear_cka",
     "rbf_cka",
+    "sample_rows",
 ]

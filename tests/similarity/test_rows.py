@@ -1,0 +1,68 @@
+"""The guard where activations are collected."""
+
+import pytest
+import torch
+
+from cdbench import discover
+from cdbench.data import make_splits
+from cdbench.errors import UserError
+from cdbench.signals import require_samples
+from cdbench.similarity import sample_rows
+from cdbench.tokens import Encoded, encode
+from conftest import World
+
+
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    hidden = torch.randn(4, 5, 3, generator=torch.Generator().manual_seed(0))
+    mask = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])
+    return hidden, mask, torch.tensor([2, 3, 4, 4])
+
+
+def test_one_row_a_prompt_at_its_own_position() -> None:
+    hidden, mask, positions = batch()
+    hidden.requires_grad_()
+    rows = sample_rows(hidden, mask, positions)
+    assert torch.equal(rows, torch.stack([hidden[0, 2], hidden[1, 3], hidden[2, 4], hidden[3, 4]]))
+    rows.sum().backward()
+    assert int((hidden.grad != 0).sum()) == 4 * 3
+
+
+def test_padding_on_either_side_is_refused() -> None:
+    hidden, mask, positions = batch()
+    with pytest.raises(ValueError, match="prompt 0 is read at position 3, which is padding"):
+        sample_rows(hidden, mask, torch.tensor([3, 3, 4, 4]))
+    with pytest.raises(ValueError, match="prompt 3 is read at position 0, which is padding"):
+        sample_rows(hidden, mask, torch.tensor([2, 3, 4, 0]))
+    with pytest.raises(ValueError, match="prompt 1 is read at position 5, outside its 5"):
+        sample_rows(hidden, mask, torch.tensor([2, 5, 4, 4]))
+    with pytest.raises(ValueError, match="outside"):
+        sample_rows(hidden, mask, positions - 4)
+
+
+def test_repeated_rows_are_refused() -> None:
+    hidden, mask, positions = batch()
+    hidden[2, 4] = hidden[1, 3]
+    with pytest.raises(ValueError, match="rows 1 and 2 of hidden are the same: .*stands twice"):
+        sample_rows(hidden, mask, positions)
+
+
+def test_shapes_are_checked() -> None:
+    hidden, mask, positions = batch()
+    with pytest.raises(ValueError, match=r"hidden must be .*got shape \(4, 15\)"):
+        sample_rows(hidden.flatten(1), mask, positions)
+    with pytest.raises(ValueError, match="mask must be"):
+        sample_rows(hidden, mask[:, :4], positions)
+    with pytest.raises(ValueError, match="positions must be"):
+        sample_rows(hidden, mask, positions.float())
+
+
+def test_the_evaluator_reads_no_prompt_twice_and_no_padding(world: World) -> None:
+    splits = make_splits(discover.make_task("addition_2digit"), "addition_2digit", world.profile.data)
+    split = encode(world.workspace().tokenizer, splits.test)
+    require_samples(split, "the held-out split")
+    twice = split.select(torch.tensor([0, 1, 2, 1]))
+    with pytest.raises(UserError, match="problems 1 and 3 of the held-out split have the same prompt"):
+        require_samples(twice, "the held-out split")
+    late = Encoded(split.ids, split.last_prompt + 1, split.answer_positions, split.answer_tokens)
+    with pytest.raises(UserError, match="problem 0 of the held-out split .* not its last prompt token"):
+        require_samples(late, "the held-out split")

@@ -1,0 +1,114 @@
+"""`cdbench check cka` as a user's CI runs it: exit codes, counterexample, cause, JSON, JUnit."""
+
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from cdbench.similarity.conformance.laws import LAWS
+from conftest import Cli
+
+QUICK = ("--only", "symmetry", "--only", "translation", "--only", "refusals")
+UNCENTRED = """
+import torch
+def linear_cka(x, y):
+    k, m = x @ x.T, y @ y.T
+    return (k * m).sum() / (k.norm() * m.norm())
+class Stream:
+    def __init__(self):
+        self.rows = []
+    def update(self, x, y):
+        self.rows.append((x, y))
+    def compute(self, debiased=False):
+        from cdbench.similarity import linear_cka
+        return linear_cka(*(torch.cat(side) for side in zip(*self.rows)), debiased=debiased)
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mymetrics.py").write_text(UNCENTRED)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_ours_passes(cli: Cli, here: Path) -> None:
+    done = cli("check", "cka", *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for name in ("linear_cka", "cka_matrix", "StreamingCKA"):
+        assert f"cdbench.similarity:{name}" in done.stdout
+    assert "0 broken" in done.stdout and "BROKEN" not in done.stdout
+
+
+def test_theirs_that_breaks_is_told_which_law_where_and_why(cli: Cli, here: Path) -> None:
+    done = cli("check", "cka", "--impl", "mymetrics:linear_cka", *QUICK, "--junit", "cka.xml")
+    assert done.returncode == 3
+    assert "BROKEN  translation" in done.stdout and "held    symmetry" in done.stdout
+    assert "smallest: n=5, d1=1" in done.stdout
+    assert "its values are those of a known mistake" in done.stdout
+    assert "subtract the mean of each column" in done.stdout
+    assert "mymetrics:linear_cka breaks 2 laws: translation, refusals" in done.stderr
+    assert "Traceback" not in done.stderr
+    suite = ElementTree.parse(here / "cka.xml").getroot()[0]
+    assert suite.get("tests") == str(len(suite)) and int(suite.get("failures", 0)) > 0
+    assert any("subtract the mean" in (case[0].text or "") for case in suite if len(case) and case[0].tag == "failure")
+    # It does not claim to be debiased, so that half is counted as skipped, with the reason.
+    skipped = [case[0].get("message") for case in suite if len(case) and case[0].tag == "skipped"]
+    assert set(skipped) == {"the implementation does not claim to be debiased"}
+    assert suite.get("skipped") == str(len(skipped))
+
+
+def test_json_holds_everything(cli: Cli, here: Path) -> None:
+    done = cli("check", "cka", "--impl", "mymetrics:linear_cka", *QUICK, "--json")
+    assert done.returncode == 3
+    (report,) = json.loads(done.stdout)
+    assert report["holds"] is False and report["recognised"] is True
+    assert report["likely_causes"][0]["cause"] == "not_centred"
+    broken = [f for f in report["findings"] if f["verdict"] == "broken"]
+    assert {f["law"] for f in broken} == {"translation", "refusals"}
+    assert all(f["seen"] and f["causes"] for f in broken)
+
+
+def test_a_class_that_is_fed_batches_is_tested_too(cli: Cli, here: Path) -> None:
+    laws = ("--only", "batch_boundaries", "--only", "definition", "--only", "gradient")
+    done = cli("check", "cka", "--impl", "mymetrics:Stream", *laws)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "held    batch_boundaries" in done.stdout
+    assert "skipped gradient" in done.stdout and "not for a stream" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--impl", "mymetrics"), "write package.module:function"),
+        (("--impl", "mymetrics:nothing"), "cannot import it"),
+        (("--impl", "nowhere:f"), "No module named 'nowhere'"),
+        (("--only", "nonsense"), "no law is called 'nonsense'; there are definition"),
+        (("--only", "symmetry", "--skip", "symmetry"), "leave no law"),
+        (("--impl", "mymetrics:linear_cka", "--only", "gradient", "--no-gradient"), "nothing was tested"),
+        ((*QUICK[:2], "--junit", "nowhere/cka.xml"), "cannot write it"),
+        (("--examples", "0"), "0"),
+    ],
+)
+def test_wrong_use_is_told_and_exits_2(cli: Cli, here: Path, arguments: tuple[str, ...], complaint: str) -> None:
+    done = cli("check", "cka", *arguments)
+    assert done.returncode == 2
+    assert complaint in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_laws_are_listed(cli: Cli) -> None:
+    done = cli("check", "cka", "--list")
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()] == [law.name for law in LAWS]
+
+
+def test_the_docs_say_how_many_laws_there_are_and_show_the_drawn_numbers() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    text = (docs / "cka.md").read_text()
+    assert f"{len(LAWS)} laws" in text
+    rows = [line.split(",") for line in (docs / "cka-bias.csv").read_text().splitlines()]
+    biased = {row[0]: float(row[rows[0].index("biased")]) for row in rows[1:]}
+    assert f"says {biased['32']:.2f}" in text and f"still\nsays {biased['1000']:.2f}" in text
+    assert f"{biased['32']:.2f} at n = 32" in (docs / "cka-bias.svg").read_text()
