@@ -99,6 +99,15 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
         assert f'id="run-{run["run_id"]}"' in text
 
 
+def test_the_report_cites_the_counterexample_to_the_papers_mathematics(study: Path) -> None:
+    folder = study / "runs" / "paper_a-micro" / "report"
+    page = (folder / "index.html").read_text()
+    assert "invariant to invertible linear transformations" in page and "refuted" in page
+    for text in (page, (folder / "report.md").read_text()):
+        assert text.count("0.203111") == 2  # as measured, and by the closed form
+    assert 'id="mathematics"' in page and "cdbench check cka --only invertible_map" in page
+
+
 def test_the_page_tells_the_budget_that_was_trained_with_and_the_command_that_repeats_it(study: Path) -> None:
     text = (study / "runs" / "paper_a-micro" / "report" / "index.html").read_text()
     assert "1 epochs instead of 50" in text and "Learning rate 0.001 and batch size 32" in text

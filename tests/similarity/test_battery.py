@@ -11,10 +11,11 @@ from cdbench.errors import UserError
 from cdbench.similarity import linear_cka
 from cdbench.similarity.conformance.battery import Report, chosen, examine
 from cdbench.similarity.conformance.causes import Cause
-from cdbench.similarity.conformance.laws import LAWS, stretched
+from cdbench.similarity.conformance.laws import LAWS
 from cdbench.similarity.conformance.libraries import LIBRARIES
 from cdbench.similarity.conformance.reference import WRONG_FORMS, textbook
 from cdbench.similarity.conformance.subject import Subject, fed_in_batches, load, ours
+from cdbench.similarity.counterexample import stretched
 
 
 def silent(finding: object) -> None:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cdbench import __version__
 from cdbench.config import TEACHER, HubModel, Profile, ZooModel
+from cdbench.errors import UserError
 from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
 from cdbench.report.collect import Group, StudyData, collect, history, reports_folder
@@ -97,6 +98,7 @@ def build_context(data: StudyData) -> Row:
         "grid": grid(data),
         "failed_claim": data.claims.get("failed_run", {}),
         "comparisons": data.comparisons,
+        "mathematics": mathematics(data.claims),
         "pictures": draw_all(data, rows),
         "circuits": circuits_of(data),
         "failures": data.failures,
@@ -110,6 +112,27 @@ def build_context(data: StudyData) -> Row:
         "command": data.saved.command,
         "n_test": profile.data.test,
     }
+
+
+def mathematics(claims: Mapping[str, Any]) -> list[Row]:
+    """The claims that are mathematics, each with what its law computes here and now.
+
+    Raises:
+        UserError: a law in claims.toml that decides nothing here.
+    """
+    rows = []
+    for claim in claims.get("mathematics", []):
+        if claim["law"] != "invertible_map":
+            raise UserError(
+                f"reports/claims.toml: [[mathematics]] names the law '{claim['law']}', known is 'invertible_map'"
+            )
+        from cdbench.similarity import linear_cka  # torch takes seconds to import, and only this needs it
+        from cdbench.similarity.counterexample import stretched
+
+        value, expected = stretched(lambda x, y: linear_cka(x, y).item())
+        verdict = "refuted" if abs(value - 1) > 1e-6 else "supported"
+        rows.append({**claim, "value": value, "expected": expected, "verdict": verdict})
+    return rows
 
 
 def table_row(group: Group, data: StudyData) -> Row:

@@ -21,6 +21,7 @@ from cdbench.similarity.conformance.cases import Case, cases, orthogonal, tolera
 from cdbench.similarity.conformance.causes import Cause
 from cdbench.similarity.conformance.reference import textbook
 from cdbench.similarity.conformance.subject import Subject, batches
+from cdbench.similarity.counterexample import stretched
 
 F32, F64 = torch.float32, torch.float64
 HALF_BOUND = 0.01
@@ -182,19 +183,6 @@ def large_mean(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype)
 def invertible_map(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     value, expected = stretched(lambda x, y: subject.value(x.to(dtype), y.to(dtype), debiased))
     _same(value, expected, 1e-4, "CKA(X, XA) for an invertible A of condition number 10, d = 64")
-
-
-def stretched(cka: Callable[[Tensor, Tensor], float], d: int = 64, kappa: float = 10.0) -> tuple[float, float]:
-    """The counterexample to invariance under invertible maps: X with d orthonormal centred columns, A = diag(κ, 1, …).
-
-    Returns:
-        The biased CKA(X, XA) as `cka` has it, and (κ²+d−1)/√(d(κ⁴+d−1)) from the definition.
-    """
-    raw = np.random.default_rng(0).standard_normal((200, d))
-    x = torch.from_numpy(np.linalg.qr(raw - raw.mean(0))[0])
-    scales = torch.ones(d, dtype=F64)
-    scales[0] = kappa
-    return cka(x, x * scales), (kappa**2 + d - 1) / math.sqrt(d * (kappa**4 + d - 1))
 
 
 def independent(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
