@@ -15,7 +15,6 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import argparse
 import importlib
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -207,14 +206,24 @@ def compare(size: Size, quick: bool) -> dict[str, Any]:
 
 
 def memory(name: str, n: int) -> float:
-    """Extra peak resident memory of one call, MB; in a process of its own."""
+    """Extra peak resident memory of one call, MB; in a process of its own.
+
+    From /proc, not from getrusage: a child begins with its parent's peak there.
+    """
     size = Size(n)
     xs, ys = size.data()
     call = {**FAST, **SLOW}[name]
     timed(call, [x[:8] for x in xs[:1]], [y[:8] for y in ys[:1]])  # imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = _status("VmRSS")
     timed(call, xs, ys)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(key: str) -> int:
+    """A line of /proc/self/status, kB."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[key].split()[0])
 
 
 def memories(n: int) -> dict[str, Any]:

@@ -221,8 +221,12 @@ class _Grams:
         """
         n, traces = rows.shape[1], diagonals.sum(1)
         means = (rows.sum(1) + traces) / n
+        spreads = traces - means
+        # Nearly always all is well, and one transfer says so: on a GPU each would wait for the device.
+        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > 1e-9 * (means + n * self._offsets))
+        if bool((sound & (means <= spreads)).all() if raw else sound.all()):
+            return [True] * len(self.layers)
         fine = []
-        # One transfer for all layers: on a GPU each would wait for the device.
         for place, (trace, mean, offset) in enumerate(torch.stack([traces, means, n * self._offsets], 1).tolist()):
             spread, layer = trace - mean, self.layers[place]
             in_range = _SAFE[0] < spread < _SAFE[1]  # NaN too compares false
