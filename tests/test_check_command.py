@@ -64,8 +64,9 @@ def test_json_holds_everything(cli: Cli, here: Path) -> None:
     done = cli("check", "cka", "--impl", "mymetrics:linear_cka", *QUICK, "--json")
     assert done.returncode == 3
     (report,) = json.loads(done.stdout)
-    assert report["holds"] is False and report["recognised"] is True
-    assert report["likely_causes"][0]["cause"] == "not_centred"
+    (diagnosis,) = report["diagnoses"]
+    assert report["holds"] is False and diagnosis["recognised"] is True and diagnosis["estimator"] == "biased"
+    assert diagnosis["causes"][0]["cause"] == "not_centred"
     broken = [f for f in report["findings"] if f["verdict"] == "broken"]
     assert {f["law"] for f in broken} == {"translation", "refusals"}
     assert all(f["seen"] and f["causes"] for f in broken)

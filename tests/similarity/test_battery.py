@@ -26,7 +26,7 @@ def silent(finding: object) -> None:
 def test_ours_obeys_every_law_and_agrees_with_every_library(subject: Subject) -> None:
     report = examine(subject, LAWS, 25, silent)
     assert [f for f in report.findings if f.verdict == "broken"] == []
-    assert report.holds and report.likely == ()
+    assert report.holds and report.diagnoses == ()
     skipped = {f.law for f in report.findings if f.verdict == "not tested"}
     assert skipped <= {"batch_boundaries", "gradient", "finite_differences"}  # all four libraries are installed here
     assert {f"agrees with {library.name}" for library in LIBRARIES} <= {f.law for f in report.findings}
@@ -43,7 +43,8 @@ def as_subject(mutant: Mutant) -> Subject:
 def test_every_mutant_is_refused_and_its_cause_named_first(mutant: Mutant) -> None:
     report = examine(as_subject(mutant), LAWS, 10, silent)
     assert report.count("broken") > 0
-    assert report.likely[0] is mutant.cause, [cause.name for cause in report.likely]
+    (diagnosis,) = report.diagnoses
+    assert diagnosis.causes[0] is mutant.cause, [cause.name for cause in diagnosis.causes]
     assert all(f.causes and f.seen for f in report.findings if f.verdict == "broken" and not f.law.startswith("agrees"))
 
 
@@ -59,7 +60,7 @@ def test_a_wrong_backward_pass_is_told_by_its_gradient() -> None:
 
     report = examine(Subject("doubled", doubled, (False,)), LAWS, 10, silent)
     assert {f.law for f in report.findings if f.verdict == "broken"} == {"gradient", "finite_differences"}
-    assert report.likely[0] is Cause.GRADIENT
+    assert report.diagnoses[0].causes[0] is Cause.GRADIENT
 
 
 def test_the_known_wrong_forms_are_wrong_and_differ_from_one_another() -> None:

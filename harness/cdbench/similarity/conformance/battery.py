@@ -59,20 +59,33 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Diagnosis:
+    """What is wrong with one estimator.
+
+    Attributes:
+        estimator: biased or debiased.
+        causes: the likeliest first.
+        recognised: its values are those of a known mistake.
+    """
+
+    estimator: str
+    causes: tuple[Cause, ...]
+    recognised: bool
+
+
+@dataclass(frozen=True)
 class Report:
     """The findings on one implementation.
 
     Attributes:
         subject: its name.
         findings: of every law asked for.
-        likely: causes of all that is broken, the likeliest first.
-        recognised: the values are those of a known mistake.
+        diagnoses: of each estimator that breaks a law.
     """
 
     subject: str
     findings: tuple[Finding, ...]
-    likely: tuple[Cause, ...]
-    recognised: bool
+    diagnoses: tuple[Diagnosis, ...]
 
     def count(self, verdict: Verdict) -> int:
         """Findings of a verdict."""
@@ -115,12 +128,22 @@ def examine(subject: Subject, laws: Sequence[Law], examples: int, tell: Callable
         for finding in _findings(subject, laws, examples):
             tell(finding)
             findings.append(finding)
-        broken = [finding for finding in findings if finding.verdict == "broken"]
-        recognised = recognise(subject) if broken else []
-    causes = recognised or _ranked(findings)
-    if not recognised and any(finding.law == "large_mean" for finding in broken) and _right_in_double(subject):
+        diagnoses = [_diagnose(subject, debiased, findings) for debiased in subject.estimators]
+    return Report(subject.name, tuple(findings), tuple(each for each in diagnoses if each.causes))
+
+
+def _diagnose(subject: Subject, debiased: bool, findings: Sequence[Finding]) -> Diagnosis:
+    name = _estimator(debiased)
+    broken = [finding for finding in findings if finding.verdict == "broken" and finding.estimator == name]
+    recognised = recognise(subject, debiased) if broken else []
+    causes = recognised or _ranked(broken)
+    if (
+        not recognised
+        and any(finding.law == "large_mean" for finding in broken)
+        and _right_in_double(subject, debiased)
+    ):
         causes = [Cause.SONG_UNCENTRED, *causes]  # the formula is right, digits are lost
-    return Report(subject.name, tuple(findings), tuple(dict.fromkeys(causes)), bool(recognised))
+    return Diagnosis(name, tuple(dict.fromkeys(causes)), bool(recognised))
 
 
 _TELLING = (
@@ -131,8 +154,7 @@ _TELLING = (
 most laws; these point at one spot."""
 
 
-def _ranked(findings: Sequence[Finding]) -> list[Cause]:
-    broken = [finding for finding in findings if finding.verdict == "broken"]
+def _ranked(broken: Sequence[Finding]) -> list[Cause]:
     exact = [finding for finding in broken if finding.exact and finding.law in _TELLING[:5]]
     rest = sorted(
         (finding for finding in broken if finding not in exact),
@@ -238,33 +260,30 @@ def _compare(library: Library, subject: Subject, debiased: bool) -> Finding:
     return Finding(law, statement, _estimator(debiased), "float64", "held")
 
 
-def recognise(subject: Subject) -> list[Cause]:
+def recognise(subject: Subject, debiased: bool) -> list[Cause]:
     """The known mistakes whose values an implementation returns on every probe; empty where its values are right."""
-    found = []
-    for debiased in subject.estimators:
-        probes = [(case.tensors(F64), _value_or_nan(subject, case, debiased)) for case in _PROBES]
-        right = [float(textbook(x, y, debiased)) for (x, y), _ in probes]
-        bounds = [tolerance(x, y, debiased, torch.float32) for (x, y), _ in probes]
-        if all(abs(seen - r) <= b for (_, seen), r, b in zip(probes, right, bounds, strict=True)):
-            continue
-        seen = [value for _, value in probes]
-        for cause, form, estimators in WRONG_FORMS:
-            if debiased in estimators and _same(seen, [form(x, y, debiased) for (x, y), _ in probes], bounds):
-                found.append(cause)
-        if not found and all(abs(a - b) <= HALF_BOUND for a, b in zip(seen, right, strict=True)):
-            scaled = [_value_or_nan(subject, case, debiased, 2.0**-12) for case in _PROBES]
-            # Near, and as near at any scale: not an eps, but digits.
-            found += [Cause.HALF_PRECISION] if scaled == seen else []
+    inputs = [case.tensors(F64) for case in _PROBES]
+    right = [float(textbook(x, y, debiased)) for x, y in inputs]
+    bounds = [tolerance(x, y, debiased, torch.float32) for x, y in inputs]
+    seen = [_value_or_nan(subject, case, debiased) for case in _PROBES]
+    if all(abs(a - b) <= c for a, b, c in zip(seen, right, bounds, strict=True)):
+        return []
+    found = [
+        cause
+        for cause, form, estimators in WRONG_FORMS
+        if debiased in estimators and _same(seen, [form(x, y, debiased) for x, y in inputs], bounds)
+    ]
+    if not found and all(abs(a - b) <= HALF_BOUND for a, b in zip(seen, right, strict=True)):
+        scaled = [_value_or_nan(subject, case, debiased, 2.0**-12) for case in _PROBES]
+        # Near, and as near at any scale: not an eps, but digits.
+        found += [Cause.HALF_PRECISION] if scaled == seen else []
     return found
 
 
-def _right_in_double(subject: Subject) -> bool:
-    for debiased in subject.estimators:
-        for case in _PROBES:
-            x, y = case.tensors(F64)
-            if not abs(_value_or_nan(subject, case, debiased) - float(textbook(x, y, debiased))) <= 1e-9:
-                return False
-    return True
+def _right_in_double(subject: Subject, debiased: bool) -> bool:
+    right = [float(textbook(*case.tensors(F64), debiased)) for case in _PROBES]
+    seen = [_value_or_nan(subject, case, debiased) for case in _PROBES]
+    return all(abs(a - b) <= 1e-9 for a, b in zip(seen, right, strict=True))
 
 
 def _same(seen: Sequence[float], wrong: Sequence[float], bounds: Sequence[float]) -> bool:

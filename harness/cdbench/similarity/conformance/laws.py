@@ -60,7 +60,7 @@ class Law:
 
 def _same(seen: float, expected: float, bound: float, what: str) -> None:
     if not abs(seen - expected) <= bound:
-        raise Broken(f"{what}: {seen:.9g}, expected {expected:.9g} within {bound:.1e}")
+        raise Broken(f"{what}: {seen:.12g}, expected {expected:.12g} within {bound:.1e}")
 
 
 def definition(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:

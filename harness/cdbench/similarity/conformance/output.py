@@ -21,19 +21,19 @@ def lines(report: Report) -> list[str]:
     by_law: dict[str, list[Finding]] = {}
     for finding in report.findings:
         by_law.setdefault(finding.law, []).append(finding)
+    shown: dict[str, str] = {}
     for name, findings in by_law.items():
-        text += _law_lines(name, findings)
+        text += _law_lines(name, findings, shown)
     counts = f"{report.count('held')} held, {report.count('broken')} broken, {report.count('not tested')} not tested"
     text.append(f"  {len(by_law)} laws in {len(report.findings)} tests (by estimator and type): {counts}")
-    if report.likely:
-        text.append(
-            "  its values are those of a known mistake:" if report.recognised else "  what usually causes this:"
-        )
-        text += [f"    - {cause.value}" for cause in report.likely[:3]]
+    for diagnosis in report.diagnoses:
+        lead = "its values are those of a known mistake" if diagnosis.recognised else "what usually causes this"
+        text.append(f"  {diagnosis.estimator}: {lead}:")
+        text += [f"    - {cause.value}" for cause in diagnosis.causes[:3]]
     return text
 
 
-def _law_lines(name: str, findings: Sequence[Finding]) -> list[str]:
+def _law_lines(name: str, findings: Sequence[Finding], shown: dict[str, str]) -> list[str]:
     broken = [finding for finding in findings if finding.verdict == "broken"]
     skipped = [finding for finding in findings if finding.verdict == "not tested"]
     verdict = "broken" if broken else "not tested" if len(skipped) == len(findings) else "held"
@@ -44,7 +44,11 @@ def _law_lines(name: str, findings: Sequence[Finding]) -> list[str]:
     for finding in _first_of_each(broken):
         text.append(f"            {finding.estimator}, {finding.dtype}: {finding.seen}")
         if finding.counterexample:
-            text.append(f"            smallest: {finding.counterexample}")
+            # The same smallest input breaks many laws: its numbers stand there once.
+            given = shown.setdefault(finding.counterexample, name)
+            same = finding.counterexample.split(": x = ")[0] + f", as under {given}"
+            label = "on" if finding.law.startswith("agrees") else "smallest"
+            text.append(f"            {label}: {finding.counterexample if given == name else same}")
     return text
 
 
@@ -60,8 +64,14 @@ def as_json(reports: Sequence[Report]) -> list[dict[str, Any]]:
             "subject": report.subject,
             "holds": report.holds,
             "cdbench": __version__,
-            "likely_causes": [{"cause": cause.name.lower(), "text": cause.value} for cause in report.likely],
-            "recognised": report.recognised,
+            "diagnoses": [
+                {
+                    "estimator": diagnosis.estimator,
+                    "recognised": diagnosis.recognised,
+                    "causes": [{"cause": cause.name.lower(), "text": cause.value} for cause in diagnosis.causes],
+                }
+                for diagnosis in report.diagnoses
+            ],
             "findings": [
                 {
                     "law": finding.law,
