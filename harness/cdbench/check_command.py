@@ -95,6 +95,8 @@ def _judge(reports: Sequence["Report"]) -> None:
     for report in reports:
         broken = list(dict.fromkeys(f.law for f in report.findings if f.verdict == "broken"))
         if broken:
-            raise AnswerBad(f"{report.subject} breaks {len(broken)} law{'s' if len(broken) > 1 else ''}: {', '.join(broken)}")
+            raise AnswerBad(
+                f"{report.subject} breaks {len(broken)} law{'s' if len(broken) > 1 else ''}: {', '.join(broken)}"
+            )
         if not report.holds:
             raise UserError(f"{report.subject}: nothing was tested; every law asked for is for another kind")

@@ -52,6 +52,8 @@ def test_hsic_refuses_what_is_no_gram(hsic) -> None:
     ]:
         with pytest.raises(ValueError, match=complaint):
             hsic(good, bad)
+    with pytest.raises(ValueError, match="larger than float64"):
+        hsic(good * 1e200, good * 1e200)
     with pytest.raises(ValueError, match="at least"):
         hsic(good[:2, :2], good[:2, :2])
 
@@ -90,6 +92,14 @@ def test_rbf_cka_refuses_what_it_cannot_compare() -> None:
         rbf_cka(equal, y)
     with pytest.raises(ValueError, match="positive fraction"):
         rbf_cka(x, y, bandwidth=0)
+    for narrow in (1e-3, 5e-324):
+        with pytest.raises(ValueError, match="all samples unlike for x"):
+            rbf_cka(x, y, bandwidth=narrow)
+    for wide in (1e8, 1e200):
+        with pytest.raises(ValueError, match="all samples alike for x"):
+            rbf_cka(x, y, bandwidth=wide)
+    with pytest.raises(ValueError, match="positive fraction"):
+        rbf_cka(x, y, bandwidth="1")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="constant"):
         rbf_cka(torch.ones(8, 3), y)
     with pytest.raises(ValueError, match="NaN"):

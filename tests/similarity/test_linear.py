@@ -1,6 +1,7 @@
 """Linear CKA of one pair beyond what the battery tests: written apart from it, and the gradient that training needs."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdbench.similarity import linear_cka
+from cdbench.similarity import cka_matrix, linear_cka
 
 
 def draw(n: int, d: int, seed: int, mean: float = 0.0) -> torch.Tensor:
@@ -105,7 +106,13 @@ def test_scaling_by_a_power_of_two_changes_no_bit_and_overflows_nothing(power: i
         (torch.ones(5, 0), torch.ones(5, 2), r"x of shape \(5, 0\) is empty"),
         (torch.ones(0, 3), torch.ones(0, 2), r"x of shape \(0, 3\) is empty"),
         (torch.rand(5, 2), [[1.0]], "y must be a torch tensor"),
-        (torch.rand(5, 2), torch.rand(5, 2, device="meta"), "x is on cpu and y on meta"),
+        (torch.rand(5, 2), torch.rand(5, 2, device="meta"), "y of shape .* with values in memory"),
+        (torch.rand(5, 2), torch.rand(5, 2).to_sparse(), "y of shape .* dense tensor"),
+        (
+            torch.rand(5, 2).to(torch.float8_e4m3fn),
+            torch.rand(5, 2),
+            "x of shape .*float16, bfloat16, float32, float64",
+        ),
         (torch.ones(5, 2, dtype=torch.long), torch.ones(5, 2), "floating-point"),
         (torch.rand(5, 2), torch.rand(6, 2), "5 and 6 rows"),
         (torch.rand(2, 2), torch.rand(2, 2), "at least 3"),
@@ -199,14 +206,39 @@ def test_half_precision_comes_back_in_float32_and_its_gradient_in_its_own_type(d
     assert value.item() == pytest.approx(linear_cka(x.detach().double(), y.double()).item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("wide", [False, True])
-def test_samples_equally_far_apart_have_no_debiased_cka(wide: bool) -> None:
-    x = torch.eye(6)[:, :5] if not wide else torch.eye(6)
-    y = draw(6, 1, 3).float()
-    if wide:
-        with pytest.raises(ValueError, match="x of shape .*equally far apart"):
-            linear_cka(x, y, debiased=True)
+@pytest.mark.parametrize(
+    "x",
+    [torch.eye(6), torch.eye(6).repeat(1, 7), torch.eye(9)[:, :1], torch.eye(40)[:, :1]],
+    ids=["identity", "identity, wide", "one differs", "one differs, feature route"],
+)
+def test_an_unbiased_hsic_of_zero_is_refused(x: torch.Tensor) -> None:
+    y = draw(len(x), 1, 3).float()
+    shape = re.escape(str(tuple(x.shape)))
+    with pytest.raises(ValueError, match=f"x of shape {shape} has no debiased CKA"):
+        linear_cka(x, y, debiased=True)
+    with pytest.raises(ValueError, match=rf"xs\[0\] of shape {shape} has no debiased CKA"):
+        cka_matrix([x], [y], debiased=True)
     assert 0 < linear_cka(x, y).item() < 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("n", [8, 100, 600])
+def test_a_huge_constant_feature_changes_nothing(dtype: torch.dtype, n: int) -> None:
+    x, y = draw(n, 300, 1).to(dtype), draw(n, 20, 2).to(dtype)
+    want = linear_cka(x[:, 1:], y).item()
+    for size in (1e5, 1e8, 1e20):
+        x[:, 0] = size
+        assert linear_cka(x, y).item() == pytest.approx(want, abs=1e-6)
+        assert cka_matrix([x], [y])[0, 0].item() == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(5, 2), (5, 20), (64, 8), (64, 100)])
+def test_one_sample_far_from_the_others_costs_no_digits(n: int, d: int) -> None:
+    x, y = draw(n, d, 3).float(), draw(n, d, 4).float()
+    x[2], y[2] = x[2] * 1000, y[2] * 1000
+    want = reference(x.double(), y.double(), True)
+    assert linear_cka(x, y, debiased=True).item() == pytest.approx(want, abs=1e-6)
+    assert cka_matrix([x], [y], debiased=True)[0, 0].item() == pytest.approx(want, abs=1e-5)
 
 
 def test_closed_form_for_independent_features() -> None:

@@ -44,6 +44,9 @@ def test_repeated_rows_are_refused() -> None:
     hidden[2, 4] = hidden[1, 3]
     with pytest.raises(ValueError, match="rows 1 and 2 of hidden are the same: .*stands twice"):
         sample_rows(hidden, mask, positions)
+    hidden[2, 4] *= 1 + 1e-6  # what another batch size does to the same prompt
+    with pytest.raises(ValueError, match="rows 1 and 2 of hidden are the same"):
+        sample_rows(hidden, mask, positions)
 
 
 def test_shapes_are_checked() -> None:
@@ -52,8 +55,13 @@ def test_shapes_are_checked() -> None:
         sample_rows(hidden.flatten(1), mask, positions)
     with pytest.raises(ValueError, match="mask must be"):
         sample_rows(hidden, mask[:, :4], positions)
-    with pytest.raises(ValueError, match="positions must be"):
-        sample_rows(hidden, mask, positions.float())
+    for wrong in (positions.float(), positions.to(torch.uint8), positions > 2, [2, 3, 4, 4], positions[:3]):
+        with pytest.raises(ValueError, match="positions must be an integer tensor"):
+            sample_rows(hidden, mask, wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="of zeros and ones"):
+        sample_rows(hidden, (1 - mask) * -1e9, positions)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        sample_rows(hidden * float("nan"), mask, positions)
 
 
 def test_the_evaluator_reads_no_prompt_twice_and_no_padding(world: World) -> None:

@@ -122,12 +122,59 @@ def test_what_cannot_be_computed_is_said() -> None:
         StreamingCKA(max_bytes=1000).update(xs, ys)
     with pytest.raises(ValueError, match=r"xs\[0\] of shape \(20, 3\) is constant"):
         fed([torch.full((20, 3), 0.1, dtype=torch.float64), xs[1]], ys, [0, 7, 20]).compute()
-    with pytest.raises(ValueError, match=r"ys\[0\].*equally far apart"):
+    with pytest.raises(ValueError, match=r"ys\[0\].*no debiased CKA"):
         fed(xs, [torch.eye(20, dtype=torch.float64)], [0, 7, 20]).compute(debiased=True)
     with pytest.raises(ValueError, match="not the state of a StreamingCKA"):
         StreamingCKA().load_state_dict({"centre xs[0]": torch.zeros(3)})
     with pytest.raises(ValueError, match="those of the first batch"):
         fed(xs, ys, [0, 20]).merge(fed(ys, xs, [0, 20]))
+
+
+def test_a_batch_of_zeros_has_no_scale() -> None:
+    x, y = torch.randn(12, 3, dtype=torch.float64), torch.randn(12, 2, dtype=torch.float64)
+    tiny = x * 2.0**-300
+    for rows in (slice(4, 8), slice(0, 4)):
+        tiny[rows] = 0
+    want = linear_cka(tiny * 2.0**300, y).item()
+    one = fed([tiny], [y], [0, 4, 8, 12])
+    assert one.compute()[0, 0].item() == pytest.approx(want, abs=1e-12)
+    back = fed([tiny.flip(0)], [y.flip(0)], [0, 4, 8, 12])
+    assert back.compute()[0, 0].item() == pytest.approx(want, abs=1e-12)
+    zeros, rest = fed([tiny[:8]], [y[:8]], [0, 8]), fed([tiny[8:]], [y[8:]], [0, 4])
+    for a, b in ((zeros, rest), (rest, zeros)):
+        merged = StreamingCKA()
+        merged.merge(a)
+        merged.merge(b)
+        assert merged.compute()[0, 0].item() == pytest.approx(want, abs=1e-12)
+
+
+def test_the_state_outlives_an_inference_mode() -> None:
+    xs, ys = data(20)
+    stream = StreamingCKA()
+    with torch.inference_mode():
+        stream.update([x[:9] for x in xs], [y[:9] for y in ys])
+    stream.update([x[9:] for x in xs], [y[9:] for y in ys])
+    torch.testing.assert_close(stream.compute(), expected(xs, ys, False), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "spoil", [{"n": torch.tensor(7)}, {"n": torch.tensor(-1)}, {"moment xs[0] ys[1]": torch.zeros(2, 2)}]
+)
+def test_a_damaged_state_is_refused(spoil: dict[str, torch.Tensor]) -> None:
+    xs, ys = data(20)
+    state = fed(xs, ys, [0, 20]).state_dict() | spoil
+    with pytest.raises(ValueError, match="not the state of a StreamingCKA"):
+        StreamingCKA().load_state_dict(state)
+    with pytest.raises(ValueError, match="not the state of a StreamingCKA"):
+        StreamingCKA().load_state_dict({"n": torch.tensor(50)})
+
+
+def test_minibatches_of_very_different_scales_do_not_overflow() -> None:
+    xs, ys = data(24, 9)
+    for one, two in ((-300, 0), (-600, 600), (0, 400), (200, -200)):
+        moved = [torch.cat([x[:12] * 2.0**one, x[12:] * 2.0**two]) for x in xs]
+        got = minibatches(moved, ys, [0, 12, 24]).compute()
+        assert torch.isfinite(got).all() and (got.abs() <= 1 + 1e-9).all()
 
 
 def minibatches(xs: list[torch.Tensor], ys: list[torch.Tensor], edges: list[int]) -> MinibatchCKA:
@@ -182,9 +229,11 @@ def test_a_wrong_minibatch_is_refused() -> None:
     stream = minibatches(xs, ys, [0, 12])
     with pytest.raises(ValueError, match="at least 4 samples, got 3"):
         stream.update([x[:3] for x in xs], [y[:3] for y in ys])
-    with pytest.raises(ValueError, match="expected 2 and 3 layers"):
+    with pytest.raises(ValueError, match="those of the first batch"):
         stream.update(xs, ys[:1])
-    with pytest.raises(ValueError, match="expected 2 and 3 layers"):
+    with pytest.raises(ValueError, match="those of the first batch"):
+        stream.update(xs, [ys[1], ys[0], ys[2]])
+    with pytest.raises(ValueError, match="those of the first batch"):
         stream.merge(minibatches(ys, xs, [0, 24]))
     with pytest.raises(ValueError, match="got 0"):
         MinibatchCKA().compute()

@@ -26,7 +26,7 @@ def biased_hsic(gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"]) -> F
         ValueError: not square, different n, n < 3, or values that are not finite.
     """
     _require_grams(gram_x, gram_y, debiased=False)
-    return (h_centred(gram_x) * h_centred(gram_y)).sum() / (len(gram_x) - 1) ** 2
+    return _finite((h_centred(gram_x) * h_centred(gram_y)).sum() / (len(gram_x) - 1) ** 2)
 
 
 def debiased_hsic(gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
@@ -37,25 +37,31 @@ def debiased_hsic(gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"]) ->
     """
     _require_grams(gram_x, gram_y, debiased=True)
     n = len(gram_x)
-    return (u_centred(gram_x) * u_centred(gram_y)).sum() / (n * (n - 3))
+    return _finite((u_centred(gram_x) * u_centred(gram_y)).sum() / (n * (n - 3)))
 
 
 def cka_of_grams(
-    gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"], *, debiased: bool, names: tuple[str, str] = ("x", "y")
+    gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"], shapes: tuple[torch.Size, torch.Size], *, debiased: bool
 ) -> Float[Tensor, ""]:
     """HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L)), float64; factors that depend on n alone cancel.
 
+    Args:
+        gram_x: kernel values between all pairs of samples of x.
+        gram_y: of y.
+        shapes: of x and y, for messages.
+        debiased: which estimator.
+
     Raises:
-        ValueError: debiased, and the samples of one are all equally far apart.
+        ValueError: debiased, and the unbiased HSIC of one with itself is 0.
     """
     k, m = h_centred(gram_x), h_centred(gram_y)
     if debiased:
         own = [matrix.detach().square().sum().item() for matrix in (k, m)]
         # Centred twice: the diagonal of a wide representation is then not what the off-diagonal is read against.
         k, m = u_centred(k), u_centred(m)
-        for matrix, gram, biased, name in zip((k, m), (gram_x, gram_y), own, names, strict=True):
+        for name, matrix, shape, biased in zip("xy", (k, m), shapes, own, strict=True):
             norm = matrix.detach().square().sum().item()
-            require_debiased_spread(norm, biased, name, tuple(gram.shape), gram.dtype)
+            require_debiased_spread(norm, biased, name, tuple(shape), gram_x.dtype)
     return (k * m).sum() / (k.square().sum().sqrt() * m.square().sum().sqrt())
 
 
@@ -77,8 +83,16 @@ def u_centred(gram: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n n"]:
     return (hollow - means.unsqueeze(-1) - means.unsqueeze(-2)) * off
 
 
+def _finite(value: Tensor) -> Tensor:
+    if not bool(torch.isfinite(value.detach())):
+        raise ValueError("the HSIC of these Gram matrices is larger than float64 holds; divide them by a power of two")
+    return value
+
+
 def _require_grams(gram_x: Tensor, gram_y: Tensor, debiased: bool) -> None:
     for name, gram in (("gram_x", gram_x), ("gram_y", gram_y)):
+        if not isinstance(gram, Tensor):
+            raise ValueError(f"{name} must be a torch tensor of kernel values, got {type(gram).__name__}")
         if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or not gram.is_floating_point():
             raise ValueError(
                 f"{name} must be a square floating-point matrix of kernel values, got {gram.dtype} of shape {tuple(gram.shape)}"

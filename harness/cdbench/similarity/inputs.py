@@ -12,6 +12,9 @@ WIDE = torch.float64
 """n² numbers in float64 cost nothing beside the products, and a float32 sum over them loses four digits."""
 
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def require_representation(value: Tensor, name: str) -> None:
     """Checks one representation without reading its values.
 
@@ -27,8 +30,15 @@ def require_representation(value: Tensor, name: str) -> None:
         )
     if 0 in value.shape:
         raise ValueError(f"{name} of shape {tuple(value.shape)} is empty")
-    if not value.is_floating_point():
-        raise ValueError(f"{name} of shape {tuple(value.shape)} must be a floating-point tensor, got {value.dtype}")
+    if value.dtype not in _DTYPES:
+        kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
+        raise ValueError(
+            f"{name} of shape {tuple(value.shape)} must be a floating-point tensor ({kinds}), got {value.dtype}"
+        )
+    if value.layout is not torch.strided or value.is_meta:
+        raise ValueError(f"{name} of shape {tuple(value.shape)} must be a dense tensor with values in memory")
+    if value.device.type == "mps":
+        raise ValueError(f"{name} is on an MPS device, which has no float64: move it to the CPU")
 
 
 def require_same_samples(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
@@ -81,7 +91,14 @@ def require_layers(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
 
 def _plainly_fine(value: object) -> bool:
     """What `require_representation` lets through, without the words for what it does not."""
-    return isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point() and value.numel() > 0
+    return (
+        isinstance(value, Tensor)
+        and value.ndim == 2
+        and value.dtype in _DTYPES
+        and value.numel() > 0
+        and value.layout is torch.strided
+        and value.device.type in ("cpu", "cuda")
+    )
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
@@ -127,33 +144,38 @@ def centred(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: NaN, infinity, or a representation that is constant over the samples.
     """
-    shape, given = value.shape, value.dtype
+    shape, given = tuple(value.shape), value.dtype
     value = scaled(value.to(dtype), exponent_of(value, name))
     mean = value.mean(0)
     result = value - mean
-    spread, offset = result.detach().square().sum().item(), len(value) * mean.detach().square().sum().item()
-    require_spread(spread, offset, name, tuple(shape), given)
-    return result
+    spread, offset = result.detach().square().sum(0), len(value) * mean.detach().square()
+    constant = constant_columns(spread, offset, given)
+    require_varying(constant, name, shape)
+    # What rounding leaves of a large constant column would drown the others.
+    return result * ~constant if bool((constant & (spread > 0)).any()) else result
 
 
-def require_spread(spread: float, offset: float, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Checks that a representation varies over the samples.
+def constant_columns(spread: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
+    """Which features do not vary over the samples, [d].
 
     A constant column leaves rounding residue of size eps·|mean|, so the spread is judged against the mean, not against
     zero: otherwise CKA(constant, constant) is 1.
 
     Args:
-        spread: sum over samples of the squared distance to the mean.
-        offset: n times the squared norm of the mean.
-        name: what the caller calls the representation.
-        shape: its shape.
-        dtype: the type that it came in.
+        spread: [d] sum over samples of the squared distance to the mean.
+        offset: [d] n times the squared mean.
+        dtype: the type that the representation came in.
+    """
+    return spread <= (8 * _eps(dtype)) ** 2 * (spread + offset)
+
+
+def require_varying(constant: Tensor, name: str, shape: tuple[int, ...]) -> None:
+    """Checks that some feature varies.
 
     Raises:
-        ValueError: it is constant.
+        ValueError: none does.
     """
-    eps = _eps(dtype)
-    if spread <= (8 * eps) ** 2 * (spread + offset):
+    if bool(constant.all()):
         raise ValueError(f"{name} of shape {shape} is constant over the samples: its CKA is 0/0")
 
 
@@ -165,7 +187,7 @@ def _eps(dtype: torch.dtype) -> float:
 def require_debiased_spread(own: float, biased: float, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Checks that the unbiased HSIC of a representation with itself is more than rounding.
 
-    It is exactly zero when all samples are equally far apart, as those of an identity matrix are.
+    It is exactly zero when all samples are equally far apart, as those of an identity matrix are, or when one alone differs.
 
     Args:
         own: debiased HSIC of the representation with itself, in the normalisation of `biased`.
@@ -180,6 +202,6 @@ def require_debiased_spread(own: float, biased: float, name: str, shape: tuple[i
     # What rounds are the entries of the Gram, and the difference of which its norm was made.
     if own <= ((8 * _eps(dtype)) ** 2 * shape[0] + 64 * _eps(WIDE)) * biased:
         raise ValueError(
-            f"{name} of shape {shape} has no debiased CKA: its samples are all equally far apart, so its unbiased HSIC "
-            f"with itself is 0"
+            f"{name} of shape {shape} has no debiased CKA: its unbiased HSIC with itself is 0, as it is where all samples "
+            f"are equally far apart or one alone differs"
         )

@@ -17,7 +17,6 @@ from cdbench.similarity.inputs import (
     require_enough,
     require_representation,
     require_same_samples,
-    working_dtype,
 )
 
 
@@ -25,7 +24,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     """Linear CKA of two representations of the same n samples.
 
     Computed over Gram matrices, [n, n], or over feature products, [d1, d2], whichever costs less: the value is the same.
-    In at least float32 whatever autocast or the matmul precision say.
+    In float64, whatever autocast or the matmul precision say.
 
     Args:
         x: [n, d1], one row a sample; rows must be independent samples.
@@ -45,13 +44,13 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
     require_enough(len(x), debiased)
     result = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
-        dtype = working_dtype(x, y)
-        cx, cy = centred(x, "x", dtype), centred(y, "y", dtype)
+        # One pair in float64 costs little, and float32 loses all digits where one sample is far from the others.
+        cx, cy = centred(x, "x", WIDE), centred(y, "y", WIDE)
         # A Gram pair costs n²(d1 + d2), a feature product n(d1 + d2)².
         if len(x) < x.shape[1] + y.shape[1]:
-            value = cka_of_grams(cx @ cx.T, cy @ cy.T, debiased=debiased)
+            value = cka_of_grams(cx @ cx.T, cy @ cy.T, (x.shape, y.shape), debiased=debiased)
         else:
-            value = _feature_route(cx, cy, debiased)
+            value = _feature_route(cx, cy, bool(debiased))
     return value.to(result)
 
 
@@ -62,10 +61,10 @@ def _feature_route(x: Tensor, y: Tensor, debiased: bool) -> Tensor:
     diagonals and traces alone: −n/(n−2) a·b + Σa Σb / ((n−1)(n−2)), a and b the squared norms of the rows.
     """
     n = len(x)
-    a, b = (v.to(WIDE).square().sum(1) for v in (x, y))
+    a, b = (v.square().sum(1) for v in (x, y))
 
     def hsic(u: Tensor, v: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        full = (u.T @ v).to(WIDE).square().sum()
+        full = (u.T @ v).square().sum()
         return full, full - n / (n - 2) * (p @ q) + p.sum() * q.sum() / ((n - 1) * (n - 2))
 
     pairs = [hsic(x, y, a, b), hsic(x, x, a, a), hsic(y, y, b, b)]

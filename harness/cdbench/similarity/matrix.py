@@ -23,12 +23,11 @@ from torch import Tensor
 
 from cdbench.similarity.inputs import (
     WIDE,
+    centred,
     exponent_of,
     require_debiased_spread,
     require_enough,
     require_layers,
-    require_spread,
-    scaled,
     working_dtype,
 )
 from cdbench.similarity.streaming import StreamingCKA
@@ -37,8 +36,12 @@ _CHUNK = 1 << 14
 """Entries of each Gram that are widened to float64 at a time."""
 _FEW = 256
 """Below so many samples centring the features costs a good part of the product; a small mean is left to the formulas."""
+_ROWS = 512
+"""Rows that are widened to float64 at a time where products of features are taken."""
 _HALF = 64
 """From so many samples on half a product is faster than a whole one."""
+_CONSTANT = 1e-9
+"""A spread below this part of the mean is judged feature by feature."""
 _SAFE = (2.0**-44, 2.0**56)
 """Traces between these have squares of Gram entries well inside float32."""
 
@@ -53,8 +56,9 @@ class CkaMatrices(NamedTuple):
 def cka_matrix(xs: Sequence[Tensor], ys: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
     """Linear CKA of every layer in xs with every layer in ys, [len(xs), len(ys)], float64, without gradient.
 
-    Memory: the Grams, n² values a layer, plus one layer. A layer that stands in both lists is read once. float16 and
-    bfloat16 are read as float32; where any layer is float64, all are.
+    Memory: the Grams, n² values a layer, plus one layer; a layer that stands in both lists is read once. Where n exceeds the
+    sum of the widths: the products of features in float64, as in `StreamingCKA`. float16 and bfloat16 are read as float32;
+    where any layer is float64, all are.
 
     Raises:
         ValueError: as `linear_cka`, naming the layer.
@@ -78,9 +82,10 @@ def _matrices(xs: Sequence[Tensor], ys: Sequence[Tensor], estimators: Sequence[b
     n = len(xs[0])
     require_enough(n, any(estimators))
     # All Grams cost n²·W multiplications, W the sum of all widths; all products of features about n·W².
-    if n > sum(v.shape[1] for v in (*xs, *ys)):
+    if n > sum(v.shape[1] for v in {id(v): v for v in (*xs, *ys)}.values()):
         stream = StreamingCKA()
-        stream.update(xs, ys)
+        for a in range(0, n, _ROWS):
+            stream.update([x[a : a + _ROWS] for x in xs], [y[a : a + _ROWS] for y in ys])
         return [stream.compute(debiased=debiased) for debiased in estimators]
     return gram_sums(xs, ys).cka(estimators)
 
@@ -131,7 +136,7 @@ class GramSums:
         """The ratio, [S, T], by each estimator (debiased or not).
 
         Raises:
-            ValueError: debiased, and the samples of a layer are all equally far apart.
+            ValueError: debiased, and the unbiased HSIC of a layer with itself is 0.
         """
         results = []
         biased = self.hsic(debiased=False)
@@ -197,48 +202,34 @@ class _Grams:
             self._form(place, centre=not raw)
         diagonals = self.buffer.diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
         sums = _hollow_sums(self.buffer, left, right)
-        again = [place for place, fine in enumerate(self._judge(diagonals, sums[2], raw, ())) if not fine]
+        again = self._imprecise(diagonals, sums[2], raw)
         if not again:
             return *sums, diagonals
         for place in again:
-            self.exponents[place] = exponent_of(self.layers[place], self.names[place])
-            self._form(place, centre=True)
+            layer, name = self.layers[place], self.names[place]
+            self.exponents[place] = exponent_of(layer, name)
+            _product(centred(layer, name, self.buffer.dtype), self.buffer[place])
             diagonals[place] = self.buffer[place].diagonal()
-        sums = _hollow_sums(self.buffer, left, right)
-        self._judge(diagonals, sums[2], False, again)
-        return *sums, diagonals
+        return *_hollow_sums(self.buffer, left, right), diagonals
 
     def _first_has_small_mean(self) -> bool:
         self._form(0, centre=False)
         offset = float(self.buffer[0].sum()) / self.buffer.shape[1]
         return offset <= float(self.buffer[0].trace()) - offset
 
-    def _judge(self, diagonals: Tensor, rows: Tensor, raw: bool, scaled_now: Sequence[int]) -> list[bool]:
-        """Whether each Gram is precise: its entries in range, and its mean, where it has one, small.
-
-        Raises:
-            ValueError: a constant layer, once it is in range.
-        """
+    def _imprecise(self, diagonals: Tensor, rows: Tensor, raw: bool) -> list[int]:
+        """Which Grams must be formed with care: entries out of range, a mean that costs digits, or nearly constant."""
         n, traces = rows.shape[1], diagonals.sum(1)
         means = (rows.sum(1) + traces) / n
         spreads = traces - means
-        # Nearly always all is well, and one transfer says so: on a GPU each would wait for the device.
-        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > 1e-9 * (means + n * self._offsets))
-        if bool((sound & (means <= spreads)).all() if raw else sound.all()):
-            return [True] * len(self.layers)
-        fine = []
-        for place, (trace, mean, offset) in enumerate(torch.stack([traces, means, n * self._offsets], 1).tolist()):
-            spread, layer = trace - mean, self.layers[place]
-            in_range = _SAFE[0] < spread < _SAFE[1]  # NaN too compares false
-            if in_range or place in scaled_now:
-                require_spread(spread, mean + offset, self.names[place], tuple(layer.shape), layer.dtype)
-            fine.append(in_range and not (raw and mean > spread))
-        return fine
+        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > _CONSTANT * (means + n * self._offsets))
+        if raw:
+            sound &= means <= spreads
+        # One transfer says that all is well, as it nearly always is: on a GPU each would wait for the device.
+        return [] if bool(sound.all()) else (~sound).nonzero().flatten().tolist()
 
     def _form(self, place: int, centre: bool) -> None:
         x = self.layers[place].to(self.buffer.dtype)
-        if self.exponents[place]:
-            x = scaled(x, self.exponents[place])
         if centre:
             # Twice as fast as x.mean(0). Its last digits do not matter: what is left of the mean, the formulas take off.
             mean = torch.mm(self._averaging, x)[0]

@@ -24,6 +24,7 @@ class MinibatchCKA:
     def __init__(self) -> None:
         self.n = 0
         self._layers = (0, 0)
+        self._widths: list[int] = []
         self._exponents: list[int] = []
         self._cross = torch.zeros(0, 0, dtype=WIDE)
         self._own = torch.zeros(0, dtype=WIDE)
@@ -41,7 +42,7 @@ class MinibatchCKA:
         """
         require_layers(xs, ys)
         require_enough(len(xs[0]), debiased=True)
-        self._require_layers(len(xs), len(ys))
+        self._require_known(len(xs), [v.shape[1] for v in (*xs, *ys)])
         sums = gram_sums(xs, ys)
         cross, own = sums.hsic(debiased=True)
         places = [*_places(sums.left, len(xs)), *_places(sums.right, len(ys))]
@@ -54,26 +55,33 @@ class MinibatchCKA:
             ValueError: the other has another number of layers.
         """
         if other.n:
-            self._require_layers(*other._layers)
+            self._require_known(other._layers[0], other._widths)
             self._add(other._cross, other._own, other._exponents, other.n)
 
-    def _require_layers(self, left: int, right: int) -> None:
-        if self.n and (left, right) != self._layers:
-            raise ValueError(
-                f"expected {self._layers[0]} and {self._layers[1]} layers as before, got {left} and {right}"
-            )
-        self._layers = (left, right)
+    def _require_known(self, left: int, widths: list[int]) -> None:
+        if self.n and (left, widths) != (self._layers[0], self._widths):
+            known, given = ((w[:k], w[k:]) for k, w in ((self._layers[0], self._widths), (left, widths)))
+            raise ValueError(f"the layers must be those of the first batch, of widths {known}; got {given}")
+        self._layers, self._widths = (left, len(widths) - left), widths
 
     def _add(self, cross: Tensor, own: Tensor, exponents: list[int], n: int) -> None:
-        """Every batch was scaled by powers of two of its own; the sums are kept in the scale of the first."""
+        """Every batch was scaled by powers of two of its own; the sums are kept in the scale of the largest."""
         if not self.n:
             self._exponents, self._cross, self._own = exponents, torch.zeros_like(cross), torch.zeros_like(own)
-        steps = [2.0 ** (2 * (now - first)) for now, first in zip(exponents, self._exponents, strict=True)]
-        factors = torch.tensor(steps, dtype=WIDE, device=cross.device)
+        top = [max(now, before) for now, before in zip(exponents, self._exponents, strict=True)]
+        before, now = self._factors(self._exponents, top), self._factors(exponents, top)
         left = self._layers[0]
-        self._cross = self._cross + cross * torch.outer(factors[:left], factors[left:])
-        self._own = self._own + own * factors**2
+        self._cross = self._cross * torch.outer(before[:left], before[left:]) + cross * torch.outer(
+            now[:left], now[left:]
+        )
+        self._own = self._own * before**2 + own * now**2
+        self._exponents = top
         self.n += n
+
+    def _factors(self, exponents: list[int], top: list[int]) -> Tensor:
+        """2^(2(e − top)), at most 1: of a Gram that was divided by 2^(2e) and is to be divided by 2^(2·top)."""
+        steps = [2.0 ** max(2 * (e - t), -2000) for e, t in zip(exponents, top, strict=True)]
+        return torch.tensor(steps, dtype=WIDE, device=self._cross.device)
 
     def compute(self) -> Tensor:
         """CKA, [layers of x, layers of y], float64.

@@ -21,25 +21,26 @@ def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0, debiased: bool = Fa
         A scalar with gradient to both, float32 (float64 when either input is).
 
     Raises:
-        ValueError: as `linear_cka`; a bandwidth that is not positive; or more than half of the pairs of rows equal.
+        ValueError: as `linear_cka`; more than half of the pairs of rows equal; or a bandwidth that is not positive, or so
+            narrow or wide that no two samples, or all of them, are alike.
     """
     require_representation(x, "x")
     require_representation(y, "y")
     require_same_samples(x, y)
     require_enough(len(x), debiased)
-    if not 0 < bandwidth < float("inf"):
+    if not isinstance(bandwidth, int | float) or not 0 < bandwidth < float("inf"):
         raise ValueError(f"bandwidth must be a positive fraction of the median distance, got {bandwidth}")
     result = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         grams = [rbf_gram(value, name, bandwidth) for value, name in ((x, "x"), (y, "y"))]
-        return cka_of_grams(grams[0], grams[1], debiased=debiased).to(result)
+        return cka_of_grams(grams[0], grams[1], (x.shape, y.shape), debiased=debiased).to(result)
 
 
 def rbf_gram(value: Tensor, name: str, bandwidth: float) -> Tensor:
     """Kernel values between all pairs of samples, [n, n], float64.
 
     Raises:
-        ValueError: NaN, infinity, a constant representation, or a median distance of zero.
+        ValueError: NaN, infinity, a constant representation, a median distance of zero, or a kernel without contrast.
     """
     # float64 throughout: near samples have a squared distance that is a difference of two large numbers.
     rows = centred(value, name, WIDE)
@@ -50,7 +51,14 @@ def rbf_gram(value: Tensor, name: str, bandwidth: float) -> Tensor:
     # Equal rows leave a rounding residue of either sign.
     if median.item() <= 1e-12 * squared.mean().item():
         raise ValueError(f"{name} of shape {tuple(value.shape)} has a median distance of 0: most of its rows are equal")
-    return torch.exp(-squared / (2 * bandwidth**2 * median))
+    kernel = torch.exp(-squared / median / 2 / bandwidth / bandwidth)
+    others = kernel.detach()[off]
+    if others.max().item() < 1e-6 or others.min().item() > 1 - 1e-9:
+        what = "all samples unlike" if others.max().item() < 1e-6 else "all samples alike"
+        raise ValueError(
+            f"bandwidth {bandwidth:g} makes {what} for {name} of shape {tuple(value.shape)}: take one nearer to 1"
+        )
+    return kernel
 
 
 def _median(values: Tensor) -> Tensor:

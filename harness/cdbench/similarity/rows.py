@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor
 
+_SAME = 1e-5
+"""Two rows nearer than this part of the median distance are one prompt, computed twice."""
+
 
 def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
     """One row per prompt, at one position of each.
@@ -16,20 +19,22 @@ def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         [b, d], with gradient to `hidden`.
 
     Raises:
-        ValueError: wrong shapes; a position outside, or on padding; or two prompts with the same row, which is one prompt
-            twice, or a place where the model cannot have seen them differ.
+        ValueError: wrong shapes or types; NaN or infinity; a position outside, or on padding; or two prompts with the same
+            row up to rounding, which is one prompt twice, or a place where the model cannot have seen them differ.
     """
-    if hidden.ndim != 3 or not hidden.is_floating_point():
+    if hidden.ndim != 3 or not hidden.is_floating_point() or 0 in hidden.shape:
         raise ValueError(
             f"hidden must be floating-point [prompts, positions, features], got shape {tuple(hidden.shape)}"
         )
     b, t, _ = hidden.shape
-    if tuple(mask.shape) != (b, t):
-        raise ValueError(f"mask must be [prompts, positions] = {(b, t)}, got shape {tuple(mask.shape)}")
-    if tuple(positions.shape) != (b,) or positions.is_floating_point():
+    if tuple(mask.shape) != (b, t) or not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError(
-            f"positions must be one whole number for each of {b} prompts, got shape {tuple(positions.shape)}"
+            f"mask must be [prompts, positions] = {(b, t)} of zeros and ones, got shape {tuple(mask.shape)}"
         )
+    whole = isinstance(positions, Tensor) and positions.dtype in (torch.int64, torch.int32, torch.int16)
+    if not whole or tuple(positions.shape) != (b,):
+        raise ValueError(f"positions must be an integer tensor [{b}], one position a prompt, got {positions!r:.60}")
+    positions = positions.long()
     outside = (positions < 0) | (positions >= t)
     if bool(outside.any()):
         row = int(outside.nonzero()[0])
@@ -45,15 +50,23 @@ def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
 
 
 def require_distinct(rows: Tensor, name: str) -> None:
-    """Checks that no two rows are the same.
+    """Checks that no two rows are the same, up to what computing one prompt in two batches changes.
 
     Raises:
-        ValueError: two rows agree in every bit, naming them.
+        ValueError: two rows agree, naming them; or NaN or infinity.
     """
-    _, first, counts = torch.unique(rows.detach(), dim=0, return_inverse=True, return_counts=True)
-    if bool((counts > 1).any()):
-        twice = (first == int((counts > 1).nonzero()[0])).nonzero().flatten().tolist()
+    values = rows.detach().double()
+    if not bool(torch.isfinite(values).all()):
+        raise ValueError(f"{name} of shape {tuple(rows.shape)} holds NaN or infinity")
+    if len(values) < 2:
+        return
+    distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
+    distances.fill_diagonal_(float("inf"))
+    finite = distances[distances.isfinite()]
+    nearest = distances.argmin()
+    if distances.flatten()[nearest] <= _SAME * finite.median():
+        one, two = divmod(int(nearest), len(values))
         raise ValueError(
-            f"rows {twice[0]} and {twice[1]} of {name} are the same: rows must be independent samples, one a prompt, and "
-            f"this is a prompt that stands twice, padding, or a position before the prompts differ"
+            f"rows {one} and {two} of {name} are the same: rows must be independent samples, one a prompt, and this is a "
+            f"prompt that stands twice, padding, or a position before the prompts differ"
         )

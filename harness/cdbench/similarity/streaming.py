@@ -17,11 +17,12 @@ from torch import Tensor
 
 from cdbench.similarity.inputs import (
     WIDE,
+    constant_columns,
     exponent_of,
     require_debiased_spread,
     require_enough,
     require_layers,
-    require_spread,
+    require_varying,
     scaled,
 )
 
@@ -33,15 +34,15 @@ Name = tuple[str, int]
 
 @dataclass(frozen=True)
 class _Frame:
-    """In what terms a layer is kept: u = 2^-exponent · x − centre."""
+    """In what terms a layer is kept: u = 2^-exponent · x − centre. No exponent as long as all that was seen is zero."""
 
     centre: Tensor
-    exponent: int
+    exponent: int | None
     dtype: torch.dtype
 
     def lifted(self, x: Tensor) -> Tensor:
         """z of a batch, [b, d + 2]."""
-        shifted = scaled(x.to(WIDE), self.exponent) - self.centre
+        shifted = scaled(x.to(WIDE), self.exponent or 0) - self.centre
         norms = shifted.square().sum(1, keepdim=True)
         return torch.cat([shifted, norms, torch.ones_like(norms)], dim=1)
 
@@ -69,6 +70,7 @@ class StreamingCKA:
         self._frames: dict[Name, _Frame] = {}
         self._moments: dict[tuple[Name, Name], Tensor] = {}
 
+    @torch.inference_mode(False)  # the state outlives an inference_mode that a batch comes in
     @torch.no_grad()
     def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
         """Adds a batch; a batch that raises adds nothing.
@@ -82,21 +84,23 @@ class StreamingCKA:
         """
         require_layers(xs, ys)
         batch = {(side, i): v for side, values in (("xs", xs), ("ys", ys)) for i, v in enumerate(values)}
-        exponents = {name: exponent_of(value, _text(name)) for name, value in batch.items()}
+        exponents = {
+            name: exponent_of(value, _text(name)) if bool(value.any()) else None for name, value in batch.items()
+        }
         if not self._frames:
             self._begin(batch, exponents)
         self._require_known({name: value.shape[1] for name, value in batch.items()})
         for name, value in batch.items():
             frame = self._frames[name]
             self._frames[name] = replace(frame, dtype=torch.promote_types(frame.dtype, value.dtype))
-            if exponents[name] > frame.exponent + _SLACK:
+            if _exceeds(exponents[name], frame.exponent):
                 self._move(name, exponents[name])
         lifted = {name: self._frames[name].lifted(value) for name, value in batch.items()}
         for (one, two), moment in self._moments.items():
             moment.addmm_(lifted[one].T, lifted[two])
         self.n += len(xs[0])
 
-    def _begin(self, batch: Mapping[Name, Tensor], exponents: Mapping[Name, int]) -> None:
+    def _begin(self, batch: Mapping[Name, Tensor], exponents: Mapping[Name, int | None]) -> None:
         names = list(batch)
         cross = [(x, y) for x in names for y in names if (x[0], y[0]) == ("xs", "ys")]
         shapes = {
@@ -105,11 +109,11 @@ class StreamingCKA:
         needed = sum(8 * rows * columns for rows, columns in shapes.values())
         if needed > self.max_bytes:
             raise ValueError(
-                f"the state for these layers would take {needed / 2**30:.1f} GiB, more than max_bytes = "
-                f"{self.max_bytes / 2**30:.1f} GiB: stream fewer layers, take cka_matrix for few samples, or MinibatchCKA"
+                f"the products of these layers' features would take {needed / 2**30:.1f} GiB, more than max_bytes = "
+                f"{self.max_bytes / 2**30:.1f} GiB: compare fewer layers at a time, or take MinibatchCKA"
             )
         for name, value in batch.items():
-            centre = scaled(value.to(WIDE), exponents[name]).mean(0)
+            centre = scaled(value.to(WIDE), exponents[name] or 0).mean(0)
             self._frames[name] = _Frame(centre, exponents[name], torch.promote_types(value.dtype, torch.float32))
         for pair, shape in shapes.items():
             self._moments[pair] = torch.zeros(shape, dtype=WIDE, device=batch[pair[0]].device)
@@ -120,10 +124,11 @@ class StreamingCKA:
             here, there = ({_text(name): width for name, width in which.items()} for which in (widths, known))
             raise ValueError(f"the layers must be those of the first batch, of widths {there}; got {here}")
 
-    def _move(self, name: Name, exponent: int, centre: Tensor | None = None) -> None:
+    def _move(self, name: Name, exponent: int | None, centre: Tensor | None = None) -> None:
         """Expresses a layer at another exponent and around another centre (its own when none is given)."""
         frame = self._frames[name]
-        scale = 2.0 ** (frame.exponent - exponent)
+        # Zeros are the same at every exponent.
+        scale = 1.0 if frame.exponent is None or exponent is None else 2.0 ** max(frame.exponent - exponent, -1000)
         target = frame.centre * scale if centre is None else centre
         for (one, two), moment in self._moments.items():
             if one == name:
@@ -149,7 +154,8 @@ class StreamingCKA:
 
     def _add(self, added: "StreamingCKA") -> None:
         for name, theirs in added._frames.items():
-            self._move(name, max(self._frames[name].exponent, theirs.exponent))
+            known = [e for e in (self._frames[name].exponent, theirs.exponent) if e is not None]
+            self._move(name, max(known) if known else None)
             ours = self._frames[name]
             added._move(name, ours.exponent, ours.centre)
             self._frames[name] = replace(ours, dtype=torch.promote_types(ours.dtype, theirs.dtype))
@@ -174,7 +180,8 @@ class StreamingCKA:
         frame, text = self._frames[name], _text(name)
         central, shape = self._central(name, name), (self.n, len(frame.centre))
         mean = frame.centre + self._mean(name)
-        require_spread(central[-2, -1].item(), self.n * mean.square().sum().item(), text, shape, frame.dtype)
+        constant = constant_columns(central[:-2, :-2].diagonal(), self.n * mean.square(), frame.dtype)
+        require_varying(constant, text, shape)
         biased, unbiased = self._hsic(name, name)
         if debiased:
             require_debiased_spread(unbiased, biased, text, shape, WIDE)
@@ -203,7 +210,8 @@ class StreamingCKA:
         state = {"n": torch.tensor(self.n)}
         for name, frame in self._frames.items():
             state[f"centre {_text(name)}"] = frame.centre.clone()
-            state[f"exponent {_text(name)}"] = torch.tensor(frame.exponent)
+            if frame.exponent is not None:
+                state[f"exponent {_text(name)}"] = torch.tensor(frame.exponent)
             state[f"double {_text(name)}"] = torch.tensor(frame.dtype == torch.float64)
         for (one, two), moment in self._moments.items():
             state[f"moment {_text(one)} {_text(two)}"] = moment.clone()
@@ -220,7 +228,7 @@ class StreamingCKA:
             frames = {
                 _name(text): _Frame(
                     state[f"centre {text}"].clone(),
-                    int(state[f"exponent {text}"]),
+                    int(state[f"exponent {text}"]) if f"exponent {text}" in state else None,
                     torch.float64 if bool(state[f"double {text}"]) else torch.float32,
                 )
                 for text in names
@@ -232,9 +240,23 @@ class StreamingCKA:
                 if one == two or (one[0], two[0]) == ("xs", "ys")
             }
             n = int(state["n"])
-        except (KeyError, ValueError) as error:
+            _require_state(n, frames, moments)
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"not the state of a StreamingCKA: {error}") from None
         self.n, self._frames, self._moments = n, frames, moments
+
+
+def _exceeds(exponent: int | None, known: int | None) -> bool:
+    return exponent is not None and (known is None or exponent > known + _SLACK)
+
+
+def _require_state(n: int, frames: Mapping[Name, _Frame], moments: Mapping[tuple[Name, Name], Tensor]) -> None:
+    if (n > 0) != bool(frames) or (frames and {side for side, _ in frames} != {"xs", "ys"}):
+        raise ValueError(f"{n} samples of {len(frames)} layers")
+    for (one, two), moment in moments.items():
+        shape = (len(frames[one].centre) + 2, len(frames[two].centre) + 2)
+        if tuple(moment.shape) != shape or moment.dtype != WIDE or round(float(moment[-1, -1])) != n:
+            raise ValueError(f"the moment of {_text(one)} and {_text(two)} is not that of {n} samples, float64 {shape}")
 
 
 def _mapped(moment: Tensor, scale: float, delta: Tensor) -> Tensor:

@@ -180,6 +180,15 @@ def large_mean(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype)
     _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value")
 
 
+def far_sample(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
+    x, y = case.tensors(dtype)
+    x[2], y[2] = x[2] * 128, y[2] * 128
+    bound = tolerance(x, y, debiased, dtype)
+    _same(
+        subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value with sample 2 of both times 128"
+    )
+
+
 def invertible_map(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     value, expected = stretched(lambda x, y: subject.value(x.to(dtype), y.to(dtype), debiased))
     _same(value, expected, 1e-4, "CKA(X, XA) for an invertible A of condition number 10, d = 64")
@@ -380,6 +389,7 @@ LAWS: tuple[Law, ...] = (
     Law("small_activations", "activations of size 2^-12 change nothing", small_activations, (Cause.EPSILON,), drawn=_STRUCTURE),
     Law("extremes", "no overflow, no underflow: 2^±100 in float32, 2^±900 in float64", extremes, (Cause.OVERFLOW,), drawn=_STRUCTURE),  # noqa: E501
     Law("large_mean", "a mean of 30 σ costs no more digits than it must", large_mean, (Cause.SONG_UNCENTRED,), dtypes=(F32,), drawn=cases(30.0)),  # noqa: E501
+    Law("far_sample", "one sample far from the others costs no more digits than it must", far_sample, (Cause.SONG_UNCENTRED,), drawn=_STRUCTURE),  # noqa: E501
     Law("half_precision", "bfloat16 and float16 input within 0.01 of float64", half_precision, (Cause.HALF_PRECISION,), dtypes=(torch.bfloat16, torch.float16), drawn=cases(0.0), torch_only=True),  # noqa: E501
     Law("wide_half", "float16 and bfloat16 layers of ordinary width do not overflow", wide_half, (Cause.HALF_PRECISION,), dtypes=(torch.bfloat16, torch.float16), torch_only=True),  # noqa: E501
     Law("autocast", "the same under autocast", autocast, (Cause.HALF_PRECISION,), dtypes=(F32,), drawn=_STRUCTURE, torch_only=True),  # noqa: E501
