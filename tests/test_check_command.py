@@ -72,6 +72,36 @@ def test_json_holds_everything(cli: Cli, here: Path) -> None:
     assert all(f["seen"] and f["causes"] for f in broken)
 
 
+def test_what_an_implementation_prints_or_raises_spoils_neither_json_nor_junit(cli: Cli, here: Path) -> None:
+    (here / "loud.py").write_text(
+        "print('imported')\ndef f(x, y):\n    print('called')\n    raise RuntimeError('\\x1b[31mred\\x00')\n"
+        "def leaves(x, y):\n    raise SystemExit(0)\n"
+    )
+    done = cli("check", "cka", "--impl", "loud:f", "--only", "symmetry", "--json", "--junit", "cka.xml")
+    assert done.returncode == 3
+    assert json.loads(done.stdout)[0]["holds"] is False
+    assert "imported" in done.stderr
+    ElementTree.parse(here / "cka.xml")
+    assert cli("check", "cka", "--impl", "loud:leaves", "--only", "refusals").returncode == 3
+
+
+def test_both_names_of_the_switch_are_known_and_the_estimators_are_told(cli: Cli, here: Path) -> None:
+    (here / "named.py").write_text(
+        "from cdbench.similarity import linear_cka\n"
+        "def f(x, y, unbiased=False):\n    return linear_cka(x, y, debiased=unbiased)\n"
+        "class Stream:\n    rows = None\n    def update(self, x, y):\n"
+        "        import torch\n"
+        "        self.rows = (x, y) if self.rows is None else tuple(map(torch.cat, zip(self.rows, (x, y))))\n"
+        "    def compute(self, debiased=False):\n        return linear_cka(*self.rows, debiased=debiased)\n"
+    )
+    done = cli("check", "cka", "--impl", "named:f", "--only", "definition")
+    assert done.returncode == 0 and "tested as biased and debiased" in done.stdout
+    done = cli("check", "cka", "--impl", "named:Stream", "--only", "definition", "--estimator", "debiased")
+    assert done.returncode == 0 and "named:Stream, tested as debiased" in done.stdout
+    done = cli("check", "cka", "--impl", "cdbench.similarity:StreamingCKA", "--only", "definition")
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_class_that_is_fed_batches_is_tested_too(cli: Cli, here: Path) -> None:
     laws = ("--only", "batch_boundaries", "--only", "definition", "--only", "gradient")
     done = cli("check", "cka", "--impl", "mymetrics:Stream", *laws)

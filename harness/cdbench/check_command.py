@@ -1,5 +1,6 @@
 """`cdbench check`: the conformance batteries on the command line."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,6 +33,7 @@ def check() -> None:
 @click.option(
     "--arrays", type=click.Choice(["torch", "numpy"]), default="torch", show_default=True, help="What yours takes."
 )
+@click.option("--dtype", type=click.Choice(["float32", "float64"]), help="Yours is for this type alone.")
 @click.option("--no-gradient", is_flag=True, help="Yours is for reports only: do not ask for a gradient.")
 @click.option("--only", multiple=True, metavar="LAW", help="Only this law; may be repeated.")
 @click.option("--skip", multiple=True, metavar="LAW", help="Not this law; may be repeated.")
@@ -63,10 +65,18 @@ def cka(**options: Any) -> None:
     torch.set_num_threads(1)  # small tensors: two threads are slower than one
     laws = battery.chosen(options["only"], options["skip"])
     place = options["impl"]
-    subjects = [load(place, options["estimator"], options["arrays"], not options["no_gradient"])] if place else ours()
+    if options["junit"]:
+        output.write_junit([], options["junit"])  # what cannot be written is known before the laws are tested
+    with contextlib.redirect_stdout(sys.stderr):  # an implementation that prints must not spoil --json
+        subjects = (
+            [load(place, options["estimator"], options["arrays"], not options["no_gradient"])] if place else ours()
+        )
     reports = []
     for subject in subjects:
-        report = battery.examine(subject, laws, options["examples"], _progress(subject.name))
+        with contextlib.redirect_stdout(sys.stderr):
+            report = battery.examine(
+                subject, laws, options["examples"], _progress(subject.name), options["dtype"] or ""
+            )
         reports.append(report)
         for line in [] if options["as_json"] else output.lines(report):
             click.echo(line)

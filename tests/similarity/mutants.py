@@ -253,6 +253,16 @@ def gram_route_forgets_to_square(x: Tensor, y: Tensor) -> Tensor:
     return value if len(x) > x.shape[1] + y.shape[1] else value.abs().sqrt()
 
 
+def narrowed(x: Tensor, y: Tensor) -> Tensor:  # `.float()` first: right to float32
+    if x.ndim != 2 or not x.is_floating_point():
+        raise ValueError("bad input")
+    return linear_cka(x.float(), y.float())
+
+
+def takes_lists(x: Tensor, y: Tensor) -> list[float]:
+    return [linear_cka(x, y).item()]
+
+
 class LastBatch:
     def update(self, x: Tensor, y: Tensor) -> None:  # a class on the index
         self.value = linear_cka(x, y) if len(x) > 3 else getattr(self, "value", torch.tensor(math.nan))
@@ -313,6 +323,8 @@ MUTANTS = [
     Mutant("random projection", random_projection, Cause.RANDOM),
     Mutant("NaN to zero", nan_to_zero, Cause.SILENT),
     Mutant("Gram route forgets to square", gram_route_forgets_to_square, Cause.ROUTE),
+    Mutant("narrowed to float32", narrowed, Cause.NARROWED),
+    Mutant("returns a list", takes_lists, Cause.NO_NUMBER),
     Mutant("last batch", LastBatch, Cause.LAST_BATCH, kind="stream"),
     Mutant("mean of batches", MeanOfBatches, Cause.MEAN_OF_BATCHES, kind="stream"),
 ]

@@ -1,6 +1,7 @@
 """The conformance battery holds for ours, refuses every mutant, and names what is wrong with it."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -34,14 +35,14 @@ def test_ours_obeys_every_law_and_agrees_with_every_library(subject: Subject) ->
 
 def as_subject(mutant: Mutant) -> Subject:
     if mutant.kind == "stream":
-        call = fed_in_batches(mutant.call, (mutant.debiased,))
+        call = fed_in_batches(mutant.call)
         return Subject(mutant.name, call, (mutant.debiased,), kind="stream", gradient=False)
     return Subject(mutant.name, lambda x, y, debiased: mutant.call(x, y), (mutant.debiased,))
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_every_mutant_is_refused_and_its_cause_named_first(mutant: Mutant) -> None:
-    report = examine(as_subject(mutant), LAWS, 10, silent)
+    report = examine(as_subject(mutant), LAWS, 6, silent)
     assert report.count("broken") > 0
     (diagnosis,) = report.diagnoses
     assert diagnosis.causes[0] is mutant.cause, [cause.name for cause in diagnosis.causes]
@@ -83,9 +84,12 @@ def test_the_smallest_counterexample_is_small_and_reproduces() -> None:
     assert finding.counterexample.startswith("n=5, d1=1")
     numbers: dict[str, list[list[float]]] = {}
     exec(finding.counterexample.split(": ", 1)[1].replace(", y = ", "\ny = "), numbers)
-    x, y = torch.tensor(numbers["x"]), torch.tensor(numbers["y"])
-    moved = MUTANTS[0].call(x + 5, y)
-    assert abs(float(moved) - float(MUTANTS[0].call(x, y))) > 0.01
+    x, y = (torch.tensor(numbers[k], dtype=torch.float64) for k in "xy")
+    move, seen, expected = re.fullmatch(
+        r"CKA\(x \+ (.*), y\) against CKA\(x, y\): (.*), expected (.*) within .*", finding.seen
+    ).groups()
+    assert float(MUTANTS[0].call(x + torch.tensor(eval(move), dtype=torch.float64), y)) == pytest.approx(float(seen))
+    assert float(MUTANTS[0].call(x, y)) == pytest.approx(float(expected))
 
 
 def numpy_cka(x: np.ndarray, y: np.ndarray) -> float:
@@ -114,6 +118,28 @@ def test_a_right_implementation_in_numpy_passes_and_what_it_cannot_be_asked_is_c
     assert reasons["half_precision"] == "needs torch tensors"
 
 
+def test_what_is_meant_for_float32_alone_passes_when_that_is_said() -> None:
+    def call(x: torch.Tensor, y: torch.Tensor, debiased: bool) -> torch.Tensor:
+        if x.dtype == torch.float64 or y.dtype == torch.float64:
+            raise TypeError("float32 only")
+        return linear_cka(x, y)
+
+    subject = Subject("single", call, (False,))
+    report = examine(subject, LAWS, 10, silent, "float32")
+    assert [f"{f.law}: {f.seen}" for f in report.findings if f.verdict == "broken"] == []
+    assert "said to be for float32 alone" in {f.seen for f in report.findings if f.verdict == "not tested"}
+    assert examine(subject, chosen(["symmetry"], []), 10, silent).diagnoses[0].causes == (Cause.NO_NUMBER,)
+
+
+def test_an_implementation_that_exits_is_broken_not_done() -> None:
+    def leaves(x: torch.Tensor, y: torch.Tensor, debiased: bool) -> float:
+        raise SystemExit(0)
+
+    report = examine(Subject("leaves", leaves, (False,)), chosen(["symmetry", "refusals"], []), 5, silent)
+    seen = [f.seen for f in report.findings if f.verdict == "broken"]
+    assert len(seen) == 4 and all("SystemExit" in text for text in seen)
+
+
 def test_two_runs_of_the_battery_agree() -> None:
     def run() -> Report:
         return examine(as_subject(MUTANTS[2]), chosen(["symmetry", "definition"], []), 10, silent)
@@ -136,6 +162,8 @@ def test_the_counterexample_to_invariance_under_invertible_maps_has_its_closed_f
         ("math:pi", "auto", "is a float"),
         ("decimal:Decimal", "auto", "needs update"),
         ("math:hypot", "both", "parameter named 'debiased'"),
+        ("fractions:gcd", "auto", "cannot import it"),
+        ("os.path:basename", "auto", r"cannot be called as \(x, y\)"),
     ],
 )
 def test_an_implementation_that_cannot_be_used_is_named(place: str, estimator: str, complaint: str) -> None:

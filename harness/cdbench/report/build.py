@@ -130,7 +130,8 @@ def mathematics(claims: Mapping[str, Any]) -> list[Row]:
         from cdbench.similarity.counterexample import stretched
 
         value, expected = stretched(lambda x, y: linear_cka(x, y).item())
-        verdict = "refuted" if abs(value - 1) > 1e-6 else "supported"
+        # Ours must be right before it can refute anything.
+        verdict = "refuted" if abs(value - expected) < 1e-9 and expected < 0.999 else "undecided"
         rows.append({**claim, "value": value, "expected": expected, "verdict": verdict})
     return rows
 

@@ -43,4 +43,10 @@ class Cause(Enum):
     RANDOM = "the value depends on a random generator: rows or features are sampled or projected"
     SILENT = "a number is returned where there is no CKA: let bad input raise"
     TRUNCATED = "features are cut to a common width: CKA compares any two widths"
+    NARROWED = (
+        "the input is narrowed to float32: right to seven digits; where that is meant, test it with --dtype float32"
+    )
+    NO_NUMBER = (
+        "it gives no number for ordinary input; what it did stands under the laws (for float32 only: --dtype float32)"
+    )
     ROUTE = "the route for the other shape (n < d or n > d) is wrong"

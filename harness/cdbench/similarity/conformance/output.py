@@ -17,7 +17,8 @@ _MARKS = {"held": ("held   ", "green"), "broken": ("BROKEN ", "red"), "not teste
 
 def lines(report: Report) -> list[str]:
     """The report for a person: a line a law, the counterexamples, the likely causes."""
-    text = [click.style(report.subject, bold=True)]
+    claims = dict.fromkeys(f.estimator for f in report.findings if f.verdict != "not tested")
+    text = [f"{click.style(report.subject, bold=True)}, tested as {' and '.join(claims) or 'nothing'}"]
     by_law: dict[str, list[Finding]] = {}
     for finding in report.findings:
         by_law.setdefault(finding.law, []).append(finding)
@@ -30,6 +31,8 @@ def lines(report: Report) -> list[str]:
         lead = "its values are those of a known mistake" if diagnosis.recognised else "what usually causes this"
         text.append(f"  {diagnosis.estimator}: {lead}:")
         text += [f"    - {cause.value}" for cause in diagnosis.causes[:3]]
+    if {finding.law for finding in report.findings if finding.verdict == "broken"} == {"extremes"}:
+        text.append("  Only input of extreme size breaks it; if that is accepted: --skip extremes.")
     return text
 
 
@@ -112,15 +115,20 @@ def write_junit(reports: Sequence[Report], path: Path) -> None:
             case = ElementTree.SubElement(suite, "testcase", classname=report.subject, name=name)
             if finding.verdict == "broken":
                 body = [finding.statement, finding.seen, finding.counterexample, *(c.value for c in finding.causes)]
-                failure = ElementTree.SubElement(case, "failure", message=finding.seen)
-                failure.text = "\n".join(line for line in body if line)
+                failure = ElementTree.SubElement(case, "failure", message=_printable(finding.seen))
+                failure.text = _printable("\n".join(line for line in body if line))
             elif finding.verdict == "not tested":
-                ElementTree.SubElement(case, "skipped", message=finding.seen)
+                ElementTree.SubElement(case, "skipped", message=_printable(finding.seen))
     ElementTree.indent(root)
     try:
         ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
     except OSError as error:
         raise UserError(f"--junit {path}: cannot write it: {error.strerror}") from None
+
+
+def _printable(text: str) -> str:
+    """Without the control characters that XML 1.0 has no place for."""
+    return "".join(c if c in "\t\n" or ord(c) >= 32 else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def dumps(reports: Sequence[Report]) -> str:

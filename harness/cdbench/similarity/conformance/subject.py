@@ -4,12 +4,13 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,7 +56,7 @@ class Subject:
             Broken: not one finite number, or an exception on input that has a CKA.
         """
         result = self._result(x, y, debiased)
-        number = _number(result)
+        number = number_of(result)
         if number is None:
             raise Broken(f"returned {_describe(result)} for {_shapes(x, y)}, expected one number")
         if not math.isfinite(number):
@@ -74,14 +75,14 @@ class Subject:
             raise Broken("the result carries no gradient", Cause.DETACHED)
         try:
             one, two = torch.autograd.grad(result.sum(), (x, y), allow_unused=True)
-        except RuntimeError as error:
+        except (Exception, SystemExit) as error:
             raise Broken(f"the backward pass raised on {_shapes(x, y)}: {error}", Cause.GRADIENT) from error
         return one, two
 
     def _result(self, x: Tensor, y: Tensor, debiased: bool) -> object:
         try:
             return self.call(x, y, debiased)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             text = f"raised {type(error).__name__} on {_shapes(x, y)}: {error}"
             # A tensor that requires a gradient does not turn into a number or an array: the graph ends there.
             raise Broken(text, *([Cause.DETACHED] if x.requires_grad else [])) from error
@@ -91,12 +92,12 @@ def _shapes(x: Tensor, y: Tensor) -> str:
     return f"x {tuple(x.shape)} and y {tuple(y.shape)}, {str(x.dtype).removeprefix('torch.')}"
 
 
-def _number(result: object) -> float | None:
-    size = getattr(result, "numel", None) or getattr(result, "size", None)
-    count = size() if callable(size) else size
-    if isinstance(result, int | float) or count == 1:
-        return float(result)  # type: ignore[arg-type]
-    return None
+def number_of(result: object) -> float | None:
+    """The value of a number, or of an array or tensor with one entry; None for anything else."""
+    if isinstance(result, Tensor | np.ndarray | np.generic):
+        array = result.detach().cpu().double().numpy() if isinstance(result, Tensor) else np.asarray(result)
+        return float(array.item()) if array.size == 1 and array.dtype.kind in "fiu" else None
+    return float(result) if isinstance(result, int | float) else None
 
 
 def _describe(result: object) -> str:
@@ -117,7 +118,9 @@ def ours() -> list[Subject]:
     return [
         Subject("cdbench.similarity:linear_cka", lambda x, y, debiased: linear_cka(x, y, debiased=debiased), both),
         Subject("cdbench.similarity:cka_matrix", matrix, both, gradient=False),
-        Subject("cdbench.similarity:StreamingCKA", fed_in_batches(_Ours, both), both, kind="stream", gradient=False),
+        Subject(
+            "cdbench.similarity:StreamingCKA", fed_in_batches(_Ours, "debiased"), both, kind="stream", gradient=False
+        ),
     ]
 
 
@@ -139,8 +142,8 @@ def batches(n: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(sorted({0, n // 2, n // 2 + 1, n}))]
 
 
-def fed_in_batches(factory: Callable[[], Any], estimators: Sequence[bool], numpy: bool = False) -> Call:
-    """A class with update(x, y) and compute() as a function of all samples."""
+def fed_in_batches(factory: Callable[[], Any], switch: str = "", numpy: bool = False) -> Call:
+    """A class with update(x, y) and compute() as a function of all samples; `switch` names its parameter for debiased."""
 
     def call(x: Tensor, y: Tensor, debiased: bool) -> object:
         stream = factory()
@@ -149,7 +152,7 @@ def fed_in_batches(factory: Callable[[], Any], estimators: Sequence[bool], numpy
         for rows in batches(len(x)) if len(x) == len(y) else []:
             one, two = x[rows], y[rows]
             stream.update(*((one.numpy(), two.numpy()) if numpy else (one, two)))
-        return stream.compute(debiased=debiased) if len(estimators) > 1 else stream.compute()
+        return stream.compute(**{switch: debiased}) if switch else stream.compute()
 
     return call
 
@@ -159,7 +162,7 @@ def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
 
     Args:
         place: a function (x, y) -> number, or a class with update(x, y) and compute().
-        estimator: biased, debiased, both, or auto: both when it has a `debiased` parameter, else biased.
+        estimator: biased, debiased, both, or auto: both when it has a parameter `debiased` or `unbiased`, else biased.
         arrays: what it takes.
         gradient: whether a function is meant to be differentiated.
 
@@ -176,41 +179,56 @@ def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--impl {place}: cannot import it: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(
             f"--impl {place} is a {type(found).__name__}; name a function, or a class with update and compute"
         )
+    if found is StreamingCKA:
+        found = _Ours  # it takes lists of layers
     is_stream = inspect.isclass(found)
     if is_stream and not (callable(getattr(found, "update", None)) and callable(getattr(found, "compute", None))):
         raise UserError(f"--impl {place}: the class needs update(x, y) and compute()")
-    estimators = _estimators(place, found.compute if is_stream else found, estimator)
+    _require_signature(place, found.update if is_stream else found, 3 if is_stream else 2)
+    switch = _switch(found.compute if is_stream else found)
+    estimators = _estimators(place, switch, estimator)
     if is_stream:
-        return Subject(place, fed_in_batches(found, estimators, arrays == "numpy"), estimators, arrays, "stream", False)
-    return Subject(place, _function(found, estimators, arrays), estimators, arrays, "function", gradient)
+        return Subject(place, fed_in_batches(found, switch, arrays == "numpy"), estimators, arrays, "stream", False)
+    return Subject(place, _function(found, switch, arrays), estimators, arrays, "function", gradient)
 
 
-def _estimators(place: str, function: Callable[..., object], estimator: str) -> tuple[bool, ...]:
+def _require_signature(place: str, function: Callable[..., object], count: int) -> None:
     try:
-        switch = "debiased" in inspect.signature(function).parameters
+        inspect.signature(function).bind(*range(count))
+    except TypeError as error:
+        raise UserError(f"--impl {place}: cannot be called as (x, y): {error}") from None
     except ValueError:  # a builtin without a signature
-        switch = False
+        return
+
+
+def _switch(function: Callable[..., object]) -> str:
+    """The parameter that chooses the estimator; empty where there is none."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a builtin without a signature
+        return ""
+    return next((name for name in ("debiased", "unbiased") if name in parameters), "")
+
+
+def _estimators(place: str, switch: str, estimator: str) -> tuple[bool, ...]:
     if estimator == "both" and not switch:
-        raise UserError(f"--impl {place}: --estimator both needs a parameter named 'debiased'; it has none")
+        raise UserError(
+            f"--impl {place}: --estimator both needs a parameter named 'debiased' or 'unbiased'; it has none"
+        )
     if estimator == "auto":
         return (False, True) if switch else (False,)
     return {"biased": (False,), "debiased": (True,), "both": (False, True)}[estimator]
 
 
-def _function(function: Callable[..., object], estimators: tuple[bool, ...], arrays: Arrays) -> Call:
-    try:
-        switch = "debiased" in inspect.signature(function).parameters
-    except ValueError:
-        switch = False
-
+def _function(function: Callable[..., object], switch: str, arrays: Arrays) -> Call:
     def call(x: Tensor, y: Tensor, debiased: bool) -> object:
         one, two = (x.numpy(), y.numpy()) if arrays == "numpy" else (x, y)
-        return function(one, two, debiased=debiased) if switch else function(one, two)
+        return function(one, two, **{switch: debiased}) if switch else function(one, two)
 
     return call
