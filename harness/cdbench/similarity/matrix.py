@@ -32,7 +32,7 @@ from cdbench.similarity.inputs import (
 )
 from cdbench.similarity.streaming import StreamingCKA
 
-_CHUNK = 1 << 14
+_CHUNK = 1 << 12
 """Entries of each Gram that are widened to float64 at a time."""
 _FEW = 256
 """Below so many samples centring the features costs a good part of the product; a small mean is left to the formulas."""
