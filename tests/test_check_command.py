@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 import pytest
 
 from cdbench.similarity.conformance.laws import LAWS
+from cdbench.similarity.conformance.libraries import LIBRARIES
 from conftest import Cli
 
 QUICK = ("--only", "symmetry", "--only", "translation", "--only", "refusals")
@@ -100,6 +101,18 @@ def test_both_names_of_the_switch_are_known_and_the_estimators_are_told(cli: Cli
     assert done.returncode == 0 and "named:Stream, tested as debiased" in done.stdout
     done = cli("check", "cka", "--impl", "cdbench.similarity:StreamingCKA", "--only", "definition")
     assert done.returncode == 0, done.stdout
+
+
+def test_what_is_skipped_is_counted_and_the_libraries_are_asked_all_the_same(cli: Cli, here: Path) -> None:
+    laws = [law.name for law in LAWS if law.name != "symmetry"]
+    skipped = [word for name in laws for word in ("--skip", name)]
+    done = cli("check", "cka", "--impl", "cdbench.similarity:linear_cka", *skipped, "--json")
+    assert done.returncode == 0, done.stderr
+    (report,) = json.loads(done.stdout)
+    out = {f["law"] for f in report["findings"] if f["seen"] == "left out by --skip"}
+    assert out == set(laws)
+    held = {f["law"] for f in report["findings"] if f["verdict"] == "held"}
+    assert held == {"symmetry", *(f"agrees with {library.name}" for library in LIBRARIES)}
 
 
 def test_a_class_that_is_fed_batches_is_tested_too(cli: Cli, here: Path) -> None:

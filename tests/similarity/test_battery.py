@@ -10,9 +10,8 @@ from mutants import MUTANTS, Mutant
 
 from cdbench.errors import UserError
 from cdbench.similarity import linear_cka
-from cdbench.similarity.conformance.battery import Report, chosen, examine
+from cdbench.similarity.conformance.battery import Asked, Report, chosen, examine
 from cdbench.similarity.conformance.causes import Cause
-from cdbench.similarity.conformance.laws import LAWS
 from cdbench.similarity.conformance.libraries import LIBRARIES
 from cdbench.similarity.conformance.reference import WRONG_FORMS, textbook
 from cdbench.similarity.conformance.subject import Subject, fed_in_batches, load, ours
@@ -25,7 +24,7 @@ def silent(finding: object) -> None:
 
 @pytest.mark.parametrize("subject", ours(), ids=lambda s: s.name.split(":")[1])
 def test_ours_obeys_every_law_and_agrees_with_every_library(subject: Subject) -> None:
-    report = examine(subject, LAWS, 25, silent)
+    report = examine(subject, Asked(examples=25), silent)
     assert [f for f in report.findings if f.verdict == "broken"] == []
     assert report.holds and report.diagnoses == ()
     skipped = {f.law for f in report.findings if f.verdict == "not tested"}
@@ -42,7 +41,7 @@ def as_subject(mutant: Mutant) -> Subject:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_every_mutant_is_refused_and_its_cause_named_first(mutant: Mutant) -> None:
-    report = examine(as_subject(mutant), LAWS, 6, silent)
+    report = examine(as_subject(mutant), Asked(examples=6), silent)
     assert report.count("broken") > 0
     (diagnosis,) = report.diagnoses
     assert diagnosis.causes[0] is mutant.cause, [cause.name for cause in diagnosis.causes]
@@ -59,7 +58,7 @@ def test_a_wrong_backward_pass_is_told_by_its_gradient() -> None:
         value = linear_cka(x, y)
         return 2 * value - value.detach()
 
-    report = examine(Subject("doubled", doubled, (False,)), LAWS, 10, silent)
+    report = examine(Subject("doubled", doubled, (False,)), Asked(examples=10), silent)
     assert {f.law for f in report.findings if f.verdict == "broken"} == {"gradient", "finite_differences"}
     assert report.diagnoses[0].causes[0] is Cause.GRADIENT
 
@@ -79,7 +78,7 @@ def test_the_known_wrong_forms_are_wrong_and_differ_from_one_another() -> None:
 
 
 def test_the_smallest_counterexample_is_small_and_reproduces() -> None:
-    report = examine(as_subject(MUTANTS[0]), chosen(["translation"], []), 25, silent)
+    report = examine(as_subject(MUTANTS[0]), chosen(["translation"], [], 25), silent)
     finding = next(f for f in report.findings if f.verdict == "broken")
     assert finding.counterexample.startswith("n=5, d1=1")
     numbers: dict[str, list[list[float]]] = {}
@@ -111,7 +110,7 @@ def numpy_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 def test_a_right_implementation_in_numpy_passes_and_what_it_cannot_be_asked_is_counted() -> None:
     call = lambda x, y, debiased: numpy_cka(x.numpy(), y.numpy())  # noqa: E731
-    report = examine(Subject("numpy", call, (False,), arrays="numpy"), LAWS, 15, silent)
+    report = examine(Subject("numpy", call, (False,), arrays="numpy"), Asked(examples=15), silent)
     assert [f"{f.law}: {f.seen}" for f in report.findings if f.verdict == "broken"] == []
     reasons = {f.law: f.seen for f in report.findings if f.verdict == "not tested" and f.estimator == "biased"}
     assert reasons["gradient"] == "needs torch tensors"
@@ -125,24 +124,24 @@ def test_what_is_meant_for_float32_alone_passes_when_that_is_said() -> None:
         return linear_cka(x, y)
 
     subject = Subject("single", call, (False,))
-    report = examine(subject, LAWS, 10, silent, "float32")
+    report = examine(subject, Asked(examples=10, dtype="float32"), silent)
     assert [f"{f.law}: {f.seen}" for f in report.findings if f.verdict == "broken"] == []
     assert "said to be for float32 alone" in {f.seen for f in report.findings if f.verdict == "not tested"}
-    assert examine(subject, chosen(["symmetry"], []), 10, silent).diagnoses[0].causes == (Cause.NO_NUMBER,)
+    assert examine(subject, chosen(["symmetry"], [], 10), silent).diagnoses[0].causes == (Cause.NO_NUMBER,)
 
 
 def test_an_implementation_that_exits_is_broken_not_done() -> None:
     def leaves(x: torch.Tensor, y: torch.Tensor, debiased: bool) -> float:
         raise SystemExit(0)
 
-    report = examine(Subject("leaves", leaves, (False,)), chosen(["symmetry", "refusals"], []), 5, silent)
+    report = examine(Subject("leaves", leaves, (False,)), chosen(["symmetry", "refusals"], [], 5), silent)
     seen = [f.seen for f in report.findings if f.verdict == "broken"]
     assert len(seen) == 4 and all("SystemExit" in text for text in seen)
 
 
 def test_two_runs_of_the_battery_agree() -> None:
     def run() -> Report:
-        return examine(as_subject(MUTANTS[2]), chosen(["symmetry", "definition"], []), 10, silent)
+        return examine(as_subject(MUTANTS[2]), chosen(["symmetry", "definition"], [], 10), silent)
 
     assert run() == run()
 

@@ -97,38 +97,51 @@ class Report:
         return self.count("broken") == 0 and self.count("held") > 0
 
 
-def chosen(only: Sequence[str], skip: Sequence[str]) -> list[Law]:
-    """The laws asked for.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be tested.
+
+    Attributes:
+        laws: which; the reference libraries are asked when it is all of them.
+        examples: drawn for each law, estimator and type.
+        dtype: float32 or float64 when the implementation is meant for that alone.
+        skip: laws that are left out, and counted as not tested.
+    """
+
+    laws: tuple[Law, ...] = LAWS
+    examples: int = 25
+    dtype: str = ""
+    skip: tuple[str, ...] = ()
+
+
+def chosen(only: Sequence[str], skip: Sequence[str], examples: int = 25, dtype: str = "") -> Asked:
+    """What the names ask for.
 
     Raises:
-        UserError: an unknown name, or none left.
+        UserError: an unknown name, or no law left.
     """
     names = [law.name for law in LAWS]
     for name in (*only, *skip):
         if name not in names:
             raise UserError(f"no law is called '{name}'; there are {', '.join(names)}")
-    laws = [law for law in LAWS if (not only or law.name in only) and law.name not in skip]
-    if not laws:
+    laws = tuple(law for law in LAWS if not only or law.name in only)
+    if all(law.name in skip for law in laws):
         raise UserError("--only and --skip leave no law to test")
-    return laws
+    return Asked(laws, examples, dtype, tuple(skip))
 
 
-def examine(
-    subject: Subject, laws: Sequence[Law], examples: int, tell: Callable[[Finding], None], dtype: str = ""
-) -> Report:
-    """Tests laws and, where all laws are asked for, agreement with the reference libraries.
+def examine(subject: Subject, asked: Asked, tell: Callable[[Finding], None]) -> Report:
+    """Tests an implementation.
 
     Args:
         subject: what to test.
-        laws: which.
-        examples: drawn for each law, estimator and type.
+        asked: the laws, and how.
         tell: called with each finding as it is made.
-        dtype: float32 or float64 when the implementation is meant for that alone.
     """
     findings = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # an implementation's warnings would drown what the laws say of it
-        for finding in _findings(subject, laws, examples, dtype):
+        for finding in _findings(subject, asked):
             tell(finding)
             findings.append(finding)
         diagnoses = [_diagnose(subject, debiased, findings) for debiased in subject.estimators]
@@ -177,16 +190,17 @@ def _ranked(broken: Sequence[Finding]) -> list[Cause]:
     return causes + [cause for finding in rest for cause in finding.causes]
 
 
-def _findings(subject: Subject, laws: Sequence[Law], examples: int, only: str) -> Iterator[Finding]:
-    for law in laws:
+def _findings(subject: Subject, asked: Asked) -> Iterator[Finding]:
+    for law in asked.laws:
         for debiased in law.estimators:
             for dtype in law.dtypes:
-                reason = _why_not(law, subject, debiased) or _why_not_in(dtype, only)
+                reason = "left out by --skip" if law.name in asked.skip else _why_not(law, subject, debiased)
+                reason = reason or _why_not_in(dtype, asked.dtype)
                 if reason:
                     yield _finding(law, debiased, dtype, "not tested", reason)
                 else:
-                    yield _test(law, subject, debiased, dtype, examples)
-    if len(laws) == len(LAWS) and only != "float32":
+                    yield _test(law, subject, debiased, dtype, asked.examples)
+    if asked.laws == LAWS and asked.dtype != "float32":
         for library in LIBRARIES:
             for debiased in library.estimators:
                 yield _compare(library, subject, debiased)
