@@ -158,7 +158,10 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(
     number: signal.Signals, cli: Cli, world: World, args: list[str], tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "cdbench", "reproduce", "paper_a", "--jobs", "1", "--seeds", "0", *args]
+    # A shell's background job is started with Ctrl-C ignored, and its children inherit that: these shall not.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, previous)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("[2/"):

@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 @click.group()
 def check() -> None:
-    """Test an implementation against what must hold: ours, or yours in your CI."""
+    """Test an implementation against what must hold: ours, or yours in your CI.
+
+    \b
+    cdbench check cka --impl mypkg.metrics:linear_cka
+    """
 
 
 @check.command("cka")
