@@ -72,15 +72,19 @@ def test_mixed_types_are_read_at_the_widest() -> None:
     assert mixed[1, 0].item() == pytest.approx(linear_cka(x.float().double(), y).item(), abs=1e-10)
 
 
+@pytest.mark.parametrize("n", [20, 100, 300])
+def test_layers_that_require_a_gradient_are_read_without_one(n: int) -> None:
+    x, y = (v.float().requires_grad_() for v in layers([400, 350], n, 14))
+    matrix = cka_matrix([x], [y])
+    assert not matrix.requires_grad
+    assert matrix[0, 0].item() == pytest.approx(linear_cka(x, y).item(), abs=1e-6)
+
+
 def test_inputs_are_left_as_they_are_and_two_calls_agree() -> None:
     xs, ys = layers([200, 300], 70, 10, 3.0), layers([100], 70, 11)
     kept = [v.clone() for v in (*xs, *ys)]
     assert torch.equal(cka_matrix(xs, ys), cka_matrix(xs, ys))
     assert all(torch.equal(a, b) for a, b in zip(kept, (*xs, *ys), strict=True))
-
-
-def constant(n: int, d: int) -> torch.Tensor:
-    return torch.full((n, d), 0.1)
 
 
 @pytest.mark.parametrize("n", [6, 70, 300])
