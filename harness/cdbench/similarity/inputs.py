@@ -19,26 +19,42 @@ def require_representation(value: Tensor, name: str) -> None:
     """Checks one representation without reading its values.
 
     Raises:
-        ValueError: not a tensor, not 2-D, no samples or no features, or not of a floating-point type.
+        ValueError: not a dense tensor, not 2-D, no samples or no features, not of a floating-point type, or on MPS.
     """
+    fault = _fault(value)
+    if fault:
+        raise ValueError(f"{name} {fault}")
+
+
+def _fault(value: object) -> str:
+    """What is wrong with a representation, as the rest of a sentence; empty when nothing is."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name} must be a torch tensor [samples, features], got {type(value).__name__}")
+        return f"must be a torch tensor [samples, features], got {type(value).__name__}"
     if value.ndim != 2:
         hint = "; flattening positions makes rows that are not independent samples, take one row a prompt"
-        raise ValueError(
-            f"{name} must be [samples, features], got shape {tuple(value.shape)}{hint if value.ndim > 2 else ''}"
-        )
-    if 0 in value.shape:
-        raise ValueError(f"{name} of shape {tuple(value.shape)} is empty")
+        return f"must be [samples, features], got shape {tuple(value.shape)}{hint if value.ndim > 2 else ''}"
+    if value.numel() == 0:
+        return f"of shape {tuple(value.shape)} is empty"
     if value.dtype not in _DTYPES:
         kinds = ", ".join(str(dtype).removeprefix("torch.") for dtype in _DTYPES)
-        raise ValueError(
-            f"{name} of shape {tuple(value.shape)} must be a floating-point tensor ({kinds}), got {value.dtype}"
-        )
+        return f"of shape {tuple(value.shape)} must be a floating-point tensor ({kinds}), got {value.dtype}"
     if value.layout is not torch.strided or value.is_meta:
-        raise ValueError(f"{name} of shape {tuple(value.shape)} must be a dense tensor with values in memory")
+        return f"of shape {tuple(value.shape)} must be a dense tensor with values in memory"
     if value.device.type == "mps":
-        raise ValueError(f"{name} is on an MPS device, which has no float64: move it to the CPU")
+        return "is on an MPS device, which has no float64: move it to the CPU"
+    return ""
+
+
+def require_pair(x: Tensor, y: Tensor, debiased: bool) -> None:
+    """Checks two representations for one CKA without reading their values.
+
+    Raises:
+        ValueError: as `require_representation`, `require_same_samples` and `require_enough`.
+    """
+    require_representation(x, "x")
+    require_representation(y, "y")
+    require_same_samples(x, y)
+    require_enough(len(x), debiased)
 
 
 def require_same_samples(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
@@ -83,22 +99,12 @@ def require_layers(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
             raise ValueError(f"{side} is empty: give at least one layer on each side")
         first = xs[0]
         for i, value in enumerate(values):
-            if _plainly_fine(value) and value.shape[0] == first.shape[0] and value.device == first.device:
-                continue
-            require_representation(value, f"{side}[{i}]")
-            require_same_samples(first, value, ("xs[0]", f"{side}[{i}]"))
-
-
-def _plainly_fine(value: object) -> bool:
-    """What `require_representation` lets through, without the words for what it does not."""
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 2
-        and value.dtype in _DTYPES
-        and value.numel() > 0
-        and value.layout is torch.strided
-        and value.device.type in ("cpu", "cuda")
-    )
+            # A name is made only for what is wrong: with many layers the words would cost more than the checks.
+            fault = _fault(value)
+            if fault:
+                raise ValueError(f"{side}[{i}] {fault}")
+            if len(value) != len(first) or value.device != first.device:
+                require_same_samples(first, value, ("xs[0]", f"{side}[{i}]"))
 
 
 def working_dtype(*tensors: Tensor) -> torch.dtype:
@@ -117,8 +123,8 @@ def working_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if setting in ("tf32", "bf16") else dtype
 
 
-def exponent_of(value: Tensor, name: str) -> int:
-    """e such that 2^-e · value has its largest entry in [0.5, 1); 0 for a representation of zeros.
+def exponent_of(value: Tensor, name: str) -> int | None:
+    """e such that 2^-e · value has its largest entry in [0.5, 1); None for zeros, which have no scale.
 
     Raises:
         ValueError: NaN or infinity.
@@ -127,11 +133,13 @@ def exponent_of(value: Tensor, name: str) -> int:
     largest = max(-float(low), float(high))
     if not math.isfinite(largest):
         raise ValueError(f"{name} of shape {tuple(value.shape)} holds NaN or infinity")
-    return math.frexp(largest)[1] if largest else 0
+    return math.frexp(largest)[1] if largest else None
 
 
-def scaled(value: Tensor, exponent: int) -> Tensor:
+def scaled(value: Tensor, exponent: int | None) -> Tensor:
     """2^-exponent · value. In two steps: 2^-exponent itself may not be representable."""
+    if exponent is None:
+        return value
     half = exponent // 2
     return value * 2.0**-half * 2.0 ** -(exponent - half)
 

@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from cdbench.similarity.hsic import cka_of_grams
-from cdbench.similarity.inputs import (
-    WIDE,
-    centred,
-    require_debiased_spread,
-    require_enough,
-    require_representation,
-    require_same_samples,
-)
+from cdbench.similarity.inputs import WIDE, centred, require_debiased_spread, require_pair
 
 
 def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
@@ -38,10 +31,7 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
         ValueError: not 2-D, different n, too few rows, empty, an integer tensor, NaN or infinity, or a constant
             representation: CKA is 0/0 there, and no number would be true.
     """
-    require_representation(x, "x")
-    require_representation(y, "y")
-    require_same_samples(x, y)
-    require_enough(len(x), debiased)
+    require_pair(x, y, debiased)
     result = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
         # One pair in float64 costs little, and float32 loses all digits where one sample is far from the others.

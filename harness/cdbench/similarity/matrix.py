@@ -207,7 +207,7 @@ class _Grams:
             return *sums, diagonals
         for place in again:
             layer, name = self.layers[place], self.names[place]
-            self.exponents[place] = exponent_of(layer, name)
+            self.exponents[place] = exponent_of(layer, name) or 0
             _product(centred(layer, name, self.buffer.dtype), self.buffer[place])
             diagonals[place] = self.buffer[place].diagonal()
         return *_hollow_sums(self.buffer, left, right), diagonals

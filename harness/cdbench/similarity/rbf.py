@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from cdbench.similarity.hsic import cka_of_grams
-from cdbench.similarity.inputs import WIDE, centred, require_enough, require_representation, require_same_samples
+from cdbench.similarity.inputs import WIDE, centred, require_pair
 
 
 def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0, debiased: bool = False) -> Tensor:
@@ -24,10 +24,7 @@ def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 1.0, debiased: bool = Fa
         ValueError: as `linear_cka`; more than half of the pairs of rows equal; or a bandwidth that is not positive, or so
             narrow or wide that no two samples, or all of them, are alike.
     """
-    require_representation(x, "x")
-    require_representation(y, "y")
-    require_same_samples(x, y)
-    require_enough(len(x), debiased)
+    require_pair(x, y, debiased)
     if not isinstance(bandwidth, int | float) or not 0 < bandwidth < float("inf"):
         raise ValueError(f"bandwidth must be a positive fraction of the median distance, got {bandwidth}")
     result = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)

@@ -42,7 +42,7 @@ class _Frame:
 
     def lifted(self, x: Tensor) -> Tensor:
         """z of a batch, [b, d + 2]."""
-        shifted = scaled(x.to(WIDE), self.exponent or 0) - self.centre
+        shifted = scaled(x.to(WIDE), self.exponent) - self.centre
         norms = shifted.square().sum(1, keepdim=True)
         return torch.cat([shifted, norms, torch.ones_like(norms)], dim=1)
 
@@ -84,9 +84,7 @@ class StreamingCKA:
         """
         require_layers(xs, ys)
         batch = {(side, i): v for side, values in (("xs", xs), ("ys", ys)) for i, v in enumerate(values)}
-        exponents = {
-            name: exponent_of(value, _text(name)) if bool(value.any()) else None for name, value in batch.items()
-        }
+        exponents = {name: exponent_of(value, _text(name)) for name, value in batch.items()}
         if not self._frames:
             self._begin(batch, exponents)
         self._require_known({name: value.shape[1] for name, value in batch.items()})
@@ -113,7 +111,7 @@ class StreamingCKA:
                 f"{self.max_bytes / 2**30:.1f} GiB: compare fewer layers at a time, or take MinibatchCKA"
             )
         for name, value in batch.items():
-            centre = scaled(value.to(WIDE), exponents[name] or 0).mean(0)
+            centre = scaled(value.to(WIDE), exponents[name]).mean(0)
             self._frames[name] = _Frame(centre, exponents[name], torch.promote_types(value.dtype, torch.float32))
         for pair, shape in shapes.items():
             self._moments[pair] = torch.zeros(shape, dtype=WIDE, device=batch[pair[0]].device)
@@ -173,7 +171,7 @@ class StreamingCKA:
         require_enough(self.n, debiased)
         norms = {name: self._norm(name, debiased) for name in self._frames}
         rows, columns = ([name for name in self._frames if name[0] == side] for side in ("xs", "ys"))
-        values = [[self._hsic(x, y)[debiased] / (norms[x] * norms[y]) for y in columns] for x in rows]
+        values = [[self._hsic(self._central(x, y))[debiased] / (norms[x] * norms[y]) for y in columns] for x in rows]
         return torch.tensor(values, dtype=WIDE, device=self._frames[rows[0]].centre.device)
 
     def _norm(self, name: Name, debiased: bool) -> float:
@@ -182,7 +180,7 @@ class StreamingCKA:
         mean = frame.centre + self._mean(name)
         constant = constant_columns(central[:-2, :-2].diagonal(), self.n * mean.square(), frame.dtype)
         require_varying(constant, text, shape)
-        biased, unbiased = self._hsic(name, name)
+        biased, unbiased = self._hsic(central)
         if debiased:
             require_debiased_spread(unbiased, biased, text, shape, WIDE)
         return float((unbiased if debiased else biased) ** 0.5)
@@ -196,9 +194,9 @@ class StreamingCKA:
         half = _mapped(self._moments[one, two], 1.0, -self._mean(one))
         return _mapped(half.T, 1.0, -self._mean(two)).T
 
-    def _hsic(self, one: Name, two: Name) -> tuple[float, float]:
-        """Biased and debiased HSIC up to a factor that depends on n alone."""
-        n, central = self.n, self._central(one, two)
+    def _hsic(self, central: Tensor) -> tuple[float, float]:
+        """Biased and debiased HSIC, up to a factor that depends on n alone, of a pair's M around both means."""
+        n = self.n
         full = central[:-2, :-2].square().sum().item()
         if n < 4:
             return full, float("nan")  # asked for by nobody: `compute` refuses

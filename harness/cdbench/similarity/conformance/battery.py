@@ -210,7 +210,7 @@ def _why_not(law: Law, subject: Subject, debiased: bool) -> str:
     if subject.kind not in law.kinds:
         return f"not for a {subject.kind}"
     if debiased not in subject.estimators:
-        return f"the implementation does not claim to be {_estimator(debiased)}"
+        return _no_claim(debiased)
     if law.gradient and not subject.gradient:
         return "it is not meant to be differentiated"
     if law.torch_only and subject.arrays != "torch":
@@ -266,35 +266,36 @@ def _estimator(debiased: bool) -> str:
 
 
 def _compare(library: Library, subject: Subject, debiased: bool) -> Finding:
-    law, statement = f"agrees with {library.name}", "agrees with a library that we did not write"
+    statement = "agrees with a library that we did not write"
+    finding = Finding(f"agrees with {library.name}", statement, _estimator(debiased), "float64", "held")
     if not library.installed:
-        return Finding(law, statement, _estimator(debiased), "float64", "not tested", f"pip install {library.name}")
+        return replace(finding, verdict="not tested", seen=f"pip install {library.name}")
     if debiased not in subject.estimators:
-        reason = f"the implementation does not claim to be {_estimator(debiased)}"
-        return Finding(law, statement, _estimator(debiased), "float64", "not tested", reason)
+        return replace(finding, verdict="not tested", seen=_no_claim(debiased))
     for case in _PROBES:
         x, y = case.tensors(F64)
-        expected, bound = library.value(x, y, debiased), 1e-9
+        expected = library.value(x, y, debiased)
         if expected <= 0 and not library.negative:
             continue
+        broken = replace(finding, verdict="broken", counterexample=case.text())
         try:
             value = subject.value(x, y, debiased)
-        except Broken as broken:
-            return Finding(
-                law, statement, _estimator(debiased), "float64", "broken", broken.seen, case.text(), broken.causes
-            )
-        if abs(value - expected) > bound:
-            seen = f"value {value:.12g}, {library.name} has {expected:.12g}"
-            return Finding(law, statement, _estimator(debiased), "float64", "broken", seen, case.text())
-    return Finding(law, statement, _estimator(debiased), "float64", "held")
+        except Broken as error:
+            return replace(broken, seen=error.seen, causes=error.causes)
+        if abs(value - expected) > 1e-9:
+            return replace(broken, seen=f"value {value:.12g}, {library.name} has {expected:.12g}")
+    return finding
+
+
+def _no_claim(debiased: bool) -> str:
+    return f"the implementation does not claim to be {_estimator(debiased)}"
 
 
 def recognise(subject: Subject, debiased: bool) -> list[Cause]:
     """The known mistakes whose values an implementation returns on every probe; empty where its values are right."""
     inputs = [case.tensors(F64) for case in _PROBES]
-    right = [float(textbook(x, y, debiased)) for x, y in inputs]
     bounds = [tolerance(x, y, debiased, torch.float32) for x, y in inputs]
-    seen = [_value_or_nan(subject, case, debiased) for case in _PROBES]
+    seen, right = _probed(subject, debiased)
     if all(math.isnan(value) for value in seen):
         return [Cause.NO_NUMBER]
     if all(abs(a - b) <= c for a, b, c in zip(seen, right, bounds, strict=True)):
@@ -313,9 +314,14 @@ def recognise(subject: Subject, debiased: bool) -> list[Cause]:
     return found
 
 
-def _right_in_double(subject: Subject, debiased: bool) -> bool:
+def _probed(subject: Subject, debiased: bool) -> tuple[list[float], list[float]]:
+    """The implementation's values on the probes in float64, and the definition's."""
     right = [float(textbook(*case.tensors(F64), debiased)) for case in _PROBES]
-    seen = [_value_or_nan(subject, case, debiased) for case in _PROBES]
+    return [_value_or_nan(subject, case, debiased) for case in _PROBES], right
+
+
+def _right_in_double(subject: Subject, debiased: bool) -> bool:
+    seen, right = _probed(subject, debiased)
     return all(abs(a - b) <= 1e-9 for a, b in zip(seen, right, strict=True))
 
 

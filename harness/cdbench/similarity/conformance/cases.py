@@ -8,8 +8,6 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-EPS = {torch.float64: 2.0**-52, torch.float32: 2.0**-23}
-
 
 @dataclass(frozen=True)
 class Case:
@@ -90,7 +88,7 @@ def tolerance(x: Tensor, y: Tensor, debiased: bool, dtype: torch.dtype) -> float
         centred = value - value.mean(0)
         offsets += 1 + float(value.mean(0).norm()) * len(value) ** 0.5 / float(centred.norm())
         cancelled *= _cancelled(centred) if debiased else 1.0
-    return 64 * EPS[dtype] * offsets * cancelled
+    return 64 * torch.finfo(dtype).eps * offsets * cancelled
 
 
 def _cancelled(centred: Tensor) -> float:

@@ -63,10 +63,13 @@ def _same(seen: float, expected: float, bound: float, what: str) -> None:
         raise Broken(f"{what}: {seen:.12g}, expected {expected:.12g} within {bound:.1e}")
 
 
+def _as_defined(subject: Subject, x: Tensor, y: Tensor, debiased: bool, bound: float, what: str = "value") -> None:
+    _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, what)
+
+
 def definition(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     x, y = case.tensors(dtype)
-    bound = tolerance(x, y, debiased, dtype)
-    _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value")
+    _as_defined(subject, x, y, debiased, tolerance(x, y, debiased, dtype))
 
 
 def symmetry(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
@@ -183,8 +186,7 @@ def large_mean(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype)
     4 eps times the offset, which centring first keeps with room to spare; centring the Gram matrix costs its square.
     """
     x, y = case.tensors(dtype)
-    bound = tolerance(x, y, debiased, dtype) / 16
-    _same(subject.value(x, y, debiased), float(textbook(x, y, debiased)), bound, "value")
+    _as_defined(subject, x, y, debiased, tolerance(x, y, debiased, dtype) / 16)
 
 
 def far_sample(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
@@ -235,8 +237,7 @@ def golden_values() -> list[dict[str, Any]]:
 
 def half_precision(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     x, y = case.tensors(dtype)
-    expected = float(textbook(x, y, debiased))
-    _same(subject.value(x, y, debiased), expected, HALF_BOUND, "value")
+    _as_defined(subject, x, y, debiased, HALF_BOUND)
 
 
 def wide_half(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
@@ -244,15 +245,15 @@ def wide_half(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) 
     draw = np.random.default_rng(3)
     x = torch.from_numpy(draw.standard_normal((16, 2048)) * 8).to(dtype)
     y = x + torch.from_numpy(draw.standard_normal((16, 2048)) * 4).to(dtype)
-    expected = float(textbook(x, y, debiased))
-    _same(subject.value(x, y, debiased), expected, HALF_BOUND, "n = 16, d = 2048, entries of size 8")
+    _as_defined(subject, x, y, debiased, HALF_BOUND, "n = 16, d = 2048, entries of size 8")
 
 
 def autocast(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     x, y = case.tensors(dtype)
+    expected = float(textbook(x, y, debiased))
     with torch.autocast("cpu", torch.bfloat16):
         value = subject.value(x, y, debiased)
-    _same(value, float(textbook(x, y, debiased)), 16 * tolerance(x, y, debiased, dtype), "under autocast to bfloat16")
+    _same(value, expected, 16 * tolerance(x, y, debiased, dtype), "under autocast to bfloat16")
 
 
 def gradient(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
