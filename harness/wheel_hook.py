@@ -7,9 +7,9 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 
 class PluginFolders(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds `methods/`, `tasks/` and `reports/` under cdbench/plugins/."""
+    """Adds `methods/`, `tasks/`, `reports/` and `docker/` under cdbench/plugins/."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "standard":
-            for folder in ("methods", "tasks", "reports"):
+            for folder in ("methods", "tasks", "reports", "docker"):
                 build_data["force_include"][f"{self.root}/{folder}"] = f"cdbench/plugins/{folder}"

@@ -18,6 +18,7 @@ LAYERS = [
     {"workspace", "train"},
     {"predictions", "record"},
     {"scoring", "evaluate", "provenance"},
+    {"containers"},
     {"execute", "plan"},
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},

@@ -82,6 +82,13 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str | None) -> lis
     return seeds
 
 
+def _gpus(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str]:
+    names = value.split(",") if value else []
+    if not all(names) or len(set(names)) < len(names):
+        raise UserError(f"--gpus {value!r}: give different ids, for example --gpus 0,1")
+    return names
+
+
 def _run_options(command: Command) -> Command:
     options = [
         click.option("--profile", help="Models and budgets: tiny, smoke, paper, or a .toml file."),
@@ -105,6 +112,16 @@ def _run_options(command: Command) -> Command:
             envvar="CDBENCH_JOBS",
             help="Runs at a time.",
         ),
+        click.option(
+            "--runner",
+            type=click.Choice(["local", "docker"]),
+            default="local",
+            show_default=True,
+            envvar="CDBENCH_RUNNER",
+            help="Plain processes, or a container for each step, in which a method is locked in.",
+        ),
+        click.option("--image", envvar="CDBENCH_IMAGE", help="Image of --runner docker [the newest of today's lock]."),
+        click.option("--gpus", callback=_gpus, metavar="0,1", help="GPUs of --runner docker, by id; one a run."),
         click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
         click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db]."),
     ]
@@ -200,10 +217,12 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
 
     where = plan.places(options["runs"], options["store"])
     wanted = {key: options[key] for key in ("profile", "flags", "seeds", "only", "force")}
+    wanted["isolated"] = options["runner"] != "local"
     plans = [plan.make_plan(study, where, **wanted) for study in studies]
     if options["dry_run"]:
         _show_plans(plans, options["as_json"])
         return
+    runner = session.make_runner(options["runner"], options["image"], options["gpus"])
     settings = session.Settings(
         where,
         jobs=options["jobs"],
@@ -211,6 +230,7 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
         report=not options["no_report"],
         uri=options["uri"],
         command=_command(),
+        runner=runner,
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]

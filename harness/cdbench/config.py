@@ -115,6 +115,18 @@ class CircuitConfig(Closed):
     top_k: PositiveInt = 8
 
 
+class Limits(Closed):
+    """What a step may use in a container. Processors: as many as the profile has threads."""
+
+    memory_gib: Annotated[float, Field(ge=0.25)] = 4
+    """Also without swap: what is beyond it ends the step as `oom`."""
+    processes: Annotated[int, Field(ge=16)] = 256
+    output_gib: Annotated[float, Field(gt=0)] = 2
+    """All files that a step leaves together."""
+    scratch_gib: Annotated[float, Field(gt=0)] = 1
+    """/tmp and /dev/shm, in memory; counts towards it."""
+
+
 class Profile(Closed):
     """Models and budgets."""
 
@@ -131,9 +143,10 @@ class Profile(Closed):
     gpu_memory_gib: Annotated[int, Field(ge=0)] = 0
     threads: PositiveInt = 1
     timeout_minutes: PositiveInt = 60
+    limits: Limits = Limits()
 
 
-_NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib")
+_NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")
 
 
 class RunSpec(Closed):

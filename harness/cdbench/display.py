@@ -10,11 +10,20 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cdbench.files import printable
 from cdbench.plan import PlannedRun
 from cdbench.record import Record
 from cdbench.runners.schedule import Display, Job
 
-_COLOURS = {"ok": "green", "failed": "red", "oom": "red", "timeout": "red", "refused": "red", "interrupted": "yellow"}
+_COLOURS = {
+    "ok": "green",
+    "failed": "red",
+    "oom": "red",
+    "timeout": "red",
+    "refused": "red",
+    "infra": "magenta",
+    "interrupted": "yellow",
+}
 _SHOWN = 8
 
 
@@ -65,6 +74,9 @@ class PlainLines(Display):
     def prepared(self, job: Job) -> None:
         self._say(f"ready  {job.label}")
 
+    def retried(self, job: Job, why: str) -> None:
+        self._say(f"again  {job.label}: {why}")
+
 
 class LiveTable(Display):
     """The last runs that ended, those under way with a bar, and how long it will still take."""
@@ -97,6 +109,9 @@ class LiveTable(Display):
     def prepared(self, job: Job) -> None:
         self._ended.append(("ok", job.label, "ready"))
 
+    def retried(self, job: Job, why: str) -> None:
+        self._ended.append(("infra", job.label, f"again: {why}"))
+
     def update(self, running: list[Job], waiting: int) -> None:
         self._jobs = max(self._jobs, len(running))
         table = Table.grid(padding=(0, 2))
@@ -104,10 +119,10 @@ class LiveTable(Display):
             table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), Text(text), "")
         for job in running:
             told = job.progress()
-            done, total = int(told.get("done", 0)), int(told.get("total", 0))
+            done, total = told.done, told.total
             # A method that only logs has no known end: its bar pulses.
             bar = ProgressBar(total=total or None, completed=done, width=24, pulse=not total)
-            note = f"{told.get('step', job.step)} {done}" + (f"/{total}" if total else "") + f" {told.get('note', '')}"
+            note = f"{job.step} {done}" + (f"/{total}" if total else "") + f" {printable(told.note, 60)}"
             table.add_row(Text("…", "cyan"), Text(job.label), bar, Text(note, "dim"))
         self._live.update(Group(table, Text(self._summary(len(running)), "bold")))
 

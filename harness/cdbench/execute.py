@@ -1,19 +1,22 @@
 """One spec, one step, in this process. A runner only decides where the steps execute.
 
-    python -m cdbench.execute model-teacher FOLDER STORE     train or find the teacher
-    python -m cdbench.execute model-student FOLDER STORE     train or find the student
-    python -m cdbench.execute circuits      FOLDER STORE     splits, ablation impacts, pairing
-    python -m cdbench.execute train         FOLDER STORE     the method; training split only
-    python -m cdbench.execute evaluate      FOLDER STORE     the sealed evaluator; no plug-in is imported
+    python -m cdbench.execute model-teacher FOLDER STORE [OWN]     train or find the teacher
+    python -m cdbench.execute model-student FOLDER STORE [OWN]     train or find the student
+    python -m cdbench.execute circuits      FOLDER STORE [OWN]     splits, ablation impacts, pairing
+    python -m cdbench.execute train         FOLDER STORE [OWN]     the method; training split only
+    python -m cdbench.execute evaluate      FOLDER STORE [OWN]     the sealed evaluator; no plug-in is imported
 
 FOLDER holds spec.json. A step leaves its files there, `progress-STEP.json` while it works, and `failure-STEP.json` when it fails.
+Where STORE cannot be written, new artefacts go to OWN.
 """
 
 import dataclasses
 import json
 import os
 import resource
+import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -29,7 +32,7 @@ from cdbench import data, models
 from cdbench.api import Outcome
 from cdbench.config import TEACHER, RunSpec
 from cdbench.discover import make_method
-from cdbench.errors import CdbenchError, RunFailed
+from cdbench.errors import CdbenchError, EnvironmentLacks, RunFailed
 from cdbench.evaluate import (
     Refused,
     compare_representations,
@@ -50,6 +53,10 @@ from cdbench.train import History, TrainingProblem
 from cdbench.workspace import Workspace
 
 MAX_EXTRAS = 4 << 20
+GPUS = "CDBENCH_GPUS_HELD"
+"""How many GPUs a step was given."""
+HELD_BY_STDIN = "CDBENCH_HELD_BY_STDIN"
+"""Set where a step must end when its stdin does."""
 
 
 class Progress:
@@ -69,19 +76,19 @@ class Progress:
             scratch.replace(self._path)
 
 
-def _workspace(folder: Path, store: Path, step: str, *, build: bool = True) -> tuple[RunSpec, Workspace, Progress]:
+def _workspace(folder: Path, store: Store, step: str, *, build: bool = True) -> tuple[RunSpec, Workspace, Progress]:
     spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
     progress = Progress(folder, step)
-    return spec, Workspace(spec.profile, spec.task, Store(store), progress, build), progress
+    return spec, Workspace(spec.profile, spec.task, store, progress, build), progress
 
 
-def run_model(folder: Path, store: Path, role: Role) -> None:
+def run_model(folder: Path, store: Store, role: Role) -> None:
     """Makes one model of the pair."""
     _, workspace, _ = _workspace(folder, store, f"model-{role}")
     workspace.checkpoint(role)
 
 
-def run_circuits(folder: Path, store: Path) -> None:
+def run_circuits(folder: Path, store: Store) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
     _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
@@ -89,7 +96,7 @@ def run_circuits(folder: Path, store: Path) -> None:
     progress(1, 1, "")
 
 
-def run_train(folder: Path, store: Path) -> None:
+def run_train(folder: Path, store: Store) -> None:
     """The method: training split in, weights and masks out."""
     began = time.perf_counter()
     spec, workspace, progress = _workspace(folder, store, "train")
@@ -158,7 +165,7 @@ def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress
     )
 
 
-def run_evaluate(folder: Path, store: Path) -> None:
+def run_evaluate(folder: Path, store: Store) -> None:
     """The sealed evaluator: held-out splits, exported weights, nothing else."""
     began = time.perf_counter()
     spec, workspace, progress = _workspace(folder, store, "evaluate", build=False)
@@ -194,7 +201,8 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         sites = [[last_prompt_mlp(i) for i in range(c.layers)] for c in (workspace.student, workspace.teacher)]
         split = content_hash(workspace.heldout_data)
         identity = {"model": workspace.teacher.content, "variant": "trained", "split": split, "device": device}
-        teacher = SignalStore(workspace.store, identity, lambda: workspace.teacher.model(device), test, "float32")
+        load = lambda: workspace.teacher.model(device)  # noqa: E731
+        teacher = SignalStore(workspace.store, identity, load, test, "float32", "heldout-signals")
         own = signals_of(model, test, sites[0])
         cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
     masks = {}
@@ -223,7 +231,7 @@ def _jsonable(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False, default=str))
 
 
-_STEPS: dict[str, Callable[[Path, Path], None]] = {
+_STEPS: dict[str, Callable[[Path, Store], None]] = {
     "model-teacher": lambda folder, store: run_model(folder, store, "teacher"),
     "model-student": lambda folder, store: run_model(folder, store, "student"),
     "circuits": run_circuits,
@@ -234,13 +242,14 @@ _STEPS: dict[str, Callable[[Path, Path], None]] = {
 
 def main(argv: list[str]) -> int:
     """Runs one step; whatever happens is told in `failure-STEP.json`, and an unforeseen error also in full on stderr."""
-    step, folder, store = argv[0], Path(argv[1]), Path(argv[2])
+    step, folder, store = argv[0], Path(argv[1]), Store(*map(Path, argv[2:4]))
     (folder / failure_file(step)).unlink(missing_ok=True)
     try:
         spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
         torch.set_num_threads(spec.profile.threads)
         if spec.profile.device == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            _require_gpus()
         torch.use_deterministic_algorithms(True)
         disable_progress_bar()
         _STEPS[step](folder, store)
@@ -250,6 +259,8 @@ def main(argv: list[str]) -> int:
             traceback.print_exc()
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError)
         status = "refused" if isinstance(error, Refused) else "oom" if memory else "failed"
+        if isinstance(error, EnvironmentLacks):
+            status = "infra"
         text = str(error) if known else f"{type(error).__name__}: {error}"
         code = error.exit_code if isinstance(error, CdbenchError) else 1
         write_json(folder / failure_file(step), {"status": status, "error": text, "step": step, "exit_code": code})
@@ -257,5 +268,21 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _require_gpus() -> None:
+    """Container engines have started containers without the GPUs that were asked for, and said nothing."""
+    wanted = os.environ.get(GPUS)
+    if wanted is not None and torch.cuda.device_count() != int(wanted):
+        raise EnvironmentLacks(f"{wanted} GPUs were asked for, {torch.cuda.device_count()} are visible")
+
+
+def _end_with_the_harness() -> None:
+    """Whoever started this holds the other end of stdin; it closes however that process ends."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 if __name__ == "__main__":
+    if os.environ.get(HELD_BY_STDIN):
+        threading.Thread(target=_end_with_the_harness, daemon=True).start()
     sys.exit(main(sys.argv[1:]))

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -60,11 +61,16 @@ def write_atomic(path: Path, data: str | bytes, what: str = "the file") -> None:
                 file.write(data.encode() if isinstance(data, str) else data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o666 & ~_UMASK)  # mkstemp's 0600 would shut colleagues out
+            open_to_all(Path(name))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def open_to_all(path: Path) -> None:
+    """Gives a temporary file or folder the mode of any other: 0600 and 0700 would shut out colleagues and containers."""
+    path.chmod((0o777 if path.is_dir() else 0o666) & ~_UMASK)
 
 
 def write_json(path: Path, value: object, what: str = "the file") -> None:
@@ -82,11 +88,31 @@ def read_json(path: Path, what: str) -> dict[str, object]:
         value = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(f"{what} {path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"{what} {path} is not valid JSON ({error}); it was cut short or altered") from None
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} holds {type(value).__name__}, expected a JSON object")
     return value
+
+
+def read_plain(path: Path, limit: int) -> bytes:
+    """Reads a file that somebody hostile may have placed: no link is followed, no pipe waited for.
+
+    Raises:
+        OSError: missing, or not a plain file of at most `limit` bytes.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
+            raise OSError(errno.EINVAL, f"{path} is not a plain file of at most {limit} bytes")
+        return file.read(limit)
+
+
+def printable(text: str, limit: int = 2000) -> str:
+    """A text that somebody hostile may have written, fit for a terminal and a record: no control characters, cut."""
+    clean = "".join(c if c.isprintable() or c == "\n" else " " for c in text[:limit])
+    return clean if len(text) <= limit else f"{clean} [...]"
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,8 @@ from cdbench.seeds import digest
 
 STUDY_FILE = "study.json"
 STAMP = "code.txt"
-"""Which code a run's folder belongs to."""
+"""Which code a run's folder belongs to, and whether the method was locked in."""
+_ISOLATED = "isolated"
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,9 @@ def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
     seeds: Sequence[int] | None = None,
     only: str | None = None,
     force: bool = False,
+    isolated: bool = False,
 ) -> Plan:  # fmt: skip
-    """Resolves a study.
+    """Resolves a study. `isolated`: what was not made in a container does not count as finished.
 
     Raises:
         UserError: unknown plug-in, profile, key or hyperparameter, a value out of range, or nothing left to run.
@@ -109,7 +111,7 @@ def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
         specs = [spec for spec in specs if only in spec.label or spec.method == TEACHER]
         if all(spec.method == TEACHER for spec in specs):
             raise UserError(f"-k {only!r} matches no run of study '{study.name}'")
-    runs = tuple(PlannedRun(spec, *_decide(spec, where, force)) for spec in specs)
+    runs = tuple(PlannedRun(spec, *_decide(spec, where, force, isolated)) for spec in specs)
     swept: dict[str, tuple[Scalar, str]] = {key: (str(values), "sweep") for key, values in study.sweep.items()}
     name = _name(study, chosen, overrides, seeds)
     return Plan(name, study, chosen, runs, run_ids, {**overrides, **swept})
@@ -157,19 +159,24 @@ def canonical(spec: RunSpec) -> RunSpec:
     return spec.model_copy(update={"params": params})
 
 
-def same_code(folder: Path, spec: RunSpec) -> bool:
-    """Whether what lies in a run's folder was made by the code of today."""
-    stamp = folder / STAMP
-    return stamp.exists() and stamp.read_text() == code_of(spec).digest
+def stamp(code: str, isolated: bool) -> str:
+    """What is written into a run's folder before anything is run there."""
+    return f"{code}\n{_ISOLATED if isolated else 'local'}\n"
 
 
-def is_trained(folder: Path, spec: RunSpec) -> bool:
+def same_code(folder: Path, spec: RunSpec, isolated: bool = False) -> bool:
+    """Whether what lies in a run's folder was made by the code of today, and, if asked, by a method that was locked in."""
+    words = (folder / STAMP).read_text().split() if (folder / STAMP).exists() else []
+    return words[:1] == [code_of(spec).digest] and (not isolated or words[1:] == [_ISOLATED])
+
+
+def is_trained(folder: Path, spec: RunSpec, isolated: bool = False) -> bool:
     """Whether a run was interrupted between training and evaluation: then only the evaluation is left."""
     stopped = not (folder / record.RECORD).exists() or record.read(folder).status == "interrupted"
-    return stopped and (folder / "outcome.json").exists() and same_code(folder, spec)
+    return stopped and (folder / "outcome.json").exists() and same_code(folder, spec, isolated)
 
 
-def _decide(spec: RunSpec, where: Places, force: bool) -> tuple[Literal["run", "reuse"], str]:
+def _decide(spec: RunSpec, where: Places, force: bool, isolated: bool) -> tuple[Literal["run", "reuse"], str]:
     folder = where.run(spec.run_id)
     if force:
         return "run", "forced"
@@ -178,8 +185,10 @@ def _decide(spec: RunSpec, where: Places, force: bool) -> tuple[Literal["run", "
     done = record.read(folder) if (folder / record.RECORD).exists() else None
     if not same_code(folder, spec):
         return "run", "code or library versions changed since"
+    if not same_code(folder, spec, isolated):
+        return "run", "made outside a container before"
     if done is None or done.status == "interrupted":
-        if is_trained(folder, spec):
+        if is_trained(folder, spec, isolated):
             return "run", "interrupted before, only the evaluation is left"
         rest = ", goes on from its checkpoint" if (folder / "checkpoint.pt").exists() else ""
         return "run", f"interrupted before{rest}"

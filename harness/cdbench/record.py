@@ -1,18 +1,22 @@
 """The record: what one run left. A versioned schema, written on failure too, atomically; all else is a view of it."""
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from cdbench.config import RunSpec, explain
+from cdbench.config import RunSpec, Scalar, explain
 from cdbench.errors import UserError
-from cdbench.files import read_json, sha256, write_atomic
+from cdbench.files import read_json, read_plain, sha256, write_atomic
 from cdbench.stats import Proportion
 
 SCHEMA = 1
 RECORD = "record.json"
-Status = Literal["ok", "failed", "oom", "timeout", "interrupted", "refused"]
+Status = Literal["ok", "failed", "oom", "timeout", "interrupted", "refused", "infra"]
+"""`infra`: the machine or the engine failed, not the method."""
+Stream = Literal["stdout", "stderr"]
 
 
 class _Model(BaseModel):
@@ -88,6 +92,45 @@ class Record(_Model):
     ended: str
 
 
+class TrainingResult(_Model):
+    """outcome.json: what a training says of itself. Whoever trains could have written it, so it is checked before it counts."""
+
+    params: dict[str, Any]
+    extras: dict[str, Any]
+    cost: dict[str, Annotated[float, Field(ge=0)]]
+    environment: dict[str, Any]
+    inputs: dict[str, Any]
+
+
+_HISTORY = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])
+_RESULT_BYTES = 64 << 20
+
+
+def check_training(folder: Path, params: Mapping[str, Scalar]) -> None:
+    """Holds outcome.json and history.jsonl of a training against their schema and the spec's hyperparameters.
+
+    Raises:
+        UserError: not JSON, numbers that are not finite, other keys, or other hyperparameters than `params`.
+    """
+    try:
+        table = json.loads(read_plain(folder / "outcome.json", _RESULT_BYTES), parse_constant=_refuse_constant)
+        result = TrainingResult.model_validate(table)
+        if (folder / "history.jsonl").exists():
+            for line in read_plain(folder / "history.jsonl", _RESULT_BYTES).splitlines():
+                _HISTORY.validate_json(line)
+    except ValidationError as error:
+        raise explain(error, "outcome.json or history.jsonl") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"outcome.json or history.jsonl is not what a training leaves: {error}") from None
+    for key, value in params.items():
+        if result.params.get(key) != value:
+            raise UserError(f"outcome.json says {key} = {result.params.get(key)!r}, the spec says {value!r}")
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
 def progress_file(step: str) -> str:
     """Where a step tells how far it is; two steps may share a folder."""
     return f"progress-{step}.json"
@@ -96,6 +139,11 @@ def progress_file(step: str) -> str:
 def failure_file(step: str) -> str:
     """Where a step tells why it failed."""
     return f"failure-{step}.json"
+
+
+def log_file(step: str, stream: Stream) -> str:
+    """Where all that a step printed is kept."""
+    return f"{step}.{stream}.log"
 
 
 def write(folder: Path, record: Record) -> None:

@@ -48,10 +48,10 @@ def weights_sentence(config: HubModel) -> str:
     )
 
 
-def missing(profile: Profile) -> list[str]:
-    """What this machine lacks for a profile, one sentence each; empty when it can run."""
+def missing(profile: Profile, *, gpu: bool = True) -> list[str]:
+    """What this machine lacks for a profile, one sentence each; empty when it can run. `gpu` False: that is seen elsewhere."""
     lacks: list[str] = []
-    if profile.device == "cuda":
+    if gpu and profile.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():

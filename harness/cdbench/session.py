@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -19,6 +20,8 @@ from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json
 from cdbench.plan import Places, Plan, SavedStudy, read_study, save_study
 from cdbench.record import Record
+from cdbench.runners import End, Runner
+from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.schedule import Schedule, exclusive
 from cdbench.scoring import share
@@ -37,6 +40,7 @@ class Settings:
     report: bool
     uri: str | None
     command: str
+    runner: Runner
 
 
 @dataclass(frozen=True)
@@ -91,10 +95,12 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
     todo = [planned for planned in plan.runs if planned.action == "run"]
     with exclusive(settings.where):
         _announce(console, plan, len(todo), settings.jobs)
-        _require_machine(plan, bool(todo))
+        if todo:
+            _require_machine(plan, settings.runner)
+            _say_where(console, plan, settings.runner)
         save_study(plan, settings.where, settings.command)
         with _display(console, len(plan.runs)) as display:
-            schedule = Schedule(plan, settings.where, LocalRunner(), display, settings.jobs, settings.force)
+            schedule = Schedule(plan, settings.where, settings.runner, display, settings.jobs, settings.force)
             made = schedule.run()
         records = {r.spec.run_id: made[r.spec.run_id] for r in plan.runs}
         saved = read_study(plan.name, settings.where)
@@ -125,12 +131,32 @@ def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
     )
 
 
-def _require_machine(plan: Plan, anything: bool) -> None:
-    if not anything:
-        return
+def make_runner(name: str, image: str | None = None, gpus: Sequence[str] = ()) -> Runner:
+    """The runner of this name.
+
+    Raises:
+        UserError: an image or GPUs for a runner that has none.
+    """
+    if name == DockerRunner.name:
+        return DockerRunner(image, gpus)
+    if image or gpus:
+        raise UserError(
+            f"--{'image' if image else 'gpus'} is for --runner docker; the local runner starts plain processes"
+        )
+    return LocalRunner()
+
+
+def _say_where(console: Console, plan: Plan, runner: Runner) -> None:
+    if container := runner.describe(plan.runs[0].spec):
+        _say(console, f"  in containers of {container['image']}, based on {container['base']}")
+
+
+def _require_machine(plan: Plan, runner: Runner) -> None:
     from cdbench.requirements import missing
 
-    lacks = missing(plan.runs[0].spec.profile)
+    runner.require([planned.spec for planned in plan.runs])
+    # What a container has of GPUs, its runner has asked for; weights are mounted from here.
+    lacks = missing(plan.runs[0].spec.profile, gpu=not runner.isolated)
     if lacks:
         listed = "\n".join(f"  - {sentence}" for sentence in lacks)
         raise EnvironmentLacks(f"profile '{plan.profile}' cannot run on this machine. Missing:\n{listed}")
@@ -180,9 +206,9 @@ def verify(where: Places, run_id: str) -> list[str]:
         for file in ("spec.json", "student.safetensors", "masks.safetensors"):
             if (folder / file).is_file():
                 shutil.copyfile(folder / file, copy / file)
-        handle = LocalRunner().start("evaluate", copy, where.store)
+        handle = LocalRunner().start("evaluate", copy, where.store, done.spec)
         wait([handle.waitable])
-        if handle.exit_code() != 0:
+        if handle.ended() != End(0):
             failure = read_json(copy / record.failure_file("evaluate"), "failure")
             if failure["status"] != "refused":
                 raise UserError(

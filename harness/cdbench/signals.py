@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -84,8 +85,9 @@ class SignalStore:
         model: Callable[[], LlamaForCausalLM],
         split: Encoded,
         dtype: str,
+        kind: Literal["signals", "heldout-signals"] = "signals",
     ) -> None:
-        self._store = store
+        self._store, self._kind = store, kind
         self._identity = {**identity, "dtype": dtype, "recipe": recipe("signals", "sites", "tokens", "zoo")}
         self._model = model
         self._split = split
@@ -99,12 +101,12 @@ class SignalStore:
 
         def build(which: SiteAt, folder: Path) -> None:
             if which not in computed:
-                there = [w for w in absent if not (self._store.path("signals", self._key(w)) / MANIFEST).exists()]
+                there = [w for w in absent if not (self._store.path(self._kind, self._key(w)) / MANIFEST).exists()]
                 computed.update(signals_of(self._model(), self._split, there))
             np.save(folder / "signal.npy", computed[which].numpy().astype(self._dtype))
 
         for which in absent:
-            folder = self._store.artefact("signals", self._key(which), partial(build, which))
+            folder = self._store.artefact(self._kind, self._key(which), partial(build, which))
             # Copy-on-write: torch wants a writable array, and no write reaches the file.
             self._open[which] = torch.from_numpy(np.load(folder / "signal.npy", mmap_mode="c"))
         return [self._open[w] for w in wanted]

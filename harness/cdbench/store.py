@@ -13,23 +13,51 @@ from importlib import metadata
 from pathlib import Path
 
 from cdbench.errors import UserError
-from cdbench.files import explained, read_json, sha256, write_json
+from cdbench.files import explained, open_to_all, read_json, sha256, write_json
 from cdbench.seeds import digest
 
 MANIFEST = "MANIFEST.json"
+TRAINING_KINDS = ("data", "models", "circuits", "counterfactuals", "signals")
+"""What a method may see. Held-out splits, and what a model computes on them, are of other kinds."""
+KINDS = (*TRAINING_KINDS, "heldout", "heldout-signals")
 Key = dict[str, object]
 
 
 class Store:
-    """A folder of content-addressed artefacts. Safe for several processes at once."""
+    """A folder of content-addressed artefacts. Safe for several processes at once.
 
-    def __init__(self, root: Path) -> None:
+    `own` is where new artefacts go when the shared folder must not be written, as in a container: what stands in neither is
+    built there, and the harness adopts it if it trusts the step that built it.
+    """
+
+    def __init__(self, root: Path, own: Path | None = None) -> None:
         self.root = root
+        self.own = own or root
         self._verified: set[Path] = set()
 
     def path(self, kind: str, key: Key) -> Path:
         """Where the artefact of this key lies, or would lie."""
-        return self.root / kind / digest(key)
+        shared = self.root / kind / digest(key)
+        return shared if (shared / MANIFEST).exists() else self.own / kind / shared.name
+
+    def adopt(self, other: Path) -> None:
+        """Takes over the artefacts of another folder that are not here yet; each is checked against its manifest first.
+
+        Raises:
+            UserError: one was cut short or altered.
+            EnvironmentLacks: no space or no permission.
+        """
+        for manifest in sorted(other.glob(f"*/*/{MANIFEST}")):
+            source = manifest.parent
+            kind = source.parent.name
+            if kind not in KINDS:
+                continue
+            _require_plain(source)
+            Store(other).open(source)
+            key = read_json(manifest, "store manifest").get("key")
+            if not isinstance(key, dict) or digest(key) != source.name:
+                raise UserError(f"{source} is not the artefact of its key; it was altered")
+            self.artefact(kind, key, lambda scratch, source=source: _move(source, scratch))  # type: ignore[misc]
 
     def artefact(self, kind: str, key: Key, build: Callable[[Path], None]) -> Path:
         """The artefact's folder, built first if it is not there.
@@ -59,12 +87,13 @@ class Store:
         return path
 
     def _build(self, path: Path, key: Key, build: Callable[[Path], None]) -> None:
-        with explained(self.root, "the store"):
-            scratch_root = self.root / "tmp"
+        with explained(self.own, "the store"):
+            scratch_root = self.own / "tmp"
             scratch_root.mkdir(parents=True, exist_ok=True)
             scratch = Path(tempfile.mkdtemp(dir=scratch_root, prefix=f"{path.name}."))
             try:
                 build(scratch)
+                open_to_all(scratch)
                 sums = {
                     str(file.relative_to(scratch)): sha256(file)
                     for file in sorted(scratch.rglob("*"))
@@ -79,13 +108,25 @@ class Store:
 
     @contextmanager
     def _lock(self, kind: str, name: str) -> Iterator[None]:
-        folder = self.root / "locks"
+        folder = self.own / "locks"
         with explained(folder, "the store"):
             folder.mkdir(parents=True, exist_ok=True)
             handle = (folder / f"{kind}-{name}").open("w")
         with handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
+
+
+def _require_plain(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink() or not (path.is_dir() or path.is_file()):
+            raise UserError(f"{path} is no plain file; an artefact holds nothing else")
+
+
+def _move(source: Path, target: Path) -> None:
+    for name in manifest_files(source):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(source / name, target / name)
 
 
 def recipe(*modules: str) -> dict[str, str]:
@@ -100,6 +141,8 @@ def manifest_files(path: Path) -> dict[str, str]:
     files = read_json(path / MANIFEST, "store manifest").get("files")
     if not isinstance(files, dict):
         raise UserError(f"store manifest {path / MANIFEST} lists no files; delete the folder to have it made again")
+    if outside := [name for name in files if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise UserError(f"store manifest {path / MANIFEST} names {outside[0]}, which lies outside its folder")
     return {str(name): str(value) for name, value in files.items()}
 
 

@@ -1,11 +1,34 @@
 """Where steps execute. A runner starts one step on one folder; everything else is the schedule's."""
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from cdbench.config import RunSpec
+from cdbench.record import Status
+
+
+@dataclass(frozen=True)
+class End:
+    """How a step ended.
+
+    Attributes:
+        code: its exit code; negative when a signal ended it.
+        status: set where the runner knows better than the files that the step left.
+        text: why, with `status`.
+    """
+
+    code: int
+    status: Status | None = None
+    text: str = ""
 
 
 class Handle(ABC):
     """A step under way."""
+
+    folder: Path
+    """Where its progress and logs can be watched."""
 
     @property
     @abstractmethod
@@ -13,8 +36,8 @@ class Handle(ABC):
         """A file descriptor that becomes readable when the step ends."""
 
     @abstractmethod
-    def exit_code(self) -> int | None:
-        """None while it works; negative when a signal ended it."""
+    def ended(self) -> End | None:
+        """None while it works."""
 
     @abstractmethod
     def stop(self) -> None:
@@ -25,7 +48,20 @@ class Runner(ABC):
     """Starts steps."""
 
     name: str
+    isolated: bool
+    """Whether a method is locked in."""
 
     @abstractmethod
-    def start(self, step: str, folder: Path, store: Path) -> Handle:
-        """Starts `python -m cdbench.execute STEP FOLDER STORE`, its output going to FOLDER/<step>.log."""
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+        """Starts `python -m cdbench.execute STEP FOLDER STORE`, what it prints going to FOLDER/STEP.{stdout,stderr}.log."""
+
+    def require(self, specs: list[RunSpec]) -> None:  # noqa: B027  (a plain process needs nothing)
+        """Checks that steps of these specs can be started here.
+
+        Raises:
+            EnvironmentLacks: they cannot; says what to do.
+        """
+
+    def describe(self, spec: RunSpec) -> dict[str, Any] | None:
+        """In what the steps of a spec are run, for the record; None for a plain process."""
+        return None

@@ -13,7 +13,9 @@ from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
-from cdbench.runners import Handle, Runner
+from cdbench.config import RunSpec
+from cdbench.record import Stream, log_file
+from cdbench.runners import End, Handle, Runner
 
 _GRACE_SECONDS = 5
 
@@ -21,15 +23,16 @@ _GRACE_SECONDS = 5
 class LocalHandle(Handle):
     """A forked process."""
 
-    def __init__(self, process: ForkServerProcess) -> None:
-        self._process = process
+    def __init__(self, process: ForkServerProcess, folder: Path) -> None:
+        self._process, self.folder = process, folder
 
     @property
     def waitable(self) -> int:
         return self._process.sentinel
 
-    def exit_code(self) -> int | None:
-        return self._process.exitcode
+    def ended(self) -> End | None:
+        code = self._process.exitcode
+        return None if code is None else End(code)
 
     def stop(self) -> None:
         self._process.terminate()
@@ -43,6 +46,7 @@ class LocalRunner(Runner):
     """One process a step; one thread each unless the profile says otherwise."""
 
     name = "local"
+    isolated = False
 
     def __init__(self) -> None:
         # Thread pools are sized when a library is loaded, so the server must see these before it imports.
@@ -52,10 +56,10 @@ class LocalRunner(Runner):
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cdbench.execute"])
 
-    def start(self, step: str, folder: Path, store: Path) -> Handle:
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         process = self._context.Process(target=_child, args=(step, str(folder), str(store)), daemon=False)
         process.start()
-        return LocalHandle(process)
+        return LocalHandle(process, folder)
 
 
 def _die_with_the_harness() -> None:
@@ -71,9 +75,11 @@ def _child(step: str, folder: str, store: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the harness, which decides
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     threading.Thread(target=_die_with_the_harness, daemon=True).start()
-    log = os.open(Path(folder) / f"{step}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    streams: tuple[tuple[int, Stream], ...] = ((1, "stdout"), (2, "stderr"))
+    for number, stream in streams:
+        log = os.open(Path(folder) / log_file(step, stream), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(log, number)
+        os.close(log)
     from cdbench.execute import main
 
     sys.exit(main([step, folder, store]))

@@ -5,7 +5,6 @@ the same command goes on from there.
 """
 
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -18,21 +17,36 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Protocol
 
+from pydantic import BaseModel, Field, ValidationError
+
 from cdbench import record
 from cdbench.config import TEACHER, RunSpec
 from cdbench.errors import EnvironmentLacks, UserError
-from cdbench.files import explained, read_json, sha256, write_atomic, write_json
-from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, is_trained, same_code
+from cdbench.files import explained, printable, read_json, read_plain, sha256, write_atomic, write_json
+from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, is_trained, same_code, stamp
 from cdbench.provenance import code_of
 from cdbench.record import Code, Metrics, Record, Status
-from cdbench.runners import Handle, Runner
+from cdbench.runners import End, Handle, Runner
 from cdbench.seeds import digest
 
 _POLL_SECONDS = 0.25
+_PROGRESS_BYTES = 1 << 16
+_TRIES = 3
+"""How often a step is started that the machine or the engine fails."""
 _OUTPUTS = ("outcome.json", "metrics.json", "predictions.jsonl", "student.safetensors", "masks.safetensors")
 _RESULT = {"train": "outcome.json", "evaluate": "metrics.json"}
 """A step that ends well without this file has not ended well: a method can leave by `os._exit(0)`."""
 _ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
+
+
+class Told(BaseModel):
+    """How far a step is; `total` 0 where no end is known."""
+
+    step: str
+    done: int = Field(default=0, ge=0)
+    total: int = Field(default=0, ge=0)
+    note: str = ""
+    begun: float = 0.0
 
 
 @dataclass
@@ -44,18 +58,19 @@ class Job:
     folder: Path
     label: str
     needs: set[str]
-    minutes: int
+    spec: RunSpec
     run: PlannedRun | None = None
     handle: Handle | None = None
     started: float = 0.0
+    tries: int = 0
 
-    def progress(self) -> dict[str, Any]:
-        """The last progress that the step told, or nothing."""
+    def progress(self) -> Told:
+        """The last progress that the step told, or nothing. Where a method is locked in, it could have written this."""
+        folder = self.handle.folder if self.handle else self.folder
         try:
-            value = json.loads((self.folder / record.progress_file(self.step)).read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
-        return value if isinstance(value, dict) else {}
+            return Told.model_validate_json(read_plain(folder / record.progress_file(self.step), _PROGRESS_BYTES))
+        except (OSError, ValidationError):
+            return Told(step=self.step)
 
 
 class Display(Protocol):
@@ -69,6 +84,9 @@ class Display(Protocol):
 
     def prepared(self, job: Job) -> None:
         """A shared artefact is ready."""
+
+    def retried(self, job: Job, why: str) -> None:
+        """A step is started again, through no fault of its own."""
 
 
 @contextmanager
@@ -147,20 +165,19 @@ class Schedule:
         if not any(job.name == f"{key}/circuits" for job in self.waiting):
             prepare.mkdir(parents=True, exist_ok=True)
             write_json(prepare / "spec.json", spec.model_dump(mode="json"), "the spec")
-            minutes = spec.profile.timeout_minutes
             models = {f"{key}/model-teacher", f"{key}/model-student"}
             for name in sorted(models, reverse=True):
                 step = name.split("/")[1]
                 label = f"{step.removeprefix('model-')} model / {spec.task}"
-                self.waiting.append(Job(name, step, prepare, label, set(), minutes))
+                self.waiting.append(Job(name, step, prepare, label, set(), spec))
             label = f"ablation and pairing / {spec.task}"
-            self.waiting.append(Job(f"{key}/circuits", "circuits", prepare, label, models, minutes))
-        folder, minutes = self.where.run(spec.run_id), spec.profile.timeout_minutes
-        trained = not self.force and is_trained(folder, spec)
+            self.waiting.append(Job(f"{key}/circuits", "circuits", prepare, label, models, spec))
+        folder = self.where.run(spec.run_id)
+        trained = not self.force and is_trained(folder, spec, self.runner.isolated)
         steps = ["evaluate"] if spec.method == TEACHER or trained else ["train", "evaluate"]
         needs = {f"{key}/circuits"}
         for step in steps:
-            job = Job(f"{spec.run_id}/{step}", step, folder, spec.label, needs, minutes, planned)
+            job = Job(f"{spec.run_id}/{step}", step, folder, spec.label, needs, spec, planned)
             self.waiting.append(job)
             needs = {job.name}
 
@@ -173,8 +190,8 @@ class Schedule:
                 self._begin(job.run)
                 self._clean(job)
             with explained(job.folder, "the run"):
-                job.handle = self.runner.start(job.step, job.folder, self.where.store)
-            job.started = time.monotonic()
+                job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
+            job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
 
     def _begin(self, run: PlannedRun) -> None:
@@ -185,7 +202,7 @@ class Schedule:
         assert job.run
         spec, folder = job.run.spec, job.folder
         code = self.begun[spec.run_id][1].digest
-        if folder.exists() and (self.force or not same_code(folder, spec)):
+        if folder.exists() and (self.force or not same_code(folder, spec, self.runner.isolated)):
             shutil.rmtree(folder)
         kept = () if job.step == "train" else ("outcome.json", "student.safetensors", "masks.safetensors")
         stale = [name for name in (*_OUTPUTS, record.RECORD) if name not in kept]
@@ -196,19 +213,37 @@ class Schedule:
         ):
             path.unlink(missing_ok=True)
         write_json(folder / "spec.json", spec.model_dump(mode="json"), "the spec")
-        write_atomic(folder / STAMP, code, "the run")
+        write_atomic(folder / STAMP, stamp(code, self.runner.isolated), "the run")
 
     def _collect(self) -> None:
         for job in list(self.running):
             assert job.handle
-            code = job.handle.exit_code()
-            if code is None and time.monotonic() - job.started > job.minutes * 60:
+            end = job.handle.ended()
+            if end is None and time.monotonic() - job.started > job.spec.profile.timeout_minutes * 60:
                 job.handle.stop()
-                self._failed(job, "timeout", f"no end after {job.minutes} minutes (timeout_minutes of the profile)")
-            elif code == 0 and (job.folder / _RESULT.get(job.step, "spec.json")).is_file():
-                self._succeeded(job)
-            elif code is not None:
-                self._failed(job, *_explain_failure(job, code))
+                self._failed(job, "timeout", _no_end(job))
+            elif end and end.status == "infra" and job.tries < _TRIES:
+                self._again(job, end)
+            elif end and end.status:
+                self._failed(job, end.status, end.text)
+            elif end and end.code == 0 and (job.folder / _RESULT.get(job.step, "spec.json")).is_file():
+                if fault := _fault_of(job):
+                    self._failed(job, "refused", fault)
+                else:
+                    self._succeeded(job)
+            elif end:
+                self._failed(job, *_explain_failure(job, end.code))
+
+    def _again(self, job: Job, end: End) -> None:
+        """What is not the method's fault is tried again, unless nothing can be started here any more.
+
+        Raises:
+            EnvironmentLacks: the runner says so; finished runs are kept.
+        """
+        self.runner.require([planned.spec for planned in self.plan.runs])
+        self.display.retried(job, end.text)
+        self.running.remove(job)
+        self.waiting.insert(0, job)
 
     def _succeeded(self, job: Job) -> None:
         self.running.remove(job)
@@ -261,6 +296,8 @@ class Schedule:
         )
         with explained(folder, "the record"):
             result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
+            container = self.runner.describe(spec)
+            result = result.model_copy(update={"environment": result.environment | {"container": container}})
             record.write(folder, result)
         return result
 
@@ -294,18 +331,35 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
     )
 
 
+def _fault_of(job: Job) -> str | None:
+    """What is wrong with the files that a training left, which a method could have written itself; they are removed then."""
+    if job.step != "train":
+        return None
+    stated = {**defaults_of(job.spec), **job.spec.params}
+    try:
+        record.check_training(job.folder, stated)
+    except UserError as error:
+        for name in ("outcome.json", "history.jsonl"):
+            (job.folder / name).unlink(missing_ok=True)
+        return printable(str(error))
+    return None
+
+
+def _no_end(job: Job) -> str:
+    return f"no end after {job.spec.profile.timeout_minutes} minutes (timeout_minutes of the profile)"
+
+
 def _explain_failure(job: Job, code: int) -> tuple[Status, str]:
     path = job.folder / record.failure_file(job.step)
     if path.exists():
         failure = read_json(path, "failure")
         status = str(failure["status"])
-        known: dict[str, Status] = {"failed": "failed", "oom": "oom", "refused": "refused"}
-        return known.get(status, "failed"), str(failure["error"])
-    log = job.folder / f"{job.step}.log"
+        known: dict[str, Status] = {"failed": "failed", "oom": "oom", "refused": "refused", "infra": "infra"}
+        return known.get(status, "failed"), printable(str(failure["error"]))
     if code == -signal.SIGKILL:
         return "oom", "killed by the kernel (signal 9), most likely for want of memory"
     what = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code} and no result"
-    return "failed", f"{what}; its output is in {log.name}"
+    return "failed", f"{what}; what it printed is in {record.log_file(job.step, 'stderr')}"
 
 
 def _now() -> str:

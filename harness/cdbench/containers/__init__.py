@@ -1,0 +1,1 @@
+"""Container engine, images, and what a run's container is promised."""
