@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 
 from cdbench import __version__, config, discover, plan, record
+from cdbench.build_command import build
 from cdbench.check_command import check
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
 
@@ -61,6 +62,7 @@ def main() -> None:
     """
 
 
+main.add_command(build)
 main.add_command(check)
 Command = Callable[..., None]
 
@@ -193,6 +195,7 @@ def reproduce(studies: tuple[str, ...], **options: Any) -> None:
     cdbench reproduce paper_a failed_run --profile smoke
     cdbench reproduce paper_a --set training.lr=2e-4 --seeds 0,1,2,3,4 --dry-run
     cdbench reproduce paper_a -k cka_cd --json
+    cdbench reproduce paper_a --runner docker
     """
     _run_studies([config.load_study(name) for name in studies], options)
 
@@ -207,6 +210,7 @@ def run(method: str, task: str, **options: Any) -> None:
     \b
     cdbench run cka_cd --task addition_2digit
     cdbench run cka_cd --set method.alignment_weight=0.05 --seeds 0,1,2 --profile smoke
+    cdbench build --from-host && cdbench run theirs --runner docker
     """
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
     _run_studies([study], options | {"only": None, "no_report": True})

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from cdbench import config, discover, provenance
-from cdbench.errors import CdbenchError
+from cdbench.containers import engine, images
+from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.plan import Places
 
 State = Literal["ok", "missing", "note"]
@@ -38,6 +39,7 @@ def examine(where: Places, profile: str | None) -> list[Finding]:
     """All findings; those about a profile only when one is named."""
     findings = [_python(), _torch(), _cores(), _gpu(), _disk(where), _writable(where)]
     findings += [_plugins("methods"), _plugins("tasks")]
+    findings += [_engine(), _client(), *_images()]
     findings.append(_token())
     if profile is not None:
         from cdbench.requirements import missing
@@ -104,6 +106,37 @@ def _plugins(kind: discover.Kind) -> Finding:
     except CdbenchError as error:
         return Finding(kind, "missing", str(error))
     return Finding(kind, "ok", f"{len(names)} load: {', '.join(names)}")
+
+
+def _engine() -> Finding:
+    try:
+        version = engine.connect(timeout=10).version()
+    except EnvironmentLacks as error:
+        return Finding("container engine", "note", f"{error}; only --runner docker needs one")
+    return Finding("container engine", "ok", f"{version['Version']} at {engine.address()}")
+
+
+def _client() -> Finding:
+    try:
+        command = engine.buildkit_command()
+    except EnvironmentLacks as error:
+        return Finding("image building", "note", str(error))
+    return Finding("image building", "ok", f"BuildKit through {' '.join(command)}")
+
+
+def _images() -> list[Finding]:
+    try:
+        client = engine.connect(timeout=10)
+        image = images.find(client, ("cpu", "host", "cuda"), os.environ.get("CDBENCH_IMAGE"))
+    except CdbenchError as error:
+        return [] if str(error).startswith("no container engine") else [Finding("image", "note", str(error))]
+    found = [Finding("image", "ok", f"{image.tag}, based on {image.base}")]
+    runtimes = client.info().get("Runtimes", {})
+    if "nvidia" in runtimes:
+        found.append(Finding("GPUs in containers", "ok", "the engine has NVIDIA's runtime"))
+    else:
+        found.append(Finding("GPUs in containers", "note", "the engine has no NVIDIA runtime; CPU profiles need none"))
+    return found
 
 
 def _token() -> Finding:

@@ -7,7 +7,7 @@
     python -m cdbench.execute evaluate      FOLDER STORE [OWN]     the sealed evaluator; no plug-in is imported
 
 FOLDER holds spec.json. A step leaves its files there, `progress-STEP.json` while it works, and `failure-STEP.json` when it fails.
-Where STORE cannot be written, new artefacts go to OWN.
+Where STORE cannot be written, new artefacts go to OWN. STEP may be `wait`: it is then read from stdin.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ from cdbench.workspace import Workspace
 MAX_EXTRAS = 4 << 20
 GPUS = "CDBENCH_GPUS_HELD"
 """How many GPUs a step was given."""
-HELD_BY_STDIN = "CDBENCH_HELD_BY_STDIN"
-"""Set where a step must end when its stdin does."""
+WAIT = "wait"
+"""In place of a step: it will be named on stdin."""
 
 
 class Progress:
@@ -275,14 +275,25 @@ def _require_gpus() -> None:
         raise EnvironmentLacks(f"{wanted} GPUs were asked for, {torch.cuda.device_count()} are visible")
 
 
-def _end_with_the_harness() -> None:
-    """Whoever started this holds the other end of stdin; it closes however that process ends."""
-    while os.read(0, 1024):
-        pass
-    os.kill(os.getpid(), signal.SIGKILL)
+def _told_by_stdin() -> list[str]:
+    """Waits, with everything imported, for a line that names the step; from then on lives no longer than stdin is open.
+
+    Whoever started this holds the other end, and that closes however its process ends.
+    """
+    step = b""
+    while not step.endswith(b"\n"):
+        if not (read := os.read(0, 1)):
+            sys.exit(0)
+        step += read
+
+    def end_with_it() -> None:
+        while os.read(0, 1024):
+            pass
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=end_with_it, daemon=True).start()
+    return [step.decode().strip(), *sys.argv[2:]]
 
 
 if __name__ == "__main__":
-    if os.environ.get(HELD_BY_STDIN):
-        threading.Thread(target=_end_with_the_harness, daemon=True).start()
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(_told_by_stdin() if sys.argv[1] == WAIT else sys.argv[1:]))

@@ -43,6 +43,11 @@ class Places:
         """One folder a run."""
         return self.runs / "records"
 
+    @property
+    def scratch(self) -> Path:
+        """What is under way, and nobody's yet."""
+        return self.runs / "scratch"
+
     def run(self, run_id: str) -> Path:
         """A run's folder."""
         return self.records / run_id

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -96,10 +96,10 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
     with exclusive(settings.where):
         _announce(console, plan, len(todo), settings.jobs)
         if todo:
-            _require_machine(plan, settings.runner)
+            _require_machine(plan, settings)
             _say_where(console, plan, settings.runner)
         save_study(plan, settings.where, settings.command)
-        with _display(console, len(plan.runs)) as display:
+        with _display(console, len(plan.runs)) as display, closing(settings.runner):
             schedule = Schedule(plan, settings.where, settings.runner, display, settings.jobs, settings.force)
             made = schedule.run()
         records = {r.spec.run_id: made[r.spec.run_id] for r in plan.runs}
@@ -148,15 +148,15 @@ def make_runner(name: str, image: str | None = None, gpus: Sequence[str] = ()) -
 
 def _say_where(console: Console, plan: Plan, runner: Runner) -> None:
     if container := runner.describe(plan.runs[0].spec):
-        _say(console, f"  in containers of {container['image']}, based on {container['base']}")
+        _say(console, f"  in containers of {container['image']} ({container['image_id']})")
 
 
-def _require_machine(plan: Plan, runner: Runner) -> None:
+def _require_machine(plan: Plan, settings: Settings) -> None:
     from cdbench.requirements import missing
 
-    runner.require([planned.spec for planned in plan.runs])
+    settings.runner.require([planned.spec for planned in plan.runs], settings.where.scratch)
     # What a container has of GPUs, its runner has asked for; weights are mounted from here.
-    lacks = missing(plan.runs[0].spec.profile, gpu=not runner.isolated)
+    lacks = missing(plan.runs[0].spec.profile, gpu=not settings.runner.isolated)
     if lacks:
         listed = "\n".join(f"  - {sentence}" for sentence in lacks)
         raise EnvironmentLacks(f"profile '{plan.profile}' cannot run on this machine. Missing:\n{listed}")

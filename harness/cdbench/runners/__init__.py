@@ -55,12 +55,15 @@ class Runner(ABC):
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         """Starts `python -m cdbench.execute STEP FOLDER STORE`, what it prints going to FOLDER/STEP.{stdout,stderr}.log."""
 
-    def require(self, specs: list[RunSpec]) -> None:  # noqa: B027  (a plain process needs nothing)
-        """Checks that steps of these specs can be started here.
+    def require(self, specs: list[RunSpec], scratch: Path) -> None:  # noqa: B027  (a plain process needs nothing)
+        """Checks that steps of these specs can be started here. `scratch` is a folder for what is not yet anybody's.
 
         Raises:
             EnvironmentLacks: they cannot; says what to do.
         """
+
+    def close(self) -> None:  # noqa: B027
+        """Ends what it holds ready."""
 
     def describe(self, spec: RunSpec) -> dict[str, Any] | None:
         """In what the steps of a spec are run, for the record; None for a plain process."""

@@ -21,18 +21,18 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from cdbench import plugins
-from cdbench.config import FolderModel, HubModel, RunSpec
+from cdbench.config import FolderModel, HubModel, Profile, RunSpec
 from cdbench.containers import images
 from cdbench.containers.engine import connect
 from cdbench.containers.images import Image
 from cdbench.errors import CdbenchError, EnvironmentLacks
-from cdbench.execute import GPUS, HELD_BY_STDIN
+from cdbench.execute import GPUS, WAIT
 from cdbench.files import explained
 from cdbench.provenance import versions
 from cdbench.record import failure_file, log_file, progress_file
@@ -40,13 +40,12 @@ from cdbench.requirements import hub_snapshot
 from cdbench.runners import End, Handle, Runner
 from cdbench.store import TRAINING_KINDS, Store
 
-OWNER, DEADLINE, STEP = "cdbench.owner", "cdbench.deadline", "cdbench.step"
-"""Labels of a container: who made it, when anybody may remove it, what it does."""
+OWNER, DEADLINE, KIND = "cdbench.owner", "cdbench.deadline", "cdbench.kind"
+"""Labels of a container: who made it, when anybody may remove it, what it is for."""
 _PACKAGE = Path(plugins.__file__).resolve().parents[1]
 _USER = 10001
 _GRACE_SECONDS = 5
 _SPARE_SECONDS = 120
-_ENGINE_SECONDS = 30
 _GIB = 1 << 30
 _SMALL = 64 << 20
 """Bytes that a file other than tensors may have."""
@@ -55,7 +54,7 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
 _TENSORS = ("student.safetensors", "masks.safetensors", "checkpoint.pt")
-_GIVEN = {"evaluate": ("student.safetensors", "masks.safetensors")}
+_GIVEN = {"train": ("checkpoint.pt", "history.jsonl"), "evaluate": ("student.safetensors", "masks.safetensors")}
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -91,7 +90,11 @@ class Promises:
 
 
 class DockerRunner(Runner):
-    """One container a step."""
+    """One container a step.
+
+    A container takes seconds to import torch and the harness, so one of each kind is started ahead and waits: the next step of
+    that kind begins at once. It belongs to nobody before, and to one step afterwards.
+    """
 
     name = "docker"
     isolated = True
@@ -99,15 +102,19 @@ class DockerRunner(Runner):
     def __init__(self, image: str | None = None, gpus: Sequence[str] = ()) -> None:
         self._named, self._gpus = image, list(gpus)
         self._free = list(gpus)
+        self._ahead: dict[str, _Container] = {}
+        self._scratch = Path()
         self.image: Image | None = None
         self._engine = ""
 
-    def require(self, specs: list[RunSpec]) -> None:
+    def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        self.close()
+        if not self.image:  # the runs folder is ours alone: what lies there was left by a harness that died
+            shutil.rmtree(scratch, ignore_errors=True)
+        self._scratch = scratch
         client = connect()
         version = client.version()
-        self._engine = (
-            f"{version['Platform']['Name'] if version.get('Platform') else 'docker'} {version['Version']}".strip()
-        )
+        self._engine = f"{(version.get('Platform') or {}).get('Name', '')} {version['Version']}".strip()
         reap(client)
         spec = max(specs, key=lambda spec: spec.profile.limits.memory_gib)
         cuda = spec.profile.device == "cuda"
@@ -121,27 +128,30 @@ class DockerRunner(Runner):
         self._probe(client, spec)
 
     def _probe(self, client: Any, spec: RunSpec) -> None:
-        """Starts a container as a run's would be: the engine's promises, the libraries inside, the GPUs."""
+        """Starts a container as a step's would be: the engine's promises, the libraries inside, the GPUs."""
         from docker.errors import APIError
 
         assert self.image
         libraries = [name for name in versions() if name != "python"]
         ask = f"import json\nfrom importlib import metadata as m\nprint(json.dumps({{n: m.version(n) for n in {libraries}}}))"
-        with tempfile.TemporaryDirectory(prefix="cdbench-probe-") as name:
-            box = _box(Path(name), spec)
-            options = self._options("probe", spec, box, Path(name), tuple(self._gpus[:1]))
+        gpus = tuple(self._gpus[:1])
+        box = _Box(self._scratch)
+        options = self._options("probe", spec, box.path, None, gpus)
+        container = None
+        try:
             container = client.containers.create(self.image.id, [self.image.python, "-c", ask], **options)
-            try:
-                _require_promises(container, self._promises(spec, tuple(self._gpus[:1])))
-                container.start()
-                code = container.wait(timeout=120)["StatusCode"]
-                told = container.logs(stdout=True, stderr=False).decode()
-                if code != 0:
-                    raise EnvironmentLacks(f"{self.image.tag} cannot run Python: {container.logs().decode()[-300:]}")
-            except APIError as error:
-                raise EnvironmentLacks(_engine_words(error)) from None
-            finally:
+            _require_promises(container, self._promises(spec, gpus))
+            container.start()
+            code = container.wait(timeout=120)["StatusCode"]
+            told = container.logs(stdout=True, stderr=False).decode()
+            if code != 0:
+                raise EnvironmentLacks(f"{self.image.tag} cannot run Python: {container.logs().decode()[-300:]}")
+        except APIError as error:
+            raise EnvironmentLacks(_engine_words(error)) from None
+        finally:
+            if container:
                 container.remove(force=True, v=True)
+            box.remove()
         inside = json.loads(told)
         wrong = [
             f"{name} {inside.get(name)} inside, {own} outside"
@@ -154,19 +164,32 @@ class DockerRunner(Runner):
             )
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
-        assert self.image, "require() comes first"
-        gpus: tuple[str, ...] = ()
-        if spec.profile.device == "cuda":
-            gpus = (self._free.pop(0),)
-        box = _box(folder, spec, step)
-        store.mkdir(parents=True, exist_ok=True)
-        options = self._options(step, spec, box, store, gpus)
-        command = [self.image.python, "-m", "cdbench.execute", step, "/step", "/store", "/step/store"]
-        promises = self._promises(spec, gpus)
-        return DockerHandle(_Job(step, folder, box, store, self.image.id, command, options, promises), self._release)
+        gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
+        kind = step if step in _GIVEN else "prepare"
+        container = self._ahead.pop(kind, None)
+        if container is None or not container.fits(spec):
+            if container:
+                container.remove()
+            container = self._open(kind, spec, store, gpus)
+        handle = DockerHandle(step, folder, store, container, lambda: self._free.extend(gpus))
+        if not gpus and kind != "prepare":
+            self._ahead[kind] = self._open(kind, spec, store, gpus)
+        return handle
 
-    def _release(self, gpus: tuple[str, ...]) -> None:
-        self._free += gpus
+    def _open(self, kind: str, spec: RunSpec, store: Path, gpus: tuple[str, ...]) -> "_Container":
+        assert self.image, "require() comes first"
+        box = _Box(self._scratch)
+        with explained(store, "the store"):
+            for name in TRAINING_KINDS:
+                (store / name).mkdir(parents=True, exist_ok=True)
+        command = [self.image.python, "-m", "cdbench.execute", WAIT, "/step", "/store", "/step/store"]
+        options = self._options(kind, spec, box.path, store, gpus)
+        return _Container(self.image.id, command, options, self._promises(spec, gpus), spec, box)
+
+    def close(self) -> None:
+        for container in self._ahead.values():
+            container.remove()
+        self._ahead.clear()
 
     def describe(self, spec: RunSpec) -> dict[str, Any] | None:
         assert self.image
@@ -187,18 +210,24 @@ class DockerRunner(Runner):
 
     def _promises(self, spec: RunSpec, gpus: tuple[str, ...]) -> Promises:
         limits = spec.profile.limits
-        sizes = [int(value * _GIB) for value in (limits.memory_gib, limits.output_gib, limits.scratch_gib)]
-        return Promises(sizes[0], spec.profile.threads, limits.processes, sizes[1], sizes[2], gpus)
+        memory, output, scratch = (
+            int(value * _GIB) for value in (limits.memory_gib, limits.output_gib, limits.scratch_gib)
+        )
+        return Promises(memory, spec.profile.threads, limits.processes, output, scratch, gpus)
 
-    def _options(self, step: str, spec: RunSpec, box: Path, store: Path, gpus: tuple[str, ...]) -> dict[str, Any]:
+    def _options(
+        self, kind: str, spec: RunSpec, box: Path, store: Path | None, gpus: tuple[str, ...]
+    ) -> dict[str, Any]:
         from docker.types import DeviceRequest, LogConfig, Ulimit
 
         promises = self._promises(spec, gpus)
-        assert self.image
         requested = [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])] if gpus else None
-        deadline = int(time.time() + spec.profile.timeout_minutes * 60 + _SPARE_SECONDS)
+        # It may wait for one step of that length before it begins its own.
+        deadline = int(time.time() + 2 * spec.profile.timeout_minutes * 60 + _SPARE_SECONDS)
+        # What a step prints is read as it comes: `logs` loses what was rotated away.
+        log = LogConfig(type="json-file" if store is None else "none")
         return {
-            "labels": {OWNER: owner(), DEADLINE: str(deadline), STEP: step},
+            "labels": {OWNER: owner(), DEADLINE: str(deadline), KIND: kind},
             "user": _user(),
             "network_mode": "none",  # network_disabled is not the same: Podman's socket ignored it and connected
             "read_only": True,
@@ -215,35 +244,33 @@ class DockerRunner(Runner):
                 Ulimit(name="fsize", soft=promises.output, hard=promises.output),
                 Ulimit(name="core", soft=0, hard=0),
             ],
-            "mounts": self._mounts(step, spec, box, store),
+            "mounts": self._mounts(kind, spec, box, store),
             "environment": self._environment(spec, gpus),
             "device_requests": requested,
             "working_dir": "/step",
             "stdin_open": True,
-            "log_config": LogConfig(type="json-file", config={"max-size": "1m"})
-            if step == "probe"
-            else LogConfig(type="none"),
+            "log_config": log,
         }
 
-    def _mounts(self, step: str, spec: RunSpec, box: Path, store: Path) -> list[Any]:
+    def _mounts(self, kind: str, spec: RunSpec, box: Path, store: Path | None) -> list[Any]:
         # mounts, not volumes: a missing source is an error instead of a new folder that belongs to root.
         mounts = [_mount("/step", box, write=True)]
         assert self.image
         if self.image.environment:
             mounts.append(_mount(self.image.environment, Path(self.image.environment)))
-        if step == "probe":
+        if store is None:
             return mounts
         mounts.append(_mount("/opt/cdbench/cdbench", _PACKAGE))
-        kinds = ["tasks"] if step == "evaluate" else ["tasks", "methods"]
+        # The evaluator imports no plug-in; the address of a split is a hash of the tasks' files.
+        plugin_kinds = ("tasks",) if kind == "evaluate" else ("tasks", "methods")
         for i, root in enumerate(_plugin_roots()):
-            mounts += [_mount(f"/opt/plugins/{i}/{kind}", root / kind) for kind in kinds if (root / kind).is_dir()]
-        if step == "train":
-            mounts += [_mount(f"/store/{kind}", store / kind) for kind in TRAINING_KINDS if (store / kind).is_dir()]
+            mounts += [
+                _mount(f"/opt/plugins/{i}/{each}", root / each) for each in plugin_kinds if (root / each).is_dir()
+            ]
+        if kind == "train":
+            mounts += [_mount(f"/store/{name}", store / name) for name in TRAINING_KINDS]
         else:
             mounts.append(_mount("/store", store))
-        for name in _GIVEN.get(step, ()):
-            if (box.parent / name).is_file():
-                mounts.append(_mount(f"/step/{name}", box.parent / name))
         return mounts + _model_mounts(spec)
 
     def _environment(self, spec: RunSpec, gpus: tuple[str, ...]) -> dict[str, str]:
@@ -259,35 +286,121 @@ class DockerRunner(Runner):
             "PYTHONPATH": "/opt/cdbench",
             "PYTHONDONTWRITEBYTECODE": "1",
             "CDBENCH_PLUGINS": os.pathsep.join(f"/opt/plugins/{i}" for i in range(len(_plugin_roots()))),
-            HELD_BY_STDIN: "1",
         }
         return values | ({GPUS: str(len(gpus))} if gpus else {})
 
 
-@dataclass(frozen=True)
-class _Job:
-    """One container to be."""
+class _Box:
+    """A fresh folder that a container can write to; removed by `remove`."""
 
-    step: str
-    folder: Path
-    box: Path
-    store: Path
-    image: str
-    command: list[str]
-    options: dict[str, Any]
-    promises: Promises
+    def __init__(self, scratch: Path) -> None:
+        with explained(scratch, "the runs folder"):
+            scratch.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(dir=scratch))
+        self.give(self.path)
+
+    def give(self, path: Path) -> None:
+        """Lets the container's user have a file or folder."""
+        if os.getuid() == 0:
+            os.chown(path, _USER, _USER)
+
+    def remove(self) -> None:
+        """Removes it, whatever is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+class _Container:
+    """A container that waits for its step, made by a thread of its own (half a second)."""
+
+    def __init__(
+        self, image: str, command: list[str], options: dict[str, Any], promises: Promises, spec: RunSpec, box: _Box
+    ) -> None:
+        self.promises, self.box = promises, box
+        self._profile = spec.profile
+        self._made: Any = None
+        self._stdin: Any = None
+        self._error: Exception | None = None
+        self.began = time.time()
+        self._thread = threading.Thread(target=self._make, args=(image, command, options), name="cdbench-container")
+        self._thread.start()
+
+    def fits(self, spec: RunSpec) -> bool:
+        """Whether it was made for such a spec, and still waits."""
+        if _container_of(spec.profile) != _container_of(self._profile):
+            return False
+        with contextlib.suppress(Exception):  # whatever is wrong with it: it is of no use
+            container = self.get()
+            container.reload()
+            return bool(container.status == "running")
+        return False
+
+    def _make(self, image: str, command: list[str], options: dict[str, Any]) -> None:
+        try:
+            self._client = connect()
+            self._made = self._client.containers.create(image, command, **options)
+            _require_promises(self._made, self.promises)
+            self._stdin = self._made.attach_socket(params={"stdin": 1, "stream": 1})
+            self._output = self._made.attach(stdout=True, stderr=True, stream=True, demux=True)
+            self._made.start()
+        except Exception as error:  # it is told where the container is wanted
+            self._error = error
+
+    def get(self) -> Any:
+        """The engine's container.
+
+        Raises:
+            Exception: what kept it from being made.
+        """
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._made
+
+    def begin(self, step: str, logs: Sequence[Path]) -> threading.Thread:
+        """Names its step to it; returns the thread that writes down what it prints."""
+        self.get()
+        self.began = time.time()
+
+        def copy() -> None:
+            from requests.exceptions import RequestException
+
+            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(RequestException, OSError):
+                for parts in self._output:
+                    for part, file in zip(parts, (out, err), strict=True):
+                        if part:
+                            file.write(part)
+                            file.flush()
+
+        thread = threading.Thread(target=copy, name="cdbench-logs", daemon=True)
+        thread.start()
+        getattr(self._stdin, "_sock", self._stdin).sendall(f"{step}\n".encode())
+        return thread
+
+    def remove(self) -> None:
+        """Ends it and removes it; its folder too."""
+        self._thread.join()
+        with contextlib.suppress(Exception):  # the engine may be gone; the next start removes it by its label
+            if self._made:
+                self._made.remove(force=True, v=True)
+        if self._stdin:
+            self._stdin.close()
+        self.box.remove()
 
 
 class DockerHandle(Handle):
-    """A container under way, watched by a thread of its own."""
+    """A step in its container, watched by a thread of its own."""
 
-    def __init__(self, job: _Job, release: Any) -> None:
-        self._job, self._release = job, release
-        self.folder = job.box
+    def __init__(
+        self, step: str, folder: Path, store: Path, container: _Container, release: Callable[[], None]
+    ) -> None:
+        self._step, self._target, self._store = step, folder, store
+        self._container, self._release = container, release
+        self._box = container.box
+        self.folder = container.box.path
         self._end: End | None = None
         self._stop = threading.Event()
         self._readable, self._writable = os.pipe()
-        self._thread = threading.Thread(target=self._watch, name=f"cdbench-{job.step}")
+        self._thread = threading.Thread(target=self._watch, name=f"cdbench-{step}")
         self._thread.start()
 
     @property
@@ -313,75 +426,75 @@ class DockerHandle(Handle):
             end = End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
         except Exception as error:  # whatever it is must reach the record, not end in a thread
             end = End(1, "infra", f"the runner failed: {type(error).__name__}: {error}")
-        self._release(self._job.promises.gpus)
+        self._release()
         self._end = end
         os.close(self._writable)
 
     def _run(self) -> End:
-        job = self._job
-        client = connect()
-        container = client.containers.create(job.image, job.command, **job.options)
         writer = None
         try:
-            _require_promises(container, job.promises)
-            # Before start: `logs` loses what was rotated away.
-            stdin = container.attach_socket(params={"stdin": 1, "stream": 1})
-            writer = _copy_logs(container, job)
-            container.start()
-            end = self._wait(client, container)
-            stdin.close()
+            self._furnish()
+            writer = self._container.begin(
+                self._step,
+                [self._target / log_file(self._step, "stdout"), self._target / log_file(self._step, "stderr")],
+            )
+            end = self._harvest(self._wait(self._container.get()))
         finally:
-            with contextlib.suppress(Exception):  # the engine may be gone; the next start removes it by its label
-                container.remove(force=True, v=True)
+            self._container.remove()
             if writer:
                 writer.join(_GRACE_SECONDS)
-        return self._harvest(end)
+        return end
 
-    def _wait(self, client: Any, container: Any) -> End:
+    def _furnish(self) -> None:
+        """Puts into its folder what the step goes on from."""
+        for name in (failure_file(self._step), progress_file(self._step)):
+            (self._target / name).unlink(missing_ok=True)  # of an earlier try
+        for name in ("spec.json", *_GIVEN.get(self._step, ())):
+            if (self._target / name).is_file():
+                with explained(self._box.path, "the run"):
+                    shutil.copyfile(self._target / name, self._box.path / name)
+                self._box.give(self._box.path / name)
+
+    def _wait(self, container: Any) -> End:
         """Until it ends, is stopped, or writes too much."""
         from requests.exceptions import ConnectionError, ReadTimeout
 
-        began, gone = time.time(), None
+        client = container.client
         while True:
             try:
                 container.wait(timeout=1)
                 break
-            except (ReadTimeout, ConnectionError) as error:
+            except (ReadTimeout, ConnectionError):
                 if self._stop.is_set():
                     container.stop(timeout=_GRACE_SECONDS)
                     return End(130)
-                if isinstance(error, ConnectionError) and "timed out" not in str(error).lower():
-                    gone = gone or time.monotonic()
-                    if time.monotonic() - gone > _ENGINE_SECONDS or not _answers(client):
-                        return End(1, "infra", "the container engine went away in the middle of the step")
-                if (size := _size(self._job.box)) > self._job.promises.output:
+                if not _answers(client):
+                    return End(1, "infra", "the container engine went away in the middle of the step")
+                if (size := _size(self._box.path)) > self._container.promises.output:
                     container.kill()
                     return End(1, "refused", f"left {size / _GIB:.2f} GiB of files; limits.output_gib allows less")
         container.reload()
         state = container.attrs["State"]
         code = int(state["ExitCode"])
         if state["OOMKilled"]:  # also when only a child was killed and the step went on
-            allowed = self._job.promises.memory / _GIB
+            allowed = self._container.promises.memory / _GIB
             return End(code, "oom", f"needed more than the {allowed:g} GiB of limits.memory_gib")
-        if code == 137 and _killed_from_outside(client, container.id, began):
+        if code == 137 and _killed_from_outside(client, container.id, self._container.began):
             return End(code, "infra", "the container was killed from outside")
         return End(code if code < 128 else 128 - code)
 
     def _harvest(self, end: End) -> End:
         """Takes what the step may leave. A refusal of the harvest outranks how the step ended."""
-        job = self._job
-        given = _GIVEN.get(job.step, ())
+        box = self._box.path
         try:
-            for name in (*_LEAVES.get(job.step, ()), failure_file(job.step), progress_file(job.step)):
-                if name not in given:
-                    _take(job.box / name, job.folder / name, job.promises.output if name in _TENSORS else _SMALL)
-            if job.step != "train" and end.code == 0 and (job.box / "store").is_dir():
-                with explained(job.store, "the store"):
-                    Store(job.store).adopt(job.box / "store")
+            for name in (*_LEAVES.get(self._step, ()), failure_file(self._step), progress_file(self._step)):
+                limit = self._container.promises.output if name in _TENSORS else _SMALL
+                _take(box / name, self._target / name, limit)
         except NotPlain as error:
             return End(1, "refused", str(error))
-        finally:
-            shutil.rmtree(job.box, ignore_errors=True)
+        if self._step != "train" and end.code == 0 and (box / "store").is_dir():
+            with explained(self._store, "the store"):
+                Store(self._store).adopt(box / "store")
         return end
 
 
@@ -426,22 +539,9 @@ def _user() -> str:
     return f"{_USER}:{_USER}" if os.getuid() == 0 else f"{os.getuid()}:{os.getgid()}"
 
 
-def _box(folder: Path, spec: RunSpec, step: str = "probe") -> Path:
-    """A fresh folder for one step, with its spec in it and what it goes on from."""
-    box = folder / f"box-{step}"
-    with explained(box, "the run"):
-        shutil.rmtree(box, ignore_errors=True)
-        box.mkdir(parents=True)
-        (box / "spec.json").write_text(spec.model_dump_json(indent=1))
-        for name in ("checkpoint.pt", "history.jsonl") if step == "train" else ():
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, box / name)
-        for name in (failure_file(step), progress_file(step)):
-            (folder / name).unlink(missing_ok=True)  # of an earlier try
-        if os.getuid() == 0:
-            for path in (box, *box.iterdir()):
-                os.chown(path, _USER, _USER)
-    return box
+def _container_of(profile: Profile) -> dict[str, Any]:
+    """The part of a profile that a container is made by."""
+    return profile.model_dump(include={"teacher", "student", "device", "threads", "timeout_minutes", "limits"})
 
 
 def _mount(target: str, source: Path, *, write: bool = False) -> Any:
@@ -467,25 +567,6 @@ def _require_promises(container: Any, promises: Promises) -> None:
     container.reload()
     if broken := promises.broken(container.attrs["HostConfig"]):
         raise EnvironmentLacks(f"the container engine did not accept: {', '.join(broken)}; nothing was started")
-
-
-def _copy_logs(container: Any, job: _Job) -> threading.Thread:
-    stream = container.attach(stdout=True, stderr=True, stream=True, demux=True)
-    paths = [job.folder / log_file(job.step, name) for name in ("stdout", "stderr")]
-
-    def copy() -> None:
-        from requests.exceptions import RequestException
-
-        with paths[0].open("wb") as out, paths[1].open("wb") as err, contextlib.suppress(RequestException, OSError):
-            for parts in stream:
-                for part, file in zip(parts, (out, err), strict=True):
-                    if part:
-                        file.write(part)
-                        file.flush()
-
-    thread = threading.Thread(target=copy, daemon=True)
-    thread.start()
-    return thread
 
 
 def _size(folder: Path) -> int:

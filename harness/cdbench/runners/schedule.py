@@ -240,7 +240,7 @@ class Schedule:
         Raises:
             EnvironmentLacks: the runner says so; finished runs are kept.
         """
-        self.runner.require([planned.spec for planned in self.plan.runs])
+        self.runner.require([planned.spec for planned in self.plan.runs], self.where.scratch)
         self.display.retried(job, end.text)
         self.running.remove(job)
         self.waiting.insert(0, job)

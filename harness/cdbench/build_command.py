@@ -1,0 +1,52 @@
+"""`cdbench build`: makes the image that `--runner docker` runs in."""
+
+import json
+from dataclasses import asdict
+
+import click
+
+from cdbench.errors import UserError
+
+
+@click.command()
+@click.option("--cuda", is_flag=True, help="With torch's CUDA build, on an NVIDIA base [the CPU build].")
+@click.option("--from-host", is_flag=True, help="From this machine's Python, in seconds; .venv is mounted, not copied.")
+@click.option(
+    "--base", metavar="IMAGE", help="In place of the Dockerfile's base: NAME@sha256:DIGEST, or one the engine has."
+)
+@click.option("--wheels", metavar="IMAGE", help="An image whose files are wheels, where no index has them.")
+@click.option(
+    "--secret",
+    "secrets",
+    multiple=True,
+    metavar="id=ID,src=FILE",
+    help="pip_conf (pip's configuration) or ca_bundle (certificates); mounted for one step, in no layer.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The image as JSON on stdout.")
+def build(
+    cuda: bool, from_host: bool, base: str | None, wheels: str | None, secrets: tuple[str, ...], as_json: bool
+) -> None:
+    """Build the image of today's lock, from a base pinned by digest. Its tag is a hash of base, Dockerfile and lock.
+
+    \b
+    cdbench build
+    cdbench build --cuda
+    cdbench build --from-host            # no registry, no index: for this machine only
+    cdbench build --base mirror.example/python@sha256:... --secret id=pip_conf,src=$HOME/.config/pip/pip.conf
+
+    CDBENCH_DOCKER names the docker client that builds; any other on PATH that has BuildKit is taken else.
+    """
+    from cdbench.containers import images
+
+    def say(text: str) -> None:
+        click.echo(text, err=True)
+
+    if from_host:
+        if cuda or base or wheels or secrets:
+            raise UserError(
+                "--from-host takes this machine as it is: no --cuda, --base, --wheels or --secret beside it"
+            )
+        image = images.build_from_host(say)
+    else:
+        image = images.build("cuda" if cuda else "cpu", say, base=base, wheels=wheels, secrets=secrets)
+    click.echo(json.dumps(asdict(image), indent=1) if as_json else f"{image.tag}  {image.id}")
