@@ -13,7 +13,7 @@ ENV DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRI
 RUN python3.11 -c 'import venv, ensurepip' || \
     { apt-get update && apt-get install -y --no-install-recommends ca-certificates python3.11 python3.11-venv libgomp1 \
       && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/*; }
-COPY requirements.cpu-torch.txt requirements.cpu.txt /opt/cdbench-lock/
+COPY requirements.cpu-torch.txt image.cpu.txt /opt/cdbench-lock/
 # pip's configuration (indexes, proxies) and CA come as secrets: mounted for this step, in no layer and no history.
 # The CPU build of torch is taken from the configured sources if they have it, else from PyTorch's own index.
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
@@ -25,7 +25,7 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     python3.11 -m venv /opt/venv && cd /opt/cdbench-lock \
     && { /opt/venv/bin/pip install -r requirements.cpu-torch.txt \
          || /opt/venv/bin/pip install --index-url https://download.pytorch.org/whl/cpu -r requirements.cpu-torch.txt; } \
-    && /opt/venv/bin/pip install -r requirements.cpu.txt \
+    && /opt/venv/bin/pip install -r image.cpu.txt \
     && /opt/venv/bin/pip check
 ENV PATH=/opt/venv/bin:$PATH
 USER 10001:10001

@@ -20,7 +20,7 @@ RUN ldconfig && python3.11 -c 'import venv, ensurepip, ssl, sqlite3, ctypes, bz2
         liblzma5 zlib1g libreadline8 libncursesw6 libuuid1 libexpat1 libgomp1 \
       && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/* \
       && python3.11 -c 'import venv, ensurepip, ssl, sqlite3, ctypes, bz2, lzma, zlib'; }
-COPY requirements.cuda.txt /opt/cdbench-lock/
+COPY image.cuda.txt /opt/cdbench-lock/
 # pip's configuration (indexes, proxies) and CA come as secrets: mounted for this step, in no layer and no history.
 RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     --mount=type=secret,id=ca_bundle,target=/run/secrets/ca.crt \
@@ -29,7 +29,7 @@ RUN --mount=type=secret,id=pip_conf,target=/run/secrets/pip.conf \
     if [ -s /run/secrets/ca.crt ]; then export PIP_CERT=/run/secrets/ca.crt; fi; \
     export PIP_FIND_LINKS=/wheels PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all: PIP_NO_DEPS=1; \
     python3.11 -m venv /opt/venv \
-    && /opt/venv/bin/pip install -r /opt/cdbench-lock/requirements.cuda.txt \
+    && /opt/venv/bin/pip install -r /opt/cdbench-lock/image.cuda.txt \
     && /opt/venv/bin/pip check
 ENV PATH=/opt/venv/bin:$PATH
 # Read by the NVIDIA container toolkit; without effect where there is none.

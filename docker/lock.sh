@@ -11,5 +11,10 @@ uv pip compile ../pyproject.toml --extra dev --extra peers --python-version 3.11
 awk 'NR == FNR { if ($1 ~ /==/) have[$1] = 1; next }
      /^[a-zA-Z0-9]/ { keep = !($1 in have) && $1 !~ /^torchvision==/ } keep' requirements.cuda.txt peers.tmp > ../benchmarks/requirements.txt
 rm peers.tmp
-# The CPU lock is the same lock without torch and what only its CUDA build needs.
-awk '/^[a-zA-Z0-9]/ { keep = ($0 !~ /^(torch|triton|nvidia-|cuda-)/) } keep' requirements.cuda.txt > requirements.cpu.txt
+# Images hold what the steps of a run import.
+uv pip compile image.in --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --constraint requirements.cuda.txt --generate-hashes --no-header --no-annotate --quiet --output-file image.cuda.txt
+# The CPU locks are the same locks without torch and what only its CUDA build needs.
+for name in requirements image; do
+  awk '/^[a-zA-Z0-9]/ { keep = ($0 !~ /^(torch|triton|nvidia-|cuda-)/) } keep' $name.cuda.txt > $name.cpu.txt
+done

@@ -29,8 +29,10 @@ from hypothesis import settings
 
 from cdbench import execute
 from cdbench.config import Profile, RunSpec, build_profile
+from cdbench.containers.images import Image
 from cdbench.store import Store
 from cdbench.workspace import Workspace
+from engine import host_image
 
 torch.set_num_threads(1)
 settings.register_profile("cdbench", deadline=None, derandomize=True, max_examples=25)
@@ -122,6 +124,12 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code = f"from mlflow import MlflowClient; MlflowClient('sqlite:///{path}').search_experiments()"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def image() -> Image:
+    """The image that the container tests run in."""
+    return host_image()
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import click
+from click.core import ParameterSource
 
 from cdbench import __version__, config, discover, plan, record
 from cdbench.build_command import build
@@ -226,6 +227,7 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
     if options["dry_run"]:
         _show_plans(plans, options["as_json"])
         return
+    _require_containers_where_named(options)
     runner = session.make_runner(options["runner"], options["image"], options["gpus"])
     settings = session.Settings(
         where,
@@ -246,6 +248,14 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
     failed = [text for result in results for text in result.failures()]
     if failed:
         raise RunFailed(f"{len(failed)} of the runs came to no result: {'; '.join(failed[:3])}")
+
+
+def _require_containers_where_named(options: dict[str, Any]) -> None:
+    """Whoever names an image on the command line expects a container around the method."""
+    typed = click.get_current_context().get_parameter_source("image") is ParameterSource.COMMANDLINE
+    if options["runner"] == "local" and (typed or options["gpus"]):
+        which = "--image" if typed else "--gpus"
+        raise UserError(f"{which} is for --runner docker; the local runner starts plain processes")
 
 
 def _command() -> str:
@@ -283,18 +293,26 @@ def report(study: str, runs: str | None, store: str | None) -> None:
 
 @main.command()
 @click.argument("run_id")
+@click.option("--rerun", is_flag=True, help="Run its spec again, training and all, where it was run: local or docker.")
+@click.option("--image", envvar="CDBENCH_IMAGE", help="Image for --rerun of a run that was made in a container.")
+@click.option("--gpus", callback=_gpus, metavar="0", help="GPU for --rerun of a run that was made in a container.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @_places_options
-def verify(run_id: str, as_json: bool, runs: str | None, store: str | None) -> None:
+def verify(run_id: str, rerun: bool, as_json: bool, **options: Any) -> None:
     """Evaluate a run's weights again and compare every metric with its record; exit code 3 when one differs.
 
     \b
     cdbench verify 3f2a9c0d1b7e4f60
+    cdbench verify 3f2a9c0d1b7e4f60 --rerun     # train again, too: same spec, same machine, same bytes
     """
     from cdbench import session
 
-    where = plan.places(runs, store)
+    where = plan.places(options["runs"], options["store"])
     differences = session.verify(where, run_id)
+    if rerun:
+        container = record.read(where.run(run_id)).environment.get("container") or {}
+        runner = session.make_runner(container.get("runner", "local"), options["image"], options["gpus"])
+        differences += session.rerun(where, run_id, runner)
     if as_json:
         click.echo(json.dumps({"run_id": run_id, "verified": not differences, "differences": differences}, indent=1))
     for line in [] if as_json else differences:
@@ -302,7 +320,8 @@ def verify(run_id: str, as_json: bool, runs: str | None, store: str | None) -> N
     if differences:
         raise AnswerBad(f"run {run_id} is not what its record says ({len(differences)} differences)")
     if not as_json:
-        click.echo(f"run {run_id}: weights, predictions and metrics are what the record says")
+        again = "; a second run gave the same bytes" if rerun else ""
+        click.echo(f"run {run_id}: weights, predictions and metrics are what the record says{again}")
 
 
 @main.command()

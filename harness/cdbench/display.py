@@ -42,7 +42,8 @@ def result_line(run: PlannedRun, result: Record) -> str:
         return f"{result.status}: {result.error}"
     seconds = result.cost.get("train_seconds", 0.0) + result.cost.get("evaluate_seconds", 0.0)
     how = "from the cache" if run.action == "reuse" else duration(seconds)
-    return f"accuracy {result.metrics.accuracy.value:.1%} ({how})"
+    notes = "".join(f"; note: {note}" for note in result.notes)
+    return f"accuracy {result.metrics.accuracy.value:.1%} ({how}){notes}"
 
 
 class PlainLines(Display):

@@ -54,6 +54,18 @@ def load_student(model: LlamaForCausalLM, file: Path) -> LlamaForCausalLM:
     return model.eval()
 
 
+def require_own(student: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
+    """Checks that a student is not its teacher handed in again.
+
+    Raises:
+        Refused: every tensor is the teacher's.
+    """
+    own, other = student.state_dict(), teacher.state_dict()
+    same = own.keys() == other.keys() and all(own[n].shape == other[n].shape for n in own)
+    if same and all(torch.equal(own[name], other[name]) for name in own):
+        raise Refused("the exported weights are the teacher's, every tensor of them")
+
+
 @torch.inference_mode()
 def generate(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], batch_size: int

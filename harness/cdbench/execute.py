@@ -39,6 +39,7 @@ from cdbench.evaluate import (
     load_masks,
     load_student,
     predict,
+    require_own,
     summarise_masks,
 )
 from cdbench.files import explained, read_json, write_atomic, write_json
@@ -124,6 +125,7 @@ def run_train(folder: Path, store: Store) -> None:
         "cost": _cost("train", began) | {"steps": problem.steps_done},
         "environment": environment(),
         "inputs": workspace.inputs(),
+        "notes": problem.notes,
     }
     write_json(folder / "outcome.json", result, "the run")
     (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -189,6 +191,8 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
     model = (workspace.teacher if reference else workspace.student).model(device)
     if not reference and (folder / "student.safetensors").exists():
         load_student(model, folder / "student.safetensors")
+        if workspace.student.content != workspace.teacher.content and workspace.same_architecture:
+            require_own(model, workspace.teacher.model(device))
     splits = {
         Path(name).stem: data.read_examples(workspace.heldout_data / name)
         for name in sorted(manifest_files(workspace.heldout_data))

@@ -44,6 +44,12 @@ class Checkpoint:
         """MLP neurons of all layers together: D of paper A, 4.2.5."""
         return self.layers * self._config("intermediate_size")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """What two models of one family must have in common for one to take the other's weights."""
+        keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+        return tuple(self._config(key) for key in (*keys, "vocab_size"))
+
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer of the folder."""
         try:

@@ -80,6 +80,8 @@ class Record(_Model):
     spec: RunSpec
     status: Status
     error: str = ""
+    notes: list[str] = Field(default_factory=list)
+    """What whoever reads the result should know: a term without gradient, for one."""
     code: Code
     params: dict[str, Any] = Field(default_factory=dict)
     metrics: Metrics | None = None
@@ -100,6 +102,7 @@ class TrainingResult(_Model):
     cost: dict[str, Annotated[float, Field(ge=0)]]
     environment: dict[str, Any]
     inputs: dict[str, Any]
+    notes: list[Annotated[str, Field(max_length=1000)]] = Field(default=[], max_length=100)
 
 
 _HISTORY = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])

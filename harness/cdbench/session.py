@@ -18,7 +18,8 @@ from cdbench.config import TEACHER, build_profile, layered_overrides
 from cdbench.display import LiveTable, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json
-from cdbench.plan import Places, Plan, SavedStudy, read_study, save_study
+from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, single_run_study
+from cdbench.provenance import code_of
 from cdbench.record import Record
 from cdbench.runners import End, Runner
 from cdbench.runners.docker import DockerRunner
@@ -28,6 +29,8 @@ from cdbench.scoring import share
 from cdbench.seeds import digest
 
 _SYNC_SECONDS = 900
+_REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
+"""What two runs of one spec on one machine must have in common, byte for byte."""
 
 
 @dataclass(frozen=True)
@@ -132,17 +135,9 @@ def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
 
 
 def make_runner(name: str, image: str | None = None, gpus: Sequence[str] = ()) -> Runner:
-    """The runner of this name.
-
-    Raises:
-        UserError: an image or GPUs for a runner that has none.
-    """
+    """The runner of this name; image and GPUs are the docker runner's."""
     if name == DockerRunner.name:
         return DockerRunner(image, gpus)
-    if image or gpus:
-        raise UserError(
-            f"--{'image' if image else 'gpus'} is for --runner docker; the local runner starts plain processes"
-        )
     return LocalRunner()
 
 
@@ -217,14 +212,52 @@ def verify(where: Places, run_id: str) -> list[str]:
                 )
             return [*differences, f"the weights cannot be evaluated: {failure['error']}"]
         again = read_json(copy / "metrics.json", "metrics")["metrics"]
-    stored = done.metrics.model_dump(mode="json")
     assert isinstance(again, dict)
+    return differences + _compare(done.metrics.model_dump(mode="json"), again, "the weights say")
+
+
+def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
+    """Runs a run's spec once more, from the store's models, in a folder of its own; what differs from the record, one line each.
+
+    Raises:
+        UserError: no such run, or its record was made by other code than this.
+        EnvironmentLacks: nothing can be run here.
+    """
+    done = record.read(where.run(run_id))
+    if done.code.digest != (own := code_of(done.spec)).digest:
+        raise UserError(
+            f"run {run_id} was made by other code (digest {done.code.digest}, commit {done.code.commit[:12]}) than this "
+            f"(digest {own.digest}); check that commit out to run it again"
+        )
+    study = single_run_study(done.spec.method, done.spec.task, done.spec.profile.name, [done.spec.seed])
+    planned = PlannedRun(done.spec, "run", "to be compared with its record")
+    plan = Plan(study.name, study, done.spec.profile.name, (planned,), (run_id,), {})
+    with tempfile.TemporaryDirectory(prefix="cdbench-rerun-") as name:
+        places = Places(Path(name), where.store)
+        runner.require([done.spec], places.scratch)
+        with closing(runner), _display(Console(stderr=True), 1) as display:
+            again = Schedule(plan, places, runner, display, jobs=1).run()[run_id]
+    if again.status != done.status:
+        return [f"status: the record says {done.status}, this time it is {again.status} ({again.error})"]
+    differences = []
+    if done.metrics and again.metrics:
+        differences = _compare(
+            done.metrics.model_dump(mode="json"), again.metrics.model_dump(mode="json"), "this time it is"
+        )
     differences += [
-        f"{key}: the record says {_brief(stored[key])}, the weights say {_brief(again.get(key))}"
-        for key in stored
-        if stored[key] != again.get(key)
+        f"{file} is another one this time: something in the method or the machine is not fixed by spec and seed"
+        for file in _REPEATABLE
+        if done.artefacts.get(file) != again.artefacts.get(file)
     ]
     return differences
+
+
+def _compare(stored: dict[str, Any], other: dict[str, Any], verb: str) -> list[str]:
+    return [
+        f"{key}: the record says {_brief(stored[key])}, {verb} {_brief(other.get(key))}"
+        for key in stored
+        if stored[key] != other.get(key)
+    ]
 
 
 def _brief(value: object) -> str:

@@ -93,7 +93,8 @@ class Store:
             scratch = Path(tempfile.mkdtemp(dir=scratch_root, prefix=f"{path.name}."))
             try:
                 build(scratch)
-                open_to_all(scratch)
+                for made in (scratch, *scratch.rglob("*")):
+                    open_to_all(made)
                 sums = {
                     str(file.relative_to(scratch)): sha256(file)
                     for file in sorted(scratch.rglob("*"))

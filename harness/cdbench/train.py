@@ -107,6 +107,8 @@ class TrainingProblem(Problem):
     progress: Progress
     checkpoint_seconds: float = 30.0
     steps_done: int = field(default=0, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+    """What whoever reads the result should know."""
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return self.layer_pairs
@@ -151,6 +153,8 @@ class Loop:
         self.signals = self._open_signals()
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.step = 0
+        self.without_gradient: dict[str, list[int]] = {}
+        """Term -> probed steps at which it had a weight and no gradient."""
 
     def _open_signals(self) -> dict[Signal, Tensor]:
         wanted = list(dict.fromkeys(signal for term in self.terms for signal in term.signals))
@@ -180,6 +184,7 @@ class Loop:
                     saved = time.monotonic()
         self.model.eval()
         self.problem.steps_done = self.step
+        self.problem.notes += self._spectators()
         chosen = self.best[1] if self.best else self.model.state_dict()
         return {name: value.detach().cpu().clone() for name, value in chosen.items()}
 
@@ -225,6 +230,8 @@ class Loop:
             if value.requires_grad:
                 grads = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
                 norm = math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
+            if term.weight != 0 and norm == 0.0:
+                self.without_gradient.setdefault(term.name, []).append(self.step + 1)
             if self.step == 0 and term.weight != 0 and norm == 0.0:
                 raise RunFailed(
                     f"term '{term.name}' has weight {term.weight:g} but no gradient to the student: it is a spectator "
@@ -232,6 +239,16 @@ class Loop:
                 )
             norms[f"grad/{term.name}"] = norm
         return norms
+
+    def _spectators(self) -> list[str]:
+        """Terms that had a gradient on the first step and none later: a schedule may have taken their weight away."""
+        probes = -(-self.steps // self.config.probe_every)
+        weights = {term.name: term.weight for term in self.terms}
+        return [
+            f"term '{name}' (weight {weights[name]:g}) gave the student no gradient at {len(steps)} of {probes} probed "
+            f"steps, first at step {steps[0]}"
+            for name, steps in self.without_gradient.items()
+        ]
 
     def _require_finite(self, values: Mapping[str, float], rows: Tensor) -> None:
         for name, value in values.items():
@@ -257,6 +274,7 @@ class Loop:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "best": self.best,
+            "without_gradient": self.without_gradient,
         }
         scratch = self.problem.checkpoint.with_suffix(".partial")
         with explained(self.problem.checkpoint, "the checkpoint"):
@@ -278,6 +296,7 @@ class Loop:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.best = state["step"], state["best"]
+        self.without_gradient = state["without_gradient"]
         self.problem.history.rewind(self.step)
 
 

@@ -109,6 +109,11 @@ class Workspace:
         """The student before training."""
         return self.checkpoint("student")
 
+    @property
+    def same_architecture(self) -> bool:
+        """Whether the teacher's weights would fit the student."""
+        return self.student.shape == self.teacher.shape
+
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that both models share.

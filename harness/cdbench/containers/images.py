@@ -21,7 +21,12 @@ from cdbench.files import sha256
 from cdbench.seeds import digest
 
 Flavour = Literal["cpu", "cuda", "host"]
-_LOCKS = {"cuda": ("requirements.cuda.txt",), "cpu": ("requirements.cpu-torch.txt", "requirements.cpu.txt")}
+_CPU_TORCH = "requirements.cpu-torch.txt"
+_LOCKS: dict[Flavour, tuple[str, ...]] = {
+    "cuda": ("image.cuda.txt",),
+    "cpu": (_CPU_TORCH, "image.cpu.txt"),
+    "host": (_CPU_TORCH, "requirements.cpu.txt", "requirements.cuda.txt"),
+}
 _LABEL = "cdbench."
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
 
@@ -58,8 +63,7 @@ def folder() -> Path:
 
 def lock_digest(flavour: Flavour) -> str:
     """One hash for the lock files of a flavour."""
-    files = _LOCKS["cuda" if flavour == "cuda" else "cpu"]
-    return digest({name: sha256(folder() / name) for name in files})
+    return digest({name: sha256(folder() / name) for name in _LOCKS[flavour]})
 
 
 def recipe(flavour: Flavour) -> str:

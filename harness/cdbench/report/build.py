@@ -102,6 +102,7 @@ def build_context(data: StudyData) -> Row:
         "pictures": draw_all(data, rows),
         "circuits": circuits_of(data),
         "failures": data.failures,
+        "noted": [record for record in data.records if record.notes],
         "missing": data.missing,
         "runs": [run_row(record) for record in data.records],
         "environment": next((r.environment for r in data.records if r.environment), {}),

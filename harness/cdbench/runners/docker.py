@@ -50,9 +50,11 @@ _GIB = 1 << 30
 _SMALL = 64 << 20
 """Bytes that a file other than tensors may have."""
 _LEAVES: dict[str, tuple[str, ...]] = {
-    "train": ("outcome.json", "history.jsonl", "student.safetensors", "masks.safetensors", "checkpoint.pt"),
+    "train": ("outcome.json", "history.jsonl", "student.safetensors", "masks.safetensors"),
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
+_UNFINISHED = ("history.jsonl", "checkpoint.pt")
+"""What is worth keeping of a step that did not come to its end."""
 _TENSORS = ("student.safetensors", "masks.safetensors", "checkpoint.pt")
 _GIVEN = {"train": ("checkpoint.pt", "history.jsonl"), "evaluate": ("student.safetensors", "masks.safetensors")}
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -245,7 +247,7 @@ class DockerRunner(Runner):
                 Ulimit(name="core", soft=0, hard=0),
             ],
             "mounts": self._mounts(kind, spec, box, store),
-            "environment": self._environment(spec, gpus),
+            "environment": self._environment(kind, spec, gpus),
             "device_requests": requested,
             "working_dir": "/step",
             "stdin_open": True,
@@ -261,19 +263,14 @@ class DockerRunner(Runner):
         if store is None:
             return mounts
         mounts.append(_mount("/opt/cdbench/cdbench", _PACKAGE))
-        # The evaluator imports no plug-in; the address of a split is a hash of the tasks' files.
-        plugin_kinds = ("tasks",) if kind == "evaluate" else ("tasks", "methods")
-        for i, root in enumerate(_plugin_roots()):
-            mounts += [
-                _mount(f"/opt/plugins/{i}/{each}", root / each) for each in plugin_kinds if (root / each).is_dir()
-            ]
+        mounts += [_mount(target, source) for target, source in _plugin_folders(kind).items()]
         if kind == "train":
             mounts += [_mount(f"/store/{name}", store / name) for name in TRAINING_KINDS]
         else:
             mounts.append(_mount("/store", store))
         return mounts + _model_mounts(spec)
 
-    def _environment(self, spec: RunSpec, gpus: tuple[str, ...]) -> dict[str, str]:
+    def _environment(self, kind: str, spec: RunSpec, gpus: tuple[str, ...]) -> dict[str, str]:
         # A CPU quota does not change what torch sees; only these do.
         values = dict.fromkeys(_THREADS, "1")
         values |= {
@@ -285,7 +282,7 @@ class DockerRunner(Runner):
             "PYTHONHASHSEED": "0",
             "PYTHONPATH": "/opt/cdbench",
             "PYTHONDONTWRITEBYTECODE": "1",
-            "CDBENCH_PLUGINS": os.pathsep.join(f"/opt/plugins/{i}" for i in range(len(_plugin_roots()))),
+            "CDBENCH_PLUGINS": os.pathsep.join(dict.fromkeys(str(Path(name).parent) for name in _plugin_folders(kind))),
         }
         return values | ({GPUS: str(len(gpus))} if gpus else {})
 
@@ -470,7 +467,8 @@ class DockerHandle(Handle):
                     return End(130)
                 if not _answers(client):
                     return End(1, "infra", "the container engine went away in the middle of the step")
-                if (size := _size(self._box.path)) > self._container.promises.output:
+                # A single file ends at the limit, with an error that names it; this is for many.
+                if (size := _size(self._box.path)) > 1.1 * self._container.promises.output:
                     container.kill()
                     return End(1, "refused", f"left {size / _GIB:.2f} GiB of files; limits.output_gib allows less")
         container.reload()
@@ -481,13 +479,16 @@ class DockerHandle(Handle):
             return End(code, "oom", f"needed more than the {allowed:g} GiB of limits.memory_gib")
         if code == 137 and _killed_from_outside(client, container.id, self._container.began):
             return End(code, "infra", "the container was killed from outside")
+        if code == 137:
+            return End(-9, "failed", "killed by signal 9, sent neither from outside nor for want of memory")
         return End(code if code < 128 else 128 - code)
 
     def _harvest(self, end: End) -> End:
         """Takes what the step may leave. A refusal of the harvest outranks how the step ended."""
         box = self._box.path
         try:
-            for name in (*_LEAVES.get(self._step, ()), failure_file(self._step), progress_file(self._step)):
+            left = _LEAVES.get(self._step, ()) if end == End(0) else _UNFINISHED
+            for name in (*left, failure_file(self._step), progress_file(self._step)):
                 limit = self._container.promises.output if name in _TENSORS else _SMALL
                 _take(box / name, self._target / name, limit)
         except NotPlain as error:
@@ -498,9 +499,15 @@ class DockerHandle(Handle):
         return end
 
 
-def _plugin_roots() -> list[Path]:
-    """Where plug-ins lie, but for a wheel's own copies, which come with the package."""
-    return [root for root in plugins.roots() if _PACKAGE not in root.parents]
+def _plugin_folders(kind: str) -> dict[str, Path]:
+    """Folder in the container -> folder of plug-ins here, but for a wheel's own, which come with the package.
+
+    The evaluator imports none; it has the tasks because the address of a split is a hash of their files.
+    """
+    wanted = ("tasks",) if kind == "evaluate" else ("tasks", "methods")
+    roots = [root for root in plugins.roots() if _PACKAGE not in root.parents]
+    found = {f"/opt/plugins/{i}/{each}": root / each for i, root in enumerate(roots) for each in wanted}
+    return {target: folder for target, folder in found.items() if folder.is_dir()}
 
 
 def owner() -> str:

@@ -318,6 +318,7 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
         spec=spec,
         status=status,
         error=text,
+        notes=[printable(str(note)) for note in outcome.get("notes", [])],
         code=begun[1],
         params=outcome.get("params", {**defaults_of(spec), **spec.params}),
         metrics=Metrics.model_validate(metrics["metrics"]) if status == "ok" else None,

@@ -1,0 +1,174 @@
+"""Methods that cheat or break things, one file each in plugins/methods, run in containers as one study beside an honest row.
+
+Each is either caught, with its fault named in the record, or cannot do what it tries, and then its metrics are those of the
+untouched student.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdbench.containers.images import Image
+from conftest import MICRO, World
+
+PLUGINS = Path(__file__).parent / "plugins"
+CAUGHT = {
+    "opens_a_socket": ("failed", "Network is unreachable"),
+    "writes_outside": ("failed", "Read-only file system"),
+    "edits_the_store": ("failed", "Read-only file system"),
+    "is_root": ("failed", "Operation not permitted"),
+    "returns_the_teacher": ("refused", "another architecture"),
+    "another_architecture": ("refused", "has shape"),
+    "extra_tensors": ("refused", "lookup_table"),
+    "not_a_number": ("refused", "not finite"),
+    "a_pickle": ("refused", "student.safetensors is not a safetensors file"),
+    "a_symlink": ("refused", "student.safetensors is a symbolic link"),
+    "a_fifo": ("refused", "student.safetensors is a pipe"),
+    "a_huge_file": ("failed", "File too large"),
+    "many_files": ("refused", "limits.output_gib"),
+    "forks_without_end": ("failed", "Resource temporarily unavailable"),
+    "eats_memory": ("oom", "limits.memory_gib"),
+    "a_child_eats_memory": ("oom", "limits.memory_gib"),
+    "sleeps_for_ever": ("timeout", "no end after 1 minutes"),
+    "kills_itself": ("failed", "killed by signal 9"),
+    "forges_its_outcome": ("refused", "outcome.json"),
+    "a_bottomless_outcome": ("refused", "outcome.json"),
+    "other_hyperparameters": ("refused", "outcome.json says steps = 1, the spec says 10"),
+    "exits_without_output": ("failed", "ended with exit code 0 and no result"),
+    "detaches_the_student": ("failed", "term 'alignment' has weight 0.5 but no gradient"),
+    "speaks_in_tongues": ("failed", "RuntimeError"),
+}
+IMPOSSIBLE = [
+    "reads_the_test_split", "talks_to_the_engine", "kills_its_parent", "prints_a_forged_record", "patches_everything",
+    "changes_the_tokenizer",
+]  # fmt: skip
+FLAGGED = {
+    "schedules_the_weight_to_zero": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
+}
+RERUN = "seeds_from_the_clock"
+LIMITS = """
+[limits]
+memory_gib = 1.5
+processes = 32
+output_gib = 0.05
+scratch_gib = 0.25
+"""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Records of the study by method."""
+
+    records: dict[str, dict[str, Any]]
+    runs: Path
+    profile: Path
+    stderr: str
+    env: dict[str, str]
+
+
+@pytest.fixture(scope="session")
+def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Study:
+    root = tmp_path_factory.mktemp("integrity")
+    profile = root / "micro.toml"
+    profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
+    methods = ["base", *CAUGHT, *IMPOSSIBLE, *FLAGGED, RERUN]
+    (root / "battery.toml").write_text(
+        f'title = "Planted flaws"\ndescription = "One each."\nprofile = "{profile}"\nmethods = {json.dumps(methods)}\n'
+        'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
+    )
+    (root / "runs").mkdir()
+    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
+    env = os.environ | {"CDBENCH_PLUGINS": str(PLUGINS)}
+    command = [sys.executable, "-m", "cdbench", "reproduce", "battery.toml", "--runner", "docker", "--image", image.tag]
+    command += ["--store", str(world.store), "--jobs", "2"]
+    done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 1, done.stderr[-3000:]
+    found = [json.loads(path.read_text()) for path in (root / "runs" / "records").glob("*/record.json")]
+    return Study({r["spec"]["method"]: r for r in found}, root / "runs", profile, done.stderr, env)
+
+
+pytestmark = [pytest.mark.docker, pytest.mark.slow]
+
+
+def test_every_planted_flaw_is_in_the_battery() -> None:
+    files = {path.stem for path in (PLUGINS / "methods").glob("*.py")}
+    assert files == {*CAUGHT, *IMPOSSIBLE, *FLAGGED, RERUN}
+
+
+@pytest.mark.parametrize("method", CAUGHT)
+def test_what_is_caught_is_named_in_the_record(method: str, study: Study) -> None:
+    record = study.records[method]
+    status, words = CAUGHT[method]
+    assert (record["status"], words in record["error"]) == (status, True), record["error"]
+    assert record["metrics"] is None
+
+
+@pytest.mark.parametrize("method", IMPOSSIBLE)
+def test_what_cannot_be_done_changes_nothing(method: str, study: Study) -> None:
+    record = study.records[method]
+    assert record["status"] == "ok", record["error"]
+    assert record["metrics"] == study.records["base"]["metrics"]
+    assert record["extras"].get("found", []) == []
+
+
+@pytest.mark.parametrize("method", FLAGGED)
+def test_what_is_only_suspicious_stands_beside_the_result(method: str, study: Study) -> None:
+    record = study.records[method]
+    assert record["status"] == "ok", record["error"]
+    assert any(FLAGGED[method] in note for note in record["notes"]), record["notes"]
+
+
+def test_a_seed_from_the_clock_shows_when_the_run_is_repeated(study: Study, world: World) -> None:
+    def verify(method: str) -> "subprocess.CompletedProcess[str]":
+        run_id = study.records[method]["run_id"]
+        command = [sys.executable, "-m", "cdbench", "verify", run_id, "--rerun", "--runs", str(study.runs)]
+        return subprocess.run(
+            [*command, "--store", str(world.store)], env=study.env, capture_output=True, text=True, timeout=120
+        )
+
+    honest, drawn = verify("schedules_the_weight_to_zero"), verify(RERUN)
+    assert honest.returncode == 0, honest.stdout + honest.stderr
+    assert drawn.returncode == 3, drawn.stderr
+    assert "student.safetensors is another one this time" in drawn.stdout
+
+
+def test_hostile_words_are_fit_for_a_terminal_and_a_record(study: Study) -> None:
+    error = study.records["speaks_in_tongues"]["error"]
+    assert "\x1b" not in error and "\x07" not in error and len(error) < 3000
+    assert "\x1b" not in study.stderr
+    assert (
+        "\\u001b"
+        not in (study.runs / "records" / study.records["speaks_in_tongues"]["run_id"] / "record.json").read_text()
+    )
+
+
+def test_a_refused_or_failed_run_leaves_nothing_but_its_record_and_logs(study: Study) -> None:
+    for method in ("a_huge_file", "many_files", "a_symlink", "prints_a_forged_record"):
+        folder = study.runs / "records" / study.records[method]["run_id"]
+        assert all(path.is_file() and not path.is_symlink() for path in folder.iterdir())
+        assert not any(path.name.startswith("part-") for path in folder.iterdir())
+        assert sum(path.stat().st_size for path in folder.iterdir()) < 1 << 20
+    assert not any((study.runs / "scratch").iterdir())
+
+
+def test_the_record_says_in_what_it_ran(study: Study, image: Image) -> None:
+    container = study.records["base"]["environment"]["container"]
+    assert container["image_id"] == image.id
+    assert container["lock"] == image.lock
+    assert container["base"] == image.base
+    assert container["network"] == "none"
+    assert container["limits"]["memory"] == int(1.5 * 2**30)
+
+
+def test_the_engine_holds_nothing_afterwards(study: Study, image: Image) -> None:
+    from engine import engine_or_skip
+
+    left = engine_or_skip().containers.list(all=True, filters={"label": "cdbench.owner"})
+    assert [container.labels for container in left] == []
