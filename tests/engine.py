@@ -1,6 +1,7 @@
 """The container engine of the tests: where one must be there (CI) its absence fails, elsewhere it skips, saying why."""
 
 import os
+from functools import cache
 from typing import Any
 
 import pytest
@@ -11,10 +12,15 @@ from cdbench.containers.images import Image
 from cdbench.errors import EnvironmentLacks
 
 
+@cache
+def _engine() -> Any:
+    return connect(timeout=20)
+
+
 def engine_or_skip() -> Any:
-    """A client of the engine."""
+    """A client of the engine, one for all tests."""
     try:
-        return connect(timeout=20)
+        return _engine()
     except EnvironmentLacks as error:
         if os.environ.get("CDBENCH_ENGINE_NEEDED"):
             pytest.fail(f"CDBENCH_ENGINE_NEEDED is set, and {error}")

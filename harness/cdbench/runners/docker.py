@@ -22,6 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,10 @@ class DockerRunner(Runner):
         if not self.image:  # the runs folder is ours alone: what lies there was left by a harness that died
             shutil.rmtree(scratch, ignore_errors=True)
         self._scratch = scratch
-        client = connect()
+        with closing(connect()) as client:
+            self._require(client, specs)
+
+    def _require(self, client: Any, specs: list[RunSpec]) -> None:
         version = client.version()
         self._engine = f"{(version.get('Platform') or {}).get('Name', '')} {version['Version']}".strip()
         reap(client)
@@ -315,7 +319,8 @@ class _Container:
         self.promises, self.box = promises, box
         self._profile = spec.profile
         self._made: Any = None
-        self._stdin: Any = None
+        self._client: Any = None
+        self._attached: Any = None
         self._error: Exception | None = None
         self.began = time.time()
         self._thread = threading.Thread(target=self._make, args=(image, command, options), name="cdbench-container")
@@ -336,8 +341,7 @@ class _Container:
             self._client = connect()
             self._made = self._client.containers.create(image, command, **options)
             _require_promises(self._made, self.promises)
-            self._stdin = self._made.attach_socket(params={"stdin": 1, "stream": 1})
-            self._output = self._made.attach(stdout=True, stderr=True, stream=True, demux=True)
+            self._attached = self._made.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             self._made.start()
         except Exception as error:  # it is told where the container is wanted
             self._error = error
@@ -355,23 +359,29 @@ class _Container:
 
     def begin(self, step: str, logs: Sequence[Path]) -> threading.Thread:
         """Names its step to it; returns the thread that writes down what it prints."""
+        from docker.utils.socket import STDOUT, frames_iter
+
         self.get()
         self.began = time.time()
 
         def copy() -> None:
-            from requests.exceptions import RequestException
-
-            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(RequestException, OSError):
-                for parts in self._output:
-                    for part, file in zip(parts, (out, err), strict=True):
-                        if part:
-                            file.write(part)
-                            file.flush()
+            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError):
+                for stream, data in frames_iter(self._attached, tty=False):
+                    file = out if stream == STDOUT else err
+                    file.write(data)
+                    file.flush()
 
         thread = threading.Thread(target=copy, name="cdbench-logs", daemon=True)
         thread.start()
-        getattr(self._stdin, "_sock", self._stdin).sendall(f"{step}\n".encode())
+        getattr(self._attached, "_sock", self._attached).sendall(f"{step}\n".encode())
         return thread
+
+    def ended(self) -> bool:
+        """Whether nothing more will come from it."""
+        with contextlib.suppress(Exception):  # an engine that does not answer has nothing to say
+            self._made.reload()
+            return bool(self._made.status in ("exited", "dead"))
+        return False
 
     def remove(self) -> None:
         """Ends it and removes it; its folder too."""
@@ -379,8 +389,10 @@ class _Container:
         with contextlib.suppress(Exception):  # the engine may be gone; the next start removes it by its label
             if self._made:
                 self._made.remove(force=True, v=True)
-        if self._stdin:
-            self._stdin.close()
+        for open_one in (getattr(self._attached, "_sock", None), self._attached, self._client):
+            with contextlib.suppress(OSError):
+                if open_one:
+                    open_one.close()
         self.box.remove()
 
 
@@ -437,9 +449,9 @@ class DockerHandle(Handle):
             )
             end = self._harvest(self._wait(self._container.get()))
         finally:
+            if writer:  # it has all when the container has ended
+                writer.join(_GRACE_SECONDS if self._container.ended() else 0)
             self._container.remove()
-            if writer:
-                writer.join(_GRACE_SECONDS)
         return end
 
     def _furnish(self) -> None:

@@ -1,0 +1,419 @@
+"""The docker runner on a real engine: the same numbers as outside, and every way that a step, an engine or a harness can end."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdbench.config import RunSpec
+from cdbench.containers import images
+from cdbench.containers.host_image import host_image
+from cdbench.containers.images import Image
+from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.runners import Handle
+from cdbench.runners.docker import OWNER, DockerRunner, Promises, reap
+from cdbench.store import Store
+from conftest import Cli, World
+from engine import engine_or_skip
+
+pytestmark = pytest.mark.docker
+Write = Callable[[str, str, str], Path]
+WAITS = '''"""Prints to both streams, then waits."""
+import sys
+import time
+from dataclasses import dataclass
+from cdbench.api import Method, Outcome, Problem
+
+@dataclass(frozen=True)
+class Waits(Method):
+    seconds: float = 60.0
+
+    def run(self, problem: Problem) -> Outcome:
+        print("a word")
+        print("a warning", file=sys.stderr)
+        for i in range(300_000 if self.seconds == 0 else 0):
+            print(f"line {i} {'x' * 60}")
+        problem.log(1, value=1.0)
+        time.sleep(self.seconds)
+        return Outcome()
+'''
+
+
+ONE_STEP = """
+import sys
+from pathlib import Path
+from cdbench.config import RunSpec
+from cdbench.runners.docker import DockerRunner
+
+runner, folder = DockerRunner(sys.argv[1]), Path(sys.argv[2])
+spec = RunSpec.model_validate_json((folder / "spec.json").read_text())
+runner.require([spec], Path(sys.argv[4]))
+handle = runner.start("evaluate", folder, Path(sys.argv[3]), spec)
+print("started", flush=True)
+sys.stdin.readline()
+handle._thread.join()
+print(handle.ended())
+runner.close()
+"""
+
+
+@pytest.fixture
+def args(world: World, tmp_path: Path, mlflow_template: Path, image: Image) -> list[str]:
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+    places = ["--profile", str(world.profile_file), "--runs", str(tmp_path / "runs"), "--store", str(world.store)]
+    return [*places, "--runner", "docker", "--image", image.tag]
+
+
+@pytest.fixture
+def waits(plugin_folder: Write, monkeypatch: pytest.MonkeyPatch) -> str:
+    folder = str(plugin_folder("methods", "waits", WAITS))
+    monkeypatch.setenv("CDBENCH_PLUGINS", folder)
+    return folder
+
+
+@pytest.fixture
+def runner(image: Image, world: World, tmp_path: Path) -> Iterator[DockerRunner]:
+    made = DockerRunner(image.tag)
+    made.require([world.spec("base")], tmp_path / "scratch")
+    yield made
+    made.close()
+
+
+def containers() -> list[Any]:
+    return engine_or_skip().containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+
+
+def until(what: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)
+
+
+def records(tmp_path: Path) -> dict[str, dict[str, Any]]:
+    found = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "records").glob("*/record.json")]
+    return {record["spec"]["method"]: record for record in found}
+
+
+def begun(spec: RunSpec, world: World, tmp_path: Path, runner: DockerRunner) -> Handle:
+    """A training that has come as far as its method."""
+    folder = world.folder(spec, tmp_path)
+    handle = runner.start("train", folder, world.store, spec)
+    log = folder / "train.stderr.log"
+    until(lambda: log.exists() and "a warning" in log.read_text())
+    return handle
+
+
+def finished(handle: Handle) -> Any:
+    until(lambda: handle.ended() is not None)
+    return handle.ended()
+
+
+def test_the_same_study_gives_the_same_metrics_in_a_container_and_outside_bit_for_bit(
+    cli: Cli, args: list[str], tmp_path: Path, image: Image
+) -> None:
+    inside = cli("run", "cka_cd", *args)
+    assert inside.returncode == 0, inside.stderr
+    outside = cli("run", "cka_cd", *args[:-4], "--dry-run")
+    assert outside.stdout.count("finished, same spec and code") == 2
+    assert f"in containers of {image.tag} ({image.id})" in inside.stderr
+    first = records(tmp_path)
+    shutil.rmtree(tmp_path / "runs" / "records")
+    assert cli("run", "cka_cd", *args[:-4]).returncode == 0
+    second = records(tmp_path)
+    for method in ("teacher", "cka_cd"):
+        assert first[method]["metrics"] == second[method]["metrics"]
+        for name in ("student.safetensors", "predictions.jsonl"):
+            assert first[method]["artefacts"].get(name) == second[method]["artefacts"].get(name)
+        assert second[method]["environment"]["container"] is None
+    # What a plain process made does not count where a container is asked for.
+    again = cli("run", "cka_cd", *args, "--dry-run")
+    assert "made outside a container before" in again.stdout
+
+
+def test_what_is_printed_is_kept_whole_with_both_streams_apart(
+    waits: str, world: World, tmp_path: Path, runner: DockerRunner
+) -> None:
+    spec = world.spec("waits", seconds=0.0)
+    assert finished(begun(spec, world, tmp_path, runner)).code == 0
+    folder = tmp_path / spec.run_id
+    out = (folder / "train.stdout.log").read_text().splitlines()
+    assert out[0] == "a word" and len(out) == 300_001 and out[-1].startswith("line 299999 ")
+    assert (folder / "train.stderr.log").read_text() == "a warning\n"
+
+
+def test_stopping_a_step_removes_its_container(waits: str, world: World, tmp_path: Path, runner: DockerRunner) -> None:
+    handle = begun(world.spec("waits"), world, tmp_path, runner)
+    handle.stop()
+    assert handle.ended() is not None
+    runner.close()
+    assert containers() == []
+
+
+def test_a_container_that_is_killed_from_outside_is_no_fault_of_the_method(
+    waits: str, world: World, tmp_path: Path, runner: DockerRunner
+) -> None:
+    handle = begun(world.spec("waits"), world, tmp_path, runner)
+    for container in containers():
+        container.kill()
+    end = finished(handle)
+    assert (end.status, end.text) == ("infra", "the container was killed from outside")
+
+
+def test_a_study_goes_on_when_a_container_is_killed_in_the_middle(
+    waits: str, args: list[str], tmp_path: Path, world: World
+) -> None:
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args, "--set", "method.seconds=4"]
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log")))
+        for container in containers():
+            container.kill()
+        told = study.communicate(timeout=120)[1]
+    finally:
+        study.kill()
+    assert study.returncode == 0, told
+    assert "again  waits" in told and "killed from outside" in told
+    assert records(tmp_path)["waits"]["status"] == "ok"
+
+
+def test_a_container_ends_with_a_harness_that_is_killed(waits: str, args: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args]
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log")))
+    finally:
+        study.send_signal(signal.SIGKILL)
+        study.wait()
+    until(lambda: all(container.status in ("exited", "dead") for container in containers()), 20)
+    assert reap(engine_or_skip()) > 0
+    assert containers() == []
+
+
+def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
+    waits: str, args: list[str], tmp_path: Path, cli: Cli
+) -> None:
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args, "--set", "method.seconds=3"]
+    restore = lambda: signal.signal(signal.SIGINT, signal.default_int_handler)  # noqa: E731
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, preexec_fn=restore)
+    until(lambda: any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log")))
+    study.send_signal(signal.SIGINT)
+    told = study.communicate(timeout=60)[1]
+    assert study.returncode == 130, told
+    assert containers() == []
+    assert records(tmp_path)["waits"]["status"] == "interrupted"
+    assert not any((tmp_path / "runs" / "scratch").iterdir())
+    done = cli(*command[3:])
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_promise_that_the_engine_dropped_is_named(world: World, image: Image, tmp_path: Path) -> None:
+    promises = Promises(memory=1 << 30, processors=1, processes=64, output=1 << 20, scratch=1 << 20, gpus=("0",))
+    kept = {
+        "NetworkMode": "none",
+        "ReadonlyRootfs": True,
+        "CapDrop": ["ALL"],
+        "SecurityOpt": ["no-new-privileges"],
+        "Privileged": False,
+        "Memory": 1 << 30,
+        "MemorySwap": 1 << 30,
+        "NanoCpus": 1_000_000_000,
+        "PidsLimit": 64,
+        "Ulimits": [{"Name": "fsize", "Hard": 1 << 20}],
+        "Tmpfs": {"/tmp": f"size={1 << 20},mode=1777"},
+        "DeviceRequests": [{"DeviceIDs": ["0"]}],
+    }
+    assert promises.broken(kept) == []
+    for key, value, name in (
+        ("NetworkMode", "bridge", "no network"),
+        ("ReadonlyRootfs", False, "read-only root"),
+        ("CapDrop", None, "no capabilities"),
+        ("SecurityOpt", None, "no new privileges"),
+        ("Privileged", True, "not privileged"),
+        ("Memory", 0, "memory"),
+        ("MemorySwap", -1, "memory"),
+        ("NanoCpus", 0, "processors"),
+        ("PidsLimit", None, "processes"),
+        ("Ulimits", None, "file size"),
+        ("Tmpfs", None, "scratch"),
+        ("DeviceRequests", None, "GPUs"),
+    ):
+        assert promises.broken(kept | {key: value}) == [name]
+
+
+def test_an_engine_that_is_not_there_is_one_sentence_and_exit_code_4(args: list[str], cli: Cli, tmp_path: Path) -> None:
+    done = cli("run", "base", *args, DOCKER_HOST=f"unix://{tmp_path}/none.sock")
+    assert done.returncode == 4
+    assert f"no container engine answers at unix://{tmp_path}/none.sock" in done.stderr
+    assert "start docker" in done.stderr
+
+
+def test_an_image_that_is_not_there_is_one_sentence_and_exit_code_4(args: list[str], cli: Cli) -> None:
+    done = cli("run", "base", *args[:-1], "cdbench:none")
+    assert done.returncode == 4
+    assert "no image cdbench:none on this engine" in done.stderr and "cdbench build" in done.stderr
+
+
+def test_an_image_of_somebody_else_is_a_users_mistake(args: list[str], cli: Cli, image: Image) -> None:
+    engine = engine_or_skip()
+    foreign = "cdbench-test/foreign:1"
+    engine.images.load(host_image(foreign, {}))
+    try:
+        done = cli("run", "base", *args[:-1], foreign)
+    finally:
+        engine.images.remove(foreign, force=True)
+    assert done.returncode == 2
+    assert "was not made by `cdbench build`" in done.stderr
+
+
+def test_a_gpu_that_the_engine_cannot_give_is_refused_before_anything_runs(
+    image: Image, world: World, tmp_path: Path
+) -> None:
+    profile = world.profile.model_copy(update={"device": "cuda"})
+    spec = world.spec("base").model_copy(update={"profile": profile})
+    with pytest.raises(EnvironmentLacks, match="name those to use, --gpus 0"):
+        DockerRunner(image.tag).require([spec], tmp_path)
+    with pytest.raises(EnvironmentLacks, match="NVIDIA container toolkit"):
+        DockerRunner(image.tag, ["0"]).require([spec], tmp_path)
+    assert containers() == []
+
+
+def test_an_image_with_other_libraries_is_refused(
+    image: Image, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cdbench.runners import docker
+
+    monkeypatch.setattr(docker, "versions", lambda: {"torch": "2.0.0+cpu"})
+    with pytest.raises(EnvironmentLacks, match=r"torch 2\.\d+\.\d+\S* inside, 2\.0\.0\+cpu outside"):
+        DockerRunner(image.tag).require([world.spec("base")], tmp_path)
+
+
+def test_the_same_machine_gives_the_same_image(image: Image) -> None:
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", "import hashlib\nfrom cdbench.containers.host_image import host_image\n"
+             "print(hashlib.sha256(host_image('t:1', {})).hexdigest())"],
+            env=os.environ | {"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("1", "2")
+    )  # fmt: skip
+    assert first == second
+    assert images.build_from_host(lambda text: None).id == image.id
+
+
+def test_an_artefact_that_was_tampered_with_is_not_adopted(world: World, tmp_path: Path) -> None:
+    source = next((world.store / "data").iterdir())
+    good = tmp_path / "box" / "data" / source.name
+    shutil.copytree(source, good)
+    store = Store(tmp_path / "store")
+    store.adopt(tmp_path / "box")
+    assert (tmp_path / "store" / "data" / source.name / "train.jsonl").read_bytes() == (
+        source / "train.jsonl"
+    ).read_bytes()
+    for harm, words in (
+        (_alter, "cut short or altered"),
+        (_link, "no plain file"),
+        (_misplace, "not the artefact of its key"),
+    ):
+        shutil.rmtree(tmp_path / "box", ignore_errors=True)
+        shutil.copytree(source, good)
+        harm(good)
+        with pytest.raises(UserError, match=words):
+            Store(tmp_path / "other").adopt(tmp_path / "box")
+        assert not (tmp_path / "other" / "data").exists()
+
+
+def _alter(folder: Path) -> None:
+    (folder / "train.jsonl").write_text("")
+
+
+def _link(folder: Path) -> None:
+    (folder / "train.jsonl").unlink()
+    (folder / "train.jsonl").symlink_to("/etc/passwd")
+
+
+def _misplace(folder: Path) -> None:
+    folder.rename(folder.with_name("0" * 16))
+
+
+def test_an_engine_that_goes_away_and_comes_back_loses_nothing(world: World, image: Image, tmp_path: Path) -> None:
+    """With a socket in between that can be cut, so that the tests' own engine stays up."""
+    relay = Relay(tmp_path / "relay.sock")
+    folder = world.folder(world.spec("teacher"), tmp_path)
+    words = [image.tag, str(folder), str(world.store), str(tmp_path / "scratch")]
+    process = subprocess.Popen(
+        [sys.executable, "-c", ONE_STEP, *words],
+        env=os.environ | {"DOCKER_HOST": f"unix://{relay.path}"},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout and process.stdin
+    assert process.stdout.readline() == "started\n"
+    relay.cut()
+    told = process.communicate("\n", timeout=60)[0]
+    assert "infra" in told and "container engine" in told, told
+    reap(engine_or_skip())
+
+
+class Relay:
+    """A unix socket that passes everything on to the engine's, until it is cut."""
+
+    def __init__(self, path: Path) -> None:
+        import socket
+
+        self.path = path
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.bind(str(path))
+        self._server.listen(64)
+        self._ends: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        import socket
+
+        while True:
+            try:
+                near = self._server.accept()[0]
+            except OSError:
+                return
+            far = socket.socket(socket.AF_UNIX)
+            far.connect("/var/run/docker.sock")
+            self._ends += [near, far]
+            for source, target in ((near, far), (far, near)):
+                self._threads.append(threading.Thread(target=self._pass, args=(source, target), daemon=True))
+                self._threads[-1].start()
+
+    @staticmethod
+    def _pass(source: Any, target: Any) -> None:
+        import contextlib
+        import socket
+
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        import contextlib
+        import socket
+
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.path.unlink()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+        for end in self._ends:
+            end.close()
