@@ -46,7 +46,7 @@ from cdbench.files import explained, read_json, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import Metrics, failure_file, progress_file
+from cdbench.record import PREPARED, Metrics, failure_file, progress_file
 from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import encode, prompt_ids
@@ -93,7 +93,8 @@ def run_circuits(folder: Path, store: Store) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
     _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
-    _ = workspace.heldout_data, workspace.circuits, workspace.counterfactuals
+    _ = workspace.heldout_data, workspace.circuits, workspace.counterfactuals, workspace.checkpoint("teacher")
+    write_json(folder / PREPARED, {"artefacts": store.opened()})
     progress(1, 1, "")
 
 

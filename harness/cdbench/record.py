@@ -14,6 +14,8 @@ from cdbench.stats import Proportion
 
 SCHEMA = 1
 RECORD = "record.json"
+PREPARED = "prepared.json"
+"""What the shared steps of a (profile, task) left in the store; while it is there they need not run again."""
 Status = Literal["ok", "failed", "oom", "timeout", "interrupted", "refused", "infra"]
 """`infra`: the machine or the engine failed, not the method."""
 Stream = Literal["stdout", "stderr"]

@@ -7,7 +7,7 @@ temporary folder, under a lock, and renamed into place with a manifest of SHA-25
 import fcntl
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -85,6 +85,20 @@ class Store:
                 raise UserError(f"store file {file} {what}; delete the folder {path} to have it made again")
         self._verified.add(path)
         return path
+
+    def opened(self) -> list[str]:
+        """The artefacts opened so far, as `kind/name`."""
+        return sorted(f"{path.parent.name}/{path.name}" for path in self._verified)
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Whether artefacts, as `kind/name`, are all here.
+
+        Raises:
+            UserError: a file of one was cut short or altered.
+        """
+        paths = [self.root / kind / name for kind, _, name in (each.partition("/") for each in names) if kind in KINDS]
+        there = len(paths) == len(names) and all((path / MANIFEST).is_file() for path in paths)
+        return there and all(map(self.open, paths))
 
     def _build(self, path: Path, key: Key, build: Callable[[Path], None]) -> None:
         with explained(self.own, "the store"):

@@ -1,6 +1,7 @@
 """Where steps execute. A runner starts one step on one folder; everything else is the schedule's."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,9 @@ class Runner(ABC):
         Raises:
             EnvironmentLacks: they cannot; says what to do.
         """
+
+    def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:  # noqa: B027
+        """Says which steps will come, so that something can be held ready for them."""
 
     def close(self) -> None:  # noqa: B027
         """Ends what it holds ready."""

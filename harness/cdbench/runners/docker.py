@@ -21,7 +21,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -36,7 +36,7 @@ from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.execute import GPUS, WAIT
 from cdbench.files import explained
 from cdbench.provenance import versions
-from cdbench.record import failure_file, log_file, progress_file
+from cdbench.record import PREPARED, failure_file, log_file, progress_file
 from cdbench.requirements import hub_snapshot
 from cdbench.runners import End, Handle, Runner
 from cdbench.store import TRAINING_KINDS, Store
@@ -51,6 +51,7 @@ _GIB = 1 << 30
 _SMALL = 64 << 20
 """Bytes that a file other than tensors may have."""
 _LEAVES: dict[str, tuple[str, ...]] = {
+    "circuits": (PREPARED,),
     "train": ("outcome.json", "history.jsonl", "student.safetensors", "masks.safetensors"),
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
@@ -171,16 +172,19 @@ class DockerRunner(Runner):
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
-        kind = step if step in _GIVEN else "prepare"
+        kind = _kind_of(step)
         container = self._ahead.pop(kind, None)
         if container is None or not container.fits(spec):
             if container:
                 container.remove()
             container = self._open(kind, spec, store, gpus)
-        handle = DockerHandle(step, folder, store, container, lambda: self._free.extend(gpus))
-        if not gpus and kind != "prepare":
-            self._ahead[kind] = self._open(kind, spec, store, gpus)
-        return handle
+        return DockerHandle(step, folder, store, container, lambda: self._free.extend(gpus))
+
+    def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:
+        if spec.profile.device == "cuda":
+            return  # one that waits would hold a GPU
+        for kind in {_kind_of(step) for step in steps} - set(self._ahead):
+            self._ahead[kind] = self._open(kind, spec, store, ())
 
     def _open(self, kind: str, spec: RunSpec, store: Path, gpus: tuple[str, ...]) -> "_Container":
         assert self.image, "require() comes first"
@@ -509,6 +513,11 @@ class DockerHandle(Handle):
             with explained(self._store, "the store"):
                 Store(self._store).adopt(box / "store")
         return end
+
+
+def _kind_of(step: str) -> str:
+    """Steps that see the same can run in each other's containers."""
+    return step if step in _GIVEN else "prepare"
 
 
 def _plugin_folders(kind: str) -> dict[str, Path]:

@@ -28,6 +28,7 @@ from cdbench.provenance import code_of
 from cdbench.record import Code, Metrics, Record, Status
 from cdbench.runners import End, Handle, Runner
 from cdbench.seeds import digest
+from cdbench.store import Store
 
 _POLL_SECONDS = 0.25
 _PROGRESS_BYTES = 1 << 16
@@ -162,7 +163,7 @@ class Schedule:
         shared = spec.profile.model_dump(mode="json", exclude={"training"})
         key = digest({"profile": shared, "task": spec.task})
         prepare = self.where.runs / "prepare" / key
-        if not any(job.name == f"{key}/circuits" for job in self.waiting):
+        if not self._is_prepared(key, prepare, spec) and not any(job.name == f"{key}/circuits" for job in self.waiting):
             prepare.mkdir(parents=True, exist_ok=True)
             write_json(prepare / "spec.json", spec.model_dump(mode="json"), "the spec")
             models = {f"{key}/model-teacher", f"{key}/model-student"}
@@ -181,6 +182,19 @@ class Schedule:
             self.waiting.append(job)
             needs = {job.name}
 
+    def _is_prepared(self, key: str, folder: Path, spec: RunSpec) -> bool:
+        """Whether the shared artefacts of a (profile, task) were made by this code and are still in the store."""
+        code = code_of(spec.model_copy(update={"method": TEACHER})).digest
+        if f"{key}/circuits" not in self.done and (folder / record.PREPARED).exists() and _stamped(folder) == code:
+            names = read_json(folder / record.PREPARED, "list of artefacts").get("artefacts")
+            if isinstance(names, list) and Store(self.where.store).has([str(name) for name in names]):
+                self.done.add(f"{key}/circuits")
+        if f"{key}/circuits" in self.done:
+            return True
+        (folder / record.PREPARED).unlink(missing_ok=True)
+        write_atomic(folder / STAMP, code, "the shared artefacts")
+        return False
+
     def _start_ready(self) -> None:
         ready = [job for job in self.waiting if job.needs <= self.done]
         ready.sort(key=lambda job: job.step != "evaluate")  # finish what is begun before beginning more
@@ -193,6 +207,8 @@ class Schedule:
                 job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
             job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
+        if self.waiting and len(self.running) == self.jobs:
+            self.runner.expect({job.step for job in self.waiting}, self.where.store, self.waiting[0].spec)
 
     def _begin(self, run: PlannedRun) -> None:
         self.begun.setdefault(run.spec.run_id, (_now(), code_of(run.spec)))
@@ -344,6 +360,10 @@ def _fault_of(job: Job) -> str | None:
             (job.folder / name).unlink(missing_ok=True)
         return printable(str(error))
     return None
+
+
+def _stamped(folder: Path) -> str | None:
+    return (folder / STAMP).read_text() if (folder / STAMP).exists() else None
 
 
 def _no_end(job: Job) -> str:
