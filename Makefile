@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 JOBS ?= 2
+RUNNER ?= local
 ARGS ?=
 export PYTHON
 
@@ -27,13 +28,13 @@ test: $(BIN)/cdbench  ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
 
 smoke: $(BIN)/cdbench  ## the whole flow, small, in about a minute (its numbers mean nothing)
-	$(BIN)/cdbench reproduce paper_a failed_run --profile smoke --jobs $(JOBS) $(ARGS)
+	$(BIN)/cdbench reproduce paper_a failed_run --profile smoke --jobs $(JOBS) --runner $(RUNNER) $(ARGS)
 
 reproduce: $(BIN)/cdbench  ## the papers' Table 1 and the failed-run study with the tiny pair, on the CPU
-	$(BIN)/cdbench reproduce paper_a failed_run --jobs $(JOBS) $(ARGS)
+	$(BIN)/cdbench reproduce paper_a failed_run --jobs $(JOBS) --runner $(RUNNER) $(ARGS)
 
 paper: $(BIN)/cdbench  ## the same under the paper profile: Llama-3-8B -> Llama-3.2-1B, one GPU
-	$(BIN)/cdbench reproduce paper_a failed_run --profile paper --jobs 1 $(ARGS)
+	$(BIN)/cdbench reproduce paper_a failed_run --profile paper --jobs 1 --runner $(RUNNER) $(ARGS)
 
 pictures: $(BIN)/cdbench  ## draw the pictures of docs/ anew
 	$(BIN)/python docs/draw_cka_bias.py

@@ -206,13 +206,15 @@ def reproduce(studies: tuple[str, ...], **options: Any) -> None:
 @click.option("--task", default="addition_2digit", show_default=True)
 @_run_options
 def run(method: str, task: str, **options: Any) -> None:
-    """Run one method on one task (and the teacher beside it).
+    """Run one method on one task (and the teacher beside it). METHOD is a name, or the path of a file with a method in it.
 
     \b
     cdbench run cka_cd --task addition_2digit
     cdbench run cka_cd --set method.alignment_weight=0.05 --seeds 0,1,2 --profile smoke
-    cdbench build --from-host && cdbench run theirs --runner docker
+    cdbench run theirs.py --runner docker       # somebody else's method, without trusting it
     """
+    if method.endswith(".py"):
+        method = plan.bring(Path(method), plan.places(options["runs"], options["store"]))
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
     _run_studies([study], options | {"only": None, "no_report": True})
 

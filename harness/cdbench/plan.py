@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from cdbench import record
+from cdbench import plugins, record
 from cdbench.config import (
     TEACHER,
     FolderModel,
@@ -20,7 +20,7 @@ from cdbench.config import (
 )
 from cdbench.discover import find, locate, static_fields
 from cdbench.errors import UserError
-from cdbench.files import read_json, write_json
+from cdbench.files import read_json, write_atomic, write_json
 from cdbench.provenance import code_of
 from cdbench.requirements import folder_content
 from cdbench.seeds import digest
@@ -44,6 +44,11 @@ class Places:
         return self.runs / "records"
 
     @property
+    def plugins(self) -> Path:
+        """Copies of the method files that were named by their path, as they were when they last ran."""
+        return self.runs / "plugins"
+
+    @property
     def scratch(self) -> Path:
         """What is under way, and nobody's yet."""
         return self.runs / "scratch"
@@ -58,9 +63,31 @@ class Places:
 
 
 def places(runs: str | None, store: str | None) -> Places:
-    """Flag, then CDBENCH_RUNS and CDBENCH_STORE, then ./runs and ./runs/store."""
+    """Flag, then CDBENCH_RUNS and CDBENCH_STORE, then ./runs and ./runs/store. Methods brought there are found from now on."""
     root = Path(runs or os.environ.get("CDBENCH_RUNS") or "runs").resolve()
-    return Places(root, Path(store or os.environ.get("CDBENCH_STORE") or root / "store").resolve())
+    where = Places(root, Path(store or os.environ.get("CDBENCH_STORE") or root / "store").resolve())
+    if where.plugins.is_dir():
+        plugins.include(where.plugins)
+    return where
+
+
+def bring(file: Path, where: Places) -> str:
+    """Copies a method file to where it is found from now on; returns the method's name.
+
+    Raises:
+        UserError: no such file, or another method has its name.
+    """
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"method file {file} cannot be read: {error.strerror}") from None
+    target = where.plugins / "methods" / file.name
+    taken = find("methods").get(file.stem)
+    if taken and taken != target:
+        raise UserError(f"there is a method '{file.stem}' already ({taken}); rename {file.name}")
+    write_atomic(target, source, "the method")
+    plugins.include(where.plugins)
+    return file.stem
 
 
 @dataclass(frozen=True)
