@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cdbench.data import read_examples
-from cdbench.evaluate import Refused, generate, load_masks, load_student, summarise_masks
+from cdbench.evaluate import Refused, generate, load_masks, load_student, require_own, summarise_masks
 from cdbench.predictions import NO_ANSWER, count, dump_predictions, parse_predictions, score
 from conftest import World
 
@@ -122,6 +122,17 @@ def test_a_pickle_and_a_link_are_refused(world: World, tmp_path: Path) -> None:
     (tmp_path / "l.safetensors").symlink_to(world.workspace().student.folder / "model.safetensors")
     with pytest.raises(Refused, match="not a regular file"):
         load_student(model, tmp_path / "l.safetensors")
+
+
+def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
+    teacher, student = world.workspace().teacher.model(), world.workspace().student.model()
+    with pytest.raises(Refused, match="the teacher's, every tensor"):
+        require_own(world.workspace().teacher.model(), teacher)
+    require_own(student, teacher)
+    other = world.workspace().teacher.model()
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1
+    require_own(other, teacher)
 
 
 def test_masks_by_hand() -> None:

@@ -5,7 +5,6 @@ configured sources, through an image of wheels: the two build arguments that are
 """
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -17,45 +16,24 @@ import pytest
 from cdbench.containers import images
 from cdbench.containers.images import Image
 from conftest import Cli, World
-from engine import engine_or_skip
+from engine import bootstrapped, engine_or_skip
 
 BASE, WHEELS = "cdbench-test/base:bookworm", "cdbench-test/wheels:1"
 PACKAGES = "ca-certificates,python3.11,python3.11-venv,libgomp1"
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
-def debian_mirror() -> tuple[str, str]:
-    """Where this machine's own apt takes its packages from, and the suite."""
-    suite = "bookworm"
-    told = subprocess.run(
-        ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
-    for line in told.splitlines():
-        mirror, release = line.split()
-        if release == suite:
-            return mirror, suite
-    pytest.skip("apt on this machine has no mirror of Debian 12, whose Python is 3.11")
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     engine = engine_or_skip()
-    if not shutil.which("mmdebstrap"):
-        if os.environ.get("CDBENCH_ENGINE_NEEDED"):
-            pytest.fail("CDBENCH_ENGINE_NEEDED is set, and mmdebstrap is not installed")
-        pytest.skip("mmdebstrap is not installed (apt-get install mmdebstrap)")
     folder = tmp_path_factory.mktemp("image")
-    mirror, suite = debian_mirror()
-    command = ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={PACKAGES}", suite, "base.tar", mirror]
-    subprocess.run(command, cwd=folder, env=os.environ | {"SOURCE_DATE_EPOCH": "0"}, check=True, capture_output=True)
+    bootstrapped(engine, BASE, PACKAGES, folder)
     (folder / "wheels").mkdir()
     for lock in ("requirements.cpu-torch.txt", "image.cpu.txt"):
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-d", folder / "wheels"]
         subprocess.run([*pip, "-r", images.folder() / lock], check=True, capture_output=True)
     subprocess.run(["tar", "-C", "wheels", "-cf", "wheels.tar", "."], cwd=folder, check=True)
-    for file, name in (("base.tar", BASE), ("wheels.tar", WHEELS)):
-        engine.api.import_image_from_file(str(folder / file), *name.split(":"))
+    engine.api.import_image_from_file(str(folder / "wheels.tar"), *WHEELS.split(":"))
     (folder / "pip.conf").write_text("[global]\nno-index = true\n# hunter2\n")
     yield build(folder)
     for name in (BASE, WHEELS):

@@ -49,6 +49,37 @@ def test_a_record_that_does_not_fit_the_schema_names_file_and_key(key: str, valu
         record.read(place(tmp_path, **{key: value}))
 
 
+OUTCOME = {"params": {"lr": 0.1}, "extras": {}, "cost": {}, "environment": {}, "inputs": {}, "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "history", "complaint"),
+    [
+        (OUTCOME, '{"step": 1, "loss": 0.5}\n', None),
+        (OUTCOME | {"metrics": {"accuracy": 1}}, "", "unknown key 'metrics'"),
+        (OUTCOME | {"params": {"lr": 0.2}}, "", "says lr = 0.2, the spec says 0.1"),
+        (OUTCOME | {"cost": {"steps": -1}}, "", "cost.steps = -1"),
+        (OUTCOME | {"cost": {"steps": float("nan")}}, "", "NaN is not JSON"),
+        (OUTCOME | {"notes": ["x" * 2000]}, "", "notes"),
+        ([], "", "valid dictionary"),
+        (OUTCOME, '{"step": 1, "loss": NaN}\n', "history.jsonl"),
+        (OUTCOME, '{"step": 1, "loss": "low"}\n', "history.jsonl"),
+        (OUTCOME, "not json\n", "history.jsonl"),
+    ],
+)
+def test_what_a_training_says_of_itself_is_checked(
+    outcome: object, history: str, complaint: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "outcome.json").write_text(json.dumps(outcome))
+    (tmp_path / "history.jsonl").write_text(history)
+    if complaint is None:
+        record.check_training(tmp_path, {"lr": 0.1})
+        return
+    with pytest.raises(UserError) as caught:
+        record.check_training(tmp_path, {"lr": 0.1})
+    assert complaint in str(caught.value)
+
+
 def test_artefacts_are_checked_against_their_hashes(tmp_path: Path) -> None:
     done = record.read(place(tmp_path, artefacts={"a.txt": record.sha256(GOLDEN), "b.txt": "0" * 64}))
     shutil.copy(GOLDEN, tmp_path / "a.txt")

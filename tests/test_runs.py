@@ -393,3 +393,48 @@ def test_models_of_different_vocabularies_are_refused(cli: Cli, world: World, tm
     done = cli("run", "kl", "--profile", "mixed.toml")
     assert done.returncode == 2, done.stderr
     assert "different vocabularies" in done.stderr
+
+
+def test_a_method_is_taken_by_its_path_and_found_by_its_name_afterwards(
+    cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    file = tmp_path / "theirs.py"
+    file.write_text(CRASHES.replace("Crashes", "Theirs").replace('"nothing"', "Outcome()"))
+    done = cli("run", file, "--set", "method.how=return", *args)
+    assert done.returncode == 0, done.stderr
+    (stored,) = [r for r in records(tmp_path) if r["spec"]["method"] == "theirs"]
+    file.unlink()
+    verified = cli("verify", stored["run_id"], "--rerun", *args[2:])
+    assert verified.returncode == 0, verified.stderr
+    assert "a second run gave the same bytes" in verified.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint"),
+    [
+        ("kl.py", "there is a method 'kl' already"),
+        ("gone.py", "cannot be read: No such file"),
+        ("a-b.py", "'a-b' cannot be"),
+    ],
+)
+def test_a_path_that_is_no_new_method_is_a_users_mistake(
+    name: str, complaint: str, cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    if name != "gone.py":
+        (tmp_path / name).write_text(CRASHES)
+    done = cli("run", tmp_path / name, *args)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_an_image_without_the_docker_runner_is_a_users_mistake(cli: Cli, args: list[str]) -> None:
+    done = cli("run", "base", *args, "--image", "cdbench:any")
+    assert done.returncode == 2
+    assert "--image is for --runner docker" in done.stderr
+
+
+def test_shared_artefacts_that_are_there_are_not_made_again(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    first, second = (cli("run", "base", *args, "--force") for _ in range(2))
+    assert first.returncode == second.returncode == 0, second.stderr
+    assert "ablation and pairing" in first.stderr
+    assert "ablation and pairing" not in second.stderr

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from cdbench.errors import EnvironmentLacks, UserError
-from cdbench.files import explained, read_json, write_atomic, write_json
+from cdbench.files import explained, printable, read_json, read_plain, write_atomic, write_json
 from cdbench.store import Store, content_hash
 
 
@@ -38,6 +38,55 @@ def test_a_file_cut_short_or_altered_is_an_error_that_says_what_to_do(damage, tm
     with pytest.raises(UserError, match=r"a\.txt .*delete the folder") as caught:
         Store(tmp_path).artefact("things", {}, hello)
     assert str(folder) in str(caught.value)
+
+
+def test_what_another_may_not_write_is_built_beside_it_and_found_in_either(tmp_path: Path) -> None:
+    shared = Store(tmp_path / "shared").artefact("data", {"a": 1}, hello)
+    both = Store(tmp_path / "shared", tmp_path / "own")
+    assert both.artefact("data", {"a": 1}, hello) == shared
+    new = both.artefact("data", {"a": 2}, hello)
+    assert new.is_relative_to(tmp_path / "own")
+    assert not (tmp_path / "shared" / "data" / new.name).exists()
+    Store(tmp_path / "shared").adopt(tmp_path / "own")
+    assert (tmp_path / "shared" / "data" / new.name / "a.txt").read_text() == "hello"
+    assert Store(tmp_path / "shared").has([f"data/{new.name}", f"data/{shared.name}"])
+    assert not Store(tmp_path / "shared").has(["data/0000"])
+    assert not Store(tmp_path / "shared").has(["../etc/passwd"])
+
+
+def test_only_the_stores_own_kinds_are_adopted(tmp_path: Path) -> None:
+    Store(tmp_path / "own").artefact("tmp", {"a": 1}, hello)
+    Store(tmp_path / "shared").adopt(tmp_path / "own")
+    assert not (tmp_path / "shared").exists()
+
+
+def test_a_manifest_that_names_a_file_elsewhere_is_refused(tmp_path: Path) -> None:
+    folder = Store(tmp_path).artefact("data", {}, hello)
+    write_json(folder / "MANIFEST.json", {"key": {}, "files": {"../../../etc/passwd": "0"}})
+    with pytest.raises(UserError, match="lies outside its folder"):
+        Store(tmp_path).open(folder)
+
+
+def test_an_artefact_can_be_read_by_others_whatever_its_writer_chose(tmp_path: Path) -> None:
+    def private(folder: Path) -> None:
+        hello(folder)
+        (folder / "a.txt").chmod(0o600)
+
+    folder = Store(tmp_path).artefact("data", {}, private)
+    assert folder.stat().st_mode & 0o005 == 0o005
+    assert (folder / "a.txt").stat().st_mode & 0o004
+
+
+def test_a_file_that_may_be_hostile_is_read_without_following_or_waiting(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("hello")
+    (tmp_path / "link").symlink_to(tmp_path / "plain")
+    os.mkfifo(tmp_path / "pipe")
+    assert read_plain(tmp_path / "plain", 5) == b"hello"
+    for name, limit in (("plain", 4), ("link", 5), ("pipe", 5), ("none", 5), (".", 5)):
+        with pytest.raises(OSError):
+            read_plain(tmp_path / name, limit)
+    assert printable("\x1b[2Ja\tb\nc\x07") == " [2Ja b\nc "
+    assert printable("x" * 9, 4) == "xxxx [...]"
 
 
 def test_a_build_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -131,6 +131,28 @@ class Explodes(CrossEntropy):
         return value / 0 if 3 in inputs.rows else value
 
 
+class Fades(CrossEntropy):
+    """Has a gradient on its first steps only; later the value stays and pulls no more."""
+
+    calls = 0
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        Fades.calls += 1
+        value = super().loss(inputs)
+        return value if Fades.calls <= 5 else value.detach() + 0 * value
+
+
+def test_a_term_that_pulls_no_more_is_noted_beside_the_result(world: World, tmp_path: Path) -> None:
+    Fades.calls = 0
+    made = problem(world, tmp_path, probe_every=4)
+    made.fit([Fades(), Kl()])
+    told = "term 'cross_entropy' (weight 1) gave the student no gradient at 2 of 4 probed steps, first at step 9"
+    assert made.notes == [told]
+    honest = problem(world, tmp_path / "honest", probe_every=4)
+    honest.fit([CrossEntropy(), Kl()])
+    assert honest.notes == []
+
+
 def test_a_loss_that_is_not_finite_names_step_term_and_batch(world: World, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"cross_entropy became inf at step \d+, batch of 32 problems beginning .*="):
         fit(world, tmp_path, [Explodes()])

@@ -117,13 +117,20 @@ def _run_options(command: Command) -> Command:
         ),
         click.option(
             "--runner",
-            type=click.Choice(["local", "docker"]),
+            type=click.Choice(["local", "docker", "ray", "slurm"]),
             default="local",
             show_default=True,
             envvar="CDBENCH_RUNNER",
-            help="Plain processes, or a container for each step, in which a method is locked in.",
+            help="Plain processes, a container for each step (in which a method is locked in), or a cluster.",
         ),
-        click.option("--image", envvar="CDBENCH_IMAGE", help="Image of --runner docker [the newest of today's lock]."),
+        click.option(
+            "--inside",
+            type=click.Choice(["docker", "local"]),
+            default="docker",
+            show_default=True,
+            help="What a step runs in on a cluster's machines.",
+        ),
+        click.option("--image", envvar="CDBENCH_IMAGE", help="Image for containers [the newest of today's lock]."),
         click.option("--gpus", callback=_gpus, metavar="0,1", help="GPUs of --runner docker, by id; one a run."),
         click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
         click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db]."),
@@ -222,15 +229,15 @@ def run(method: str, task: str, **options: Any) -> None:
 def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> None:
     from cdbench import session
 
+    _require_containers_where_named(options)
     where = plan.places(options["runs"], options["store"])
     wanted = {key: options[key] for key in ("profile", "flags", "seeds", "only", "force")}
-    wanted["isolated"] = options["runner"] != "local"
+    runner = session.make_runner(options["runner"], options["image"], options["gpus"], options["inside"])
+    wanted["isolated"] = runner.isolated
     plans = [plan.make_plan(study, where, **wanted) for study in studies]
     if options["dry_run"]:
         _show_plans(plans, options["as_json"])
         return
-    _require_containers_where_named(options)
-    runner = session.make_runner(options["runner"], options["image"], options["gpus"])
     settings = session.Settings(
         where,
         jobs=options["jobs"],
@@ -382,6 +389,30 @@ def tasks_path(profile: str, flags: tuple[str, ...], runs: str | None, store: st
     from cdbench.session import lm_eval_folder
 
     click.echo(lm_eval_folder(plan.places(runs, store), profile, flags))
+
+
+@main.command()
+@click.argument("study")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="The file [STUDY.crate.zip].")
+@click.option("--no-weights", is_flag=True, help="Leave the students' weights out; their sums stay in.")
+@click.option("--json", "as_json", is_flag=True, help="What was packed, as JSON.")
+@_places_options
+def bundle(study: str, output: Path | None, no_weights: bool, as_json: bool, **options: Any) -> None:
+    """Pack a study that was run into one file (an RO-Crate) that others can check and repeat without us.
+
+    \b
+    cdbench bundle paper_a
+    unzip paper_a.crate.zip -d paper_a && cd paper_a && sha256sum --check --quiet SHA256SUMS
+    """
+    from cdbench.bundle import bundle as pack
+
+    where = plan.places(options["runs"], options["store"])
+    target = output or Path(f"{study}.crate.zip")
+    names = pack(plan.read_study(study, where), where, target, weights=not no_weights)
+    if as_json:
+        click.echo(json.dumps({"study": study, "file": str(target), "entries": names}, indent=1))
+    else:
+        click.echo(f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB")
 
 
 @main.command()

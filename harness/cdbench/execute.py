@@ -46,7 +46,7 @@ from cdbench.files import explained, read_json, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import PREPARED, Metrics, failure_file, progress_file
+from cdbench.record import GPUS, PREPARED, WAIT, Metrics, failure_file, progress_file
 from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import encode, prompt_ids
@@ -54,10 +54,6 @@ from cdbench.train import History, TrainingProblem
 from cdbench.workspace import Workspace
 
 MAX_EXTRAS = 4 << 20
-GPUS = "CDBENCH_GPUS_HELD"
-"""How many GPUs a step was given."""
-WAIT = "wait"
-"""In place of a step: it will be named on stdin."""
 
 
 class Progress:

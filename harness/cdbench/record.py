@@ -14,6 +14,10 @@ from cdbench.stats import Proportion
 
 SCHEMA = 1
 RECORD = "record.json"
+GPUS = "CDBENCH_GPUS_HELD"
+"""Environment variable: how many GPUs a step was given."""
+WAIT = "wait"
+"""In place of a step's name: it will be told on stdin."""
 PREPARED = "prepared.json"
 """What the shared steps of a (profile, task) left in the store; while it is there they need not run again."""
 Status = Literal["ok", "failed", "oom", "timeout", "interrupted", "refused", "infra"]

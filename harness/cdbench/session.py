@@ -24,7 +24,10 @@ from cdbench.record import Record
 from cdbench.runners import End, Runner
 from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
+from cdbench.runners.ray import RayRunner
+from cdbench.runners.remote import Inside
 from cdbench.runners.schedule import Schedule, exclusive
+from cdbench.runners.slurm import SlurmRunner
 from cdbench.scoring import share
 from cdbench.seeds import digest
 
@@ -134,14 +137,22 @@ def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
     )
 
 
-def make_runner(name: str, image: str | None = None, gpus: Sequence[str] = ()) -> Runner:
-    """The runner of this name; image and GPUs are the docker runner's."""
+def make_runner(name: str, image: str | None = None, gpus: Sequence[str] = (), inside: Inside = "docker") -> Runner:
+    """The runner of this name. A cluster gives GPUs itself; `inside` says what its steps run in."""
     if name == DockerRunner.name:
         return DockerRunner(image, gpus)
+    if name == RayRunner.name:
+        return RayRunner(inside, image)
+    if name == SlurmRunner.name:
+        return SlurmRunner(inside, image)
     return LocalRunner()
 
 
 def _say_where(console: Console, plan: Plan, runner: Runner) -> None:
+    if runner.name in (RayRunner.name, SlurmRunner.name):
+        _say(
+            console, f"  handed to {runner.name}, {'in containers' if runner.isolated else 'as plain processes'} there"
+        )
     if container := runner.describe(plan.runs[0].spec):
         _say(console, f"  in containers of {container['image']} ({container['image_id']})")
 

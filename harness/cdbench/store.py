@@ -104,6 +104,8 @@ class Store:
         with explained(self.own, "the store"):
             scratch_root = self.own / "tmp"
             scratch_root.mkdir(parents=True, exist_ok=True)
+            for dead in scratch_root.glob(f"{path.name}.*"):  # we hold the lock: whoever made it was killed
+                shutil.rmtree(dead, ignore_errors=True)
             scratch = Path(tempfile.mkdtemp(dir=scratch_root, prefix=f"{path.name}."))
             try:
                 build(scratch)

@@ -18,11 +18,13 @@ class End:
         code: its exit code; negative when a signal ended it.
         status: set where the runner knows better than the files that the step left.
         text: why, with `status`.
+        container: in what it ran, where `Runner.describe` cannot know: on another machine.
     """
 
     code: int
     status: Status | None = None
     text: str = ""
+    container: dict[str, Any] | None = None
 
 
 class Handle(ABC):

@@ -33,10 +33,9 @@ from cdbench.containers import images
 from cdbench.containers.engine import connect
 from cdbench.containers.images import Image
 from cdbench.errors import CdbenchError, EnvironmentLacks
-from cdbench.execute import GPUS, WAIT
 from cdbench.files import explained
 from cdbench.provenance import versions
-from cdbench.record import PREPARED, failure_file, log_file, progress_file
+from cdbench.record import GPUS, PREPARED, WAIT, failure_file, log_file, progress_file
 from cdbench.requirements import hub_snapshot
 from cdbench.runners import End, Handle, Runner
 from cdbench.store import TRAINING_KINDS, Store

@@ -131,6 +131,8 @@ class Schedule:
     running: list[Job] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
+    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Run id -> in what its last step ran, where that was told by another machine."""
     begun: dict[str, tuple[str, Code]] = field(default_factory=dict)
     """Run id -> when it began, and with which code: a file edited in the meantime did not make the numbers."""
 
@@ -235,6 +237,8 @@ class Schedule:
         for job in list(self.running):
             assert job.handle
             end = job.handle.ended()
+            if end and end.container and job.run:
+                self.containers[job.run.spec.run_id] = end.container
             if end is None and time.monotonic() - job.started > job.spec.profile.timeout_minutes * 60:
                 job.handle.stop()
                 self._failed(job, "timeout", _no_end(job))
@@ -312,7 +316,7 @@ class Schedule:
         )
         with explained(folder, "the record"):
             result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
-            container = self.runner.describe(spec)
+            container = self.containers.get(spec.run_id) or self.runner.describe(spec)
             result = result.model_copy(update={"environment": result.environment | {"container": container}})
             record.write(folder, result)
         return result

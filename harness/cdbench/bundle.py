@@ -1,0 +1,157 @@
+"""A finished study as one file that somebody else can check and repeat without us: an RO-Crate (https://w3id.org/ro/crate/1.1).
+
+In it, laid out as a runs folder, so that every command works on it: the study, its report, and records with specs, histories,
+predictions and weights; beside them the package, the plug-ins that ran, Dockerfiles, locks, and SHA256SUMS over everything.
+"""
+
+import shutil
+import tempfile
+import zipfile
+from pathlib import Path
+
+from rocrate.model.entity import Entity
+from rocrate.rocrate import ROCrate
+
+from cdbench import __version__, discover, plugins, record
+from cdbench.containers import images
+from cdbench.errors import UserError
+from cdbench.files import explained, sha256
+from cdbench.plan import STUDY_FILE, Places, SavedStudy
+from cdbench.record import Record
+from cdbench.report.build import write_report
+
+SUMS = "SHA256SUMS"
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_PACKAGE = Path(plugins.__file__).resolve().parents[1]
+_OF_A_RUN = (
+    "record.json", "spec.json", "code.txt", "history.jsonl", "outcome.json", "metrics.json", "predictions.jsonl",
+    "student.safetensors", "masks.safetensors",
+)  # fmt: skip
+_README = """# {title}
+
+A cdbench study, packed by `cdbench bundle {name}` (cdbench {version}). `ro-crate-metadata.json` describes every part.
+
+    sha256sum --check --quiet SHA256SUMS      # nothing was altered since it was packed
+    cdbench score RUN --runs .                # a run's predictions, scored again; needs no model
+    cdbench report {name} --runs .            # the report again, from the records alone
+
+To run it again, with the code that is packed in `code/` and the environment of `docker/requirements.*.txt`:
+
+    {command}
+
+{weights}
+"""
+
+
+def bundle(saved: SavedStudy, where: Places, target: Path, *, weights: bool = True) -> list[str]:
+    """Packs a study into `target`, a .zip; returns the names in it.
+
+    Raises:
+        UserError: a run has no record, a file is not what its record says, or `target` exists.
+        EnvironmentLacks: `target` cannot be written.
+    """
+    if target.exists():
+        raise UserError(f"{target} exists already; name another file with --output")
+    records = [record.read(where.run(run_id)) for run_id in saved.run_ids]
+    for done in records:
+        if damaged := record.damaged_artefacts(where.run(done.run_id), done):
+            raise UserError(
+                f"run {done.run_id}: {damaged[0]} is missing or was altered; run the study again, then pack it"
+            )
+    write_report(saved, where)
+    with explained(target, "the bundle"), tempfile.TemporaryDirectory(prefix="cdbench-bundle-") as name:
+        folder = Path(name) / "crate"
+        _collect(folder, saved, where, records, weights)
+        _describe(folder, saved, records)
+        _write_sums(folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return _zip(folder, target)
+
+
+def _collect(folder: Path, saved: SavedStudy, where: Places, records: list[Record], weights: bool) -> None:
+    study = folder / saved.name
+    shutil.copytree(saved.folder / "report", study / "report")
+    shutil.copyfile(saved.folder / STUDY_FILE, study / STUDY_FILE)
+    for done in records:
+        target = folder / "records" / done.run_id
+        target.mkdir(parents=True)
+        for name in _OF_A_RUN:
+            source = where.run(done.run_id) / name
+            if source.is_file() and (weights or source.suffix != ".safetensors"):
+                shutil.copyfile(source, target / name)
+    skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(_PACKAGE, folder / "code" / "cdbench", ignore=skipped)
+    methods, tasks = discover.find("methods"), discover.find("tasks")
+    used = {path for done in records for path in [methods.get(done.spec.method)] if path}
+    for kind, paths in (("methods", used), ("tasks", set(tasks.values()))):
+        (folder / "code" / kind).mkdir(exist_ok=True)
+        for path in sorted(paths):
+            shutil.copyfile(path, folder / "code" / kind / path.name)
+    shutil.copytree(images.folder(), folder / "docker", ignore=skipped)
+    told = "The students' weights are in `records/*/student.safetensors`."
+    if not weights:
+        told = "Weights were left out (`--no-weights`); their SHA-256 sums are in the records."
+    text = _README.format(
+        title=saved.study.title, name=saved.name, version=__version__, command=saved.command, weights=told
+    )
+    (folder / "README.md").write_text(text)
+
+
+def _describe(folder: Path, saved: SavedStudy, records: list[Record]) -> None:
+    """Writes ro-crate-metadata.json: every file, and each run as an action with its instruments, results and end."""
+    crate = ROCrate()
+    crate.name, crate.description = saved.study.title, saved.study.description
+    crate.license = "https://spdx.org/licenses/Apache-2.0"
+    software = crate.add(
+        Entity(crate, "#cdbench", {"@type": "SoftwareApplication", "name": "cdbench", "softwareVersion": __version__})
+    )
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        place = path.relative_to(folder).as_posix()
+        crate.add_file(path, place, properties={"contentSize": str(path.stat().st_size), "sha256": sha256(path)})
+    for done in records:
+        results = [
+            crate.get(f"records/{done.run_id}/{name}")
+            for name in ("record.json", *done.artefacts)
+            if (folder / "records" / done.run_id / name).is_file()
+        ]
+        container = done.environment.get("container") or {}
+        action = Entity(
+            crate,
+            f"#run-{done.run_id}",
+            {
+                "@type": "CreateAction",
+                "name": done.spec.label,
+                "startTime": done.started,
+                "endTime": done.ended,
+                "actionStatus": f"http://schema.org/{'Completed' if done.status == 'ok' else 'Failed'}ActionStatus",
+                "description": done.error or "ended well",
+                "codeDigest": done.code.digest,
+                "codeCommit": done.code.commit,
+                "containerImage": container.get("image_id", "none"),
+            },
+        )
+        crate.add(action)
+        action["instrument"], action["object"] = software, crate.get(f"records/{done.run_id}/spec.json")
+        action["result"] = results
+        crate.root_dataset.append_to("mentions", action)
+    crate.metadata.write(folder)
+
+
+def _write_sums(folder: Path) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    (folder / SUMS).write_text("".join(f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files))
+
+
+def _zip(folder: Path, target: Path) -> list[str]:
+    """Entries in order, all of one time: what differs between two bundles is what differs in them."""
+    names = []
+    partial = target.with_name(f".{target.name}.partial")
+    with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            names.append(path.relative_to(folder).as_posix())
+            info = zipfile.ZipInfo(names[-1], _EPOCH)
+            info.compress_type, info.external_attr = zipfile.ZIP_DEFLATED, 0o644 << 16
+            with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as sink:
+                shutil.copyfileobj(source, sink)
+    partial.replace(target)
+    return names

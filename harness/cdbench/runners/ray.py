@@ -1,0 +1,46 @@
+"""Steps as tasks of an existing Ray cluster. A task whose node is lost goes to another; GPU ids come from Ray."""
+
+import os
+from typing import Any
+
+from cdbench.config import RunSpec
+from cdbench.errors import EnvironmentLacks
+from cdbench.runners import End, Handle
+from cdbench.runners.remote import Order, RemoteHandle, RemoteRunner
+
+_ADVICE = "start one (ray start --head; ray start --address=HEAD:6379 on the other machines), or set RAY_ADDRESS"
+
+
+def _step(order: Order) -> End:
+    """What Ray runs on a node."""
+    import ray
+
+    return order.obey([str(gpu) for gpu in ray.get_gpu_ids()])
+
+
+class RayRunner(RemoteRunner):
+    """One task a step; as many at a time as --jobs says and the cluster has processors for."""
+
+    name = "ray"
+
+    def connect(self) -> None:
+        try:
+            import ray
+        except ImportError:
+            raise EnvironmentLacks("--runner ray needs Ray: pip install 'cdbench[ray]'") from None
+        if ray.is_initialized():
+            return
+        try:
+            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="ERROR")
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise EnvironmentLacks(f"no Ray cluster is found ({str(error).splitlines()[0]}): {_ADVICE}") from None
+
+    def submit(self, order: Order, spec: RunSpec) -> Handle:
+        import ray
+
+        # Tried again by the schedule, not by Ray: so that a record counts what was no fault of the method.
+        options: dict[str, Any] = {"num_cpus": spec.profile.threads, "max_retries": 0, "scheduling_strategy": "SPREAD"}
+        if spec.profile.device == "cuda":
+            options["num_gpus"] = 1
+        task = ray.remote(_step).options(**options).remote(order)
+        return RemoteHandle(order.folder, lambda: ray.get(task), lambda: ray.cancel(task))

@@ -1,0 +1,127 @@
+"""One step on another machine: what a cluster's task calls there, and what waits for it here.
+
+Runs folder and store must lie on a file system that all machines share, under one path. A step is idempotent: it begins with
+a fresh folder, and what it leaves is taken over only when it has ended; so a step that was lost with its machine is simply
+started again elsewhere.
+"""
+
+import os
+import threading
+import uuid
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Literal
+
+from cdbench import plugins
+from cdbench.config import RunSpec
+from cdbench.errors import EnvironmentLacks
+from cdbench.runners import End, Handle, Runner
+from cdbench.runners.docker import DockerRunner
+from cdbench.runners.local import LocalRunner
+
+Inside = Literal["docker", "local"]
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that another machine needs to know of a step."""
+
+    step: str
+    folder: Path
+    store: Path
+    scratch: Path
+    spec: str
+    inside: Inside
+    image: str | None
+    plugin_roots: tuple[str, ...]
+
+    def obey(self, gpus: Sequence[str] = ()) -> End:
+        """Runs the step here, in a container or as a process; `gpus` are the ids that the cluster gave."""
+        spec = RunSpec.model_validate_json(self.spec)
+        for root in self.plugin_roots:
+            plugins.include(Path(root))
+        runner: Runner = DockerRunner(self.image, gpus) if self.inside == "docker" else LocalRunner()
+        # A scratch folder of its own: steps of other machines are under way beside it.
+        scratch = self.scratch / uuid.uuid4().hex
+        with closing(runner):
+            try:
+                runner.require([spec], scratch)
+            except EnvironmentLacks as error:
+                return End(1, "infra", f"{os.uname().nodename}: {error}")
+            handle = runner.start(self.step, self.folder, self.store, spec)
+            try:
+                while (end := handle.ended()) is None:
+                    wait([handle.waitable], 1)
+            except BaseException:
+                handle.stop()
+                raise
+            finally:
+                if scratch.is_dir():
+                    scratch.rmdir()
+            container = runner.describe(spec)
+        return replace(end, container=container and {**container, "machine": os.uname().nodename})
+
+
+class RemoteRunner(Runner):
+    """Hands steps to a cluster."""
+
+    def __init__(self, inside: Inside, image: str | None = None) -> None:
+        self._inside: Inside = inside
+        self._image = image
+        self._scratch = Path()
+        self.isolated = inside == "docker"
+
+    def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        self._scratch = scratch
+        self.connect()
+
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+        roots = tuple(str(root) for root in plugins.roots()[:-1])
+        order = Order(step, folder, store, self._scratch, spec.model_dump_json(), self._inside, self._image, roots)
+        return self.submit(order, spec)
+
+    @abstractmethod
+    def connect(self) -> None:
+        """Finds the cluster.
+
+        Raises:
+            EnvironmentLacks: there is none, or the client for it is not installed.
+        """
+
+    @abstractmethod
+    def submit(self, order: Order, spec: RunSpec) -> Handle:
+        """Hands over one step."""
+
+
+class RemoteHandle(Handle):
+    """A step on another machine, waited for by a thread of its own."""
+
+    def __init__(self, folder: Path, wait_for: Callable[[], End], cancel: Callable[[], None]) -> None:
+        self.folder = folder
+        self._cancel = cancel
+        self._end: End | None = None
+        self._readable, self._writable = os.pipe()
+        self._thread = threading.Thread(target=self._watch, args=(wait_for,), daemon=True, name="cdbench-remote")
+        self._thread.start()
+
+    @property
+    def waitable(self) -> int:
+        return self._readable
+
+    def ended(self) -> End | None:
+        return self._end
+
+    def stop(self) -> None:
+        self._cancel()
+        self._thread.join()
+
+    def _watch(self, wait_for: Callable[[], End]) -> None:
+        try:
+            self._end = wait_for()
+        except Exception as error:  # the cluster's clients raise what they like; none of it is the method's fault
+            self._end = End(1, "infra", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+        os.close(self._writable)

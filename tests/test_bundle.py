@@ -1,0 +1,115 @@
+"""A study as one file: read by the library of the standard, checked by sha256sum, worked on by our own commands."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from rocrate.rocrate import ROCrate
+
+from conftest import Cli, World
+
+STUDY = """
+title = "Two rows"
+description = "For a bundle."
+profile = "{profile}"
+methods = ["base", "finetune"]
+tasks = ["addition_2digit"]
+seeds = [0]
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("bundle")
+    (root / "two_rows.toml").write_text(STUDY.format(profile=world.profile_file))
+    (root / "runs").mkdir()
+    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
+    command = [sys.executable, "-m", "cdbench", "reproduce", "two_rows.toml", "--store", str(world.store)]
+    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return root / "runs"
+
+
+def unpacked(file: Path, target: Path) -> Path:
+    with zipfile.ZipFile(file) as archive:
+        archive.extractall(target)
+    return target
+
+
+def test_a_bundle_can_be_checked_and_worked_on_without_us(runs: Path, cli: Cli, tmp_path: Path) -> None:
+    done = cli("bundle", "two_rows", "--runs", runs, "--json")
+    assert done.returncode == 0, done.stderr
+    crate = unpacked(tmp_path / "two_rows.crate.zip", tmp_path / "crate")
+    told = json.loads(done.stdout)["entries"]
+    assert sorted(told) == sorted(str(p.relative_to(crate)) for p in crate.rglob("*") if p.is_file())
+    checked = subprocess.run(
+        ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=crate, capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout
+    (run,) = [
+        r for r in crate.glob("records/*/record.json") if json.loads(r.read_text())["spec"]["method"] == "finetune"
+    ]
+    assert cli("score", run.parent.name, "--runs", crate).returncode == 0
+    shutil.rmtree(crate / "two_rows" / "report")
+    assert cli("report", "two_rows", "--runs", crate).returncode == 0
+    assert (crate / "two_rows" / "report" / "index.html").is_file()
+
+
+def test_the_library_of_the_standard_reads_it(runs: Path, cli: Cli, tmp_path: Path) -> None:
+    assert cli("bundle", "two_rows", "--runs", runs, "-o", "x.zip").returncode == 0
+    folder = unpacked(tmp_path / "x.zip", tmp_path / "x")
+    crate = ROCrate(folder)
+    assert crate.name == "Two rows"
+    actions = crate.get_by_type("CreateAction")
+    assert {a["name"].split(" ")[0] for a in actions} == {"teacher", "base", "finetune"}
+    for action in actions:
+        assert action["instrument"].id == "#cdbench"
+        assert all((folder / entity.id).is_file() for entity in action["result"])
+    listed = {entity.id for entity in crate.get_by_type("File")}
+    assert {
+        "docker/cpu.Dockerfile",
+        "docker/image.cpu.txt",
+        "code/methods/finetune.py",
+        "two_rows/report/report.md",
+    } <= listed
+    assert not any(name.startswith("code/methods/kl") for name in listed)
+    for entity in crate.get_by_type("File"):
+        done = subprocess.run(["sha256sum", folder / entity.id], capture_output=True, text=True)
+        assert done.stdout.split()[0] == entity["sha256"]
+
+
+def test_the_packed_code_is_the_code_that_the_records_name(runs: Path, cli: Cli, world: World, tmp_path: Path) -> None:
+    assert cli("bundle", "two_rows", "--runs", runs, "-o", "x.zip", "--no-weights").returncode == 0
+    folder = unpacked(tmp_path / "x.zip", tmp_path / "x")
+    assert not list(folder.rglob("*.safetensors"))
+    code = (
+        "import json, sys\nfrom pathlib import Path\nfrom cdbench.config import RunSpec\nfrom cdbench.provenance import code_of\n"
+        "r = json.loads(Path(sys.argv[1]).read_text())\nassert 'crate-code' in __import__('cdbench').__file__\n"
+        "assert code_of(RunSpec.model_validate(r['spec'])).digest == r['code']['digest']"
+    )
+    shutil.move(folder / "code", tmp_path / "crate-code")
+    for path in folder.glob("records/*/record.json"):
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "crate-code"), "CDBENCH_PLUGINS": str(tmp_path / "crate-code")}
+        done = subprocess.run([sys.executable, "-c", code, path], env=env, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_what_cannot_be_packed_is_said(runs: Path, cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "there.zip").write_text("")
+    copy = shutil.copytree(runs, tmp_path / "copy")
+    record = next(copy.glob("records/*/student.safetensors"))
+    record.write_bytes(b"other")
+    for words, complaint in (
+        (["two_rows", "-o", "there.zip", "--runs", runs], "exists already"),
+        (["three_rows", "--runs", runs], "no study 'three_rows' was run"),
+        (["two_rows", "--runs", copy], "student.safetensors is missing or was altered"),
+    ):
+        done = cli("bundle", *words)
+        assert done.returncode == 2, done.stderr
+        assert complaint in done.stderr
+    assert not list(tmp_path.glob(".*.partial")) and not (tmp_path / "two_rows.crate.zip").exists()
