@@ -1,6 +1,7 @@
 """Steps as tasks of an existing Ray cluster. A task whose node is lost goes to another; GPU ids come from Ray."""
 
 import os
+import socket
 from typing import Any
 
 from cdbench.config import RunSpec
@@ -8,7 +9,19 @@ from cdbench.errors import EnvironmentLacks
 from cdbench.runners import End, Handle
 from cdbench.runners.remote import Order, RemoteHandle, RemoteRunner
 
+_KNOCK_SECONDS = 5
 _ADVICE = "start one (ray start --head; ray start --address=HEAD:6379 on the other machines), or set RAY_ADDRESS"
+
+
+def _knock(address: str) -> None:
+    """Ray waits minutes for a cluster that is not there.
+
+    Raises:
+        OSError: nobody listens.
+    """
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
 
 
 def _step(order: Order) -> End:
@@ -30,10 +43,14 @@ class RayRunner(RemoteRunner):
             raise EnvironmentLacks("--runner ray needs Ray: pip install 'cdbench[ray]'") from None
         if ray.is_initialized():
             return
+        address = os.environ.get("RAY_ADDRESS", "auto")
         try:
-            ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise EnvironmentLacks(f"no Ray cluster is found ({str(error).splitlines()[0]}): {_ADVICE}") from None
+            _knock(address)
+            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+        except (OSError, ValueError, RuntimeError) as error:
+            raise EnvironmentLacks(
+                f"no Ray cluster is found at {address} ({str(error).splitlines()[0]}): {_ADVICE}"
+            ) from None
 
     def submit(self, order: Order, spec: RunSpec) -> Handle:
         import ray

@@ -123,5 +123,5 @@ class RemoteHandle(Handle):
         try:
             self._end = wait_for()
         except Exception as error:  # the cluster's clients raise what they like; none of it is the method's fault
-            self._end = End(1, "infra", f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")
+            self._end = End(1, "infra", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
         os.close(self._writable)

@@ -1,6 +1,8 @@
 """Steps as jobs of SLURM, through submitit. A job whose node fails, or that is preempted, is handed in again."""
 
+import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ from cdbench.runners import End, Handle
 from cdbench.runners.remote import Inside, Order, RemoteHandle, RemoteRunner
 
 _POLL_SECONDS = 1.0
+_LATE_POLLS = 5
+_UNDER_WAY = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
 _SPARE_MINUTES = 2
 
 
@@ -49,14 +53,17 @@ class SlurmRunner(RemoteRunner):
             "timeout_min": spec.profile.timeout_minutes + _SPARE_MINUTES,
             "cpus_per_task": spec.profile.threads,
             "mem_gb": limits.memory_gib + 1,  # the harness beside the container
-            "slurm_additional_parameters": {"requeue": False},
+            "slurm_additional_parameters": {"no_requeue": True},
         }
         if spec.profile.device == "cuda":
             parameters["gpus_per_node"] = 1
         if self._partition:
             parameters["slurm_partition"] = self._partition
         executor.update_parameters(**parameters)
-        job = executor.submit(_step, order)
+        try:
+            job = executor.submit(_step, order)
+        except submitit.core.utils.FailedJobError as error:
+            raise EnvironmentLacks(f"SLURM does not take the job: {str(error).strip().splitlines()[0]}") from None
         return RemoteHandle(order.folder, lambda: _wait(job), lambda: job.cancel(check=False))
 
 
@@ -66,16 +73,36 @@ def _logs(scratch: Path) -> Path:
 
 
 def _wait(job: Any) -> End:
-    while not job.done():
+    """Until the job has left a result, or SLURM says that it ended without.
+
+    Asks scontrol, not sacct as submitit does: not every cluster keeps accounts.
+    """
+    import submitit
+
+    gone = 0
+    while not job.paths.result_pickle.exists():
+        state = _state(job.job_id)
+        gone = 0 if state in _UNDER_WAY else gone + 1
+        if gone > _LATE_POLLS:  # a shared file system may show the result late
+            return _without_result(job.job_id, state)
         time.sleep(_POLL_SECONDS)
-    state = str(job.state)
-    if state.startswith("TIMEOUT"):
-        return End(1, "timeout", "ended by SLURM at its time limit")
-    if state.startswith("OUT_OF_ME"):
-        return End(1, "oom", "ended by SLURM for want of memory")
-    error = job.exception()
-    if error is not None:
-        return End(1, "infra", f"job {job.job_id} ended in state {state}: {str(error).strip().splitlines()[0]}")
-    end = job.result()
-    assert isinstance(end, End)
-    return end
+    outcome, value = submitit.core.utils.pickle_load(job.paths.result_pickle)
+    if outcome == "error":
+        return End(1, "infra", f"job {job.job_id}: {str(value).strip().splitlines()[-1]}")
+    assert isinstance(value, End)
+    return value
+
+
+def _state(job_id: str) -> str:
+    """SLURM's word for a job's state; "UNKNOWN" when it has forgotten the job, or does not answer."""
+    done = subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
+    found = re.search(r"\bJobState=(\w+)", done.stdout)
+    return found[1] if found else "UNKNOWN"
+
+
+def _without_result(job_id: str, state: str) -> End:
+    if state == "TIMEOUT":
+        return End(1, "timeout", f"job {job_id} ended by SLURM at its time limit")
+    if state == "OUT_OF_MEMORY":
+        return End(1, "oom", f"job {job_id} ended by SLURM for want of memory")
+    return End(1, "infra", f"job {job_id} ended without a result, in state {state}")
