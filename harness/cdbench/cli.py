@@ -204,6 +204,7 @@ def reproduce(studies: tuple[str, ...], **options: Any) -> None:
     cdbench reproduce paper_a --set training.lr=2e-4 --seeds 0,1,2,3,4 --dry-run
     cdbench reproduce paper_a -k cka_cd --json
     cdbench reproduce paper_a --runner docker
+    RAY_ADDRESS=head:6379 cdbench reproduce paper_a --runner ray --jobs 16
     """
     _run_studies([config.load_study(name) for name in studies], options)
 
