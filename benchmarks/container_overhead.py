@@ -2,8 +2,8 @@
 
     python benchmarks/container_overhead.py
 
-The tiny pair, one run at a time. Per run: from the end of one run to the end of the next, so that what is paid once a study (models,
-probe, first containers) stands apart. Needs an engine and an image (`cdbench build`).
+The tiny pair, one run at a time. Per run: from the end of one run to the end of the next, so that what is paid once a study
+(models, probe, first containers) stands apart. Needs an engine and an image (`cdbench build`).
 """
 
 import itertools

@@ -73,10 +73,10 @@ def test_what_a_training_says_of_itself_is_checked(
     (tmp_path / "outcome.json").write_text(json.dumps(outcome))
     (tmp_path / "history.jsonl").write_text(history)
     if complaint is None:
-        record.check_training(tmp_path, {"lr": 0.1})
+        record.check_outcome(tmp_path, {"lr": 0.1})
         return
     with pytest.raises(UserError) as caught:
-        record.check_training(tmp_path, {"lr": 0.1})
+        record.check_outcome(tmp_path, {"lr": 0.1})
     assert complaint in str(caught.value)
 
 

@@ -115,8 +115,8 @@ _HISTORY = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])
 _RESULT_BYTES = 64 << 20
 
 
-def check_training(folder: Path, params: Mapping[str, Scalar]) -> None:
-    """Holds outcome.json and history.jsonl of a training against their schema and the spec's hyperparameters.
+def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
+    """Holds a training's outcome.json against its schema and the spec's hyperparameters.
 
     Raises:
         UserError: not JSON, numbers that are not finite, other keys, or other hyperparameters than `params`.
@@ -124,16 +124,27 @@ def check_training(folder: Path, params: Mapping[str, Scalar]) -> None:
     try:
         table = json.loads(read_plain(folder / "outcome.json", _RESULT_BYTES), parse_constant=_refuse_constant)
         result = TrainingResult.model_validate(table)
-        if (folder / "history.jsonl").exists():
-            for line in read_plain(folder / "history.jsonl", _RESULT_BYTES).splitlines():
-                _HISTORY.validate_json(line)
     except ValidationError as error:
-        raise explain(error, "outcome.json or history.jsonl") from None
+        raise explain(error, "outcome.json") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"outcome.json or history.jsonl is not what a training leaves: {error}") from None
+        raise UserError(f"outcome.json is not what a training leaves: {error}") from None
     for key, value in params.items():
         if result.params.get(key) != value:
             raise UserError(f"outcome.json says {key} = {result.params.get(key)!r}, the spec says {value!r}")
+
+
+def check_history(folder: Path) -> None:
+    """Holds a training's history.jsonl, if there is one, against its schema.
+
+    Raises:
+        UserError: a line that is no JSON object of finite numbers.
+    """
+    path = folder / "history.jsonl"
+    try:
+        for line in read_plain(path, _RESULT_BYTES).splitlines() if path.exists() else ():
+            _HISTORY.validate_json(line)
+    except (OSError, ValidationError) as error:
+        raise UserError(f"history.jsonl is not what a training leaves: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,7 +1,9 @@
 """Which figures a study has, and what they show. Numbered as in the papers where they correspond."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from cdbench.report import figures
 from cdbench.report.collect import Group, StudyData, history
@@ -9,6 +11,7 @@ from cdbench.report.figures import Curves, Picture
 from cdbench.report.formats import percent
 
 Row = dict[str, Any]
+_CURVES = TypeAdapter(dict[Literal["student", "teacher"], list[FiniteFloat]])
 
 
 def draw_all(data: StudyData, rows: Sequence[Row]) -> dict[str, Picture]:
@@ -122,13 +125,20 @@ def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     return figures.panels("masks", titles, curves, caption)
 
 
+def _k_curves(extras: Mapping[str, Any]) -> Mapping[str, list[float]]:
+    """Extras are whatever a method says; what is no curve is not drawn."""
+    try:
+        return {**_CURVES.validate_python(extras.get("k_selection", {}))}
+    except ValidationError:
+        return {}
+
+
 def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     groups = [g for g in data.groups if g.method == "mask_discovery" and g.records]
     curves: dict[str, list[tuple[list[float], list[float]]]] = {}
     for group in groups:
         for record in group.records:
-            for model in ("student", "teacher"):
-                values = record.extras["k_selection"][model]
+            for model, values in _k_curves(record.extras).items():
                 curves.setdefault(model, []).append(([float(k + 1) for k in range(len(values))], values))
     if not curves:
         return None

@@ -46,6 +46,9 @@ class Handle(ABC):
     def stop(self) -> None:
         """Ends it now; returns when it is gone."""
 
+    def close(self) -> None:  # noqa: B027  (a process needs nothing)
+        """Lets go of what was held to watch it; it has ended."""
+
 
 class Runner(ABC):
     """Starts steps."""

@@ -426,6 +426,9 @@ class DockerHandle(Handle):
         self._stop.set()
         self._thread.join()
 
+    def close(self) -> None:
+        os.close(self._readable)
+
     def _watch(self) -> None:
         from docker.errors import DockerException
         from requests.exceptions import RequestException

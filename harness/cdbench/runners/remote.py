@@ -119,6 +119,9 @@ class RemoteHandle(Handle):
         self._cancel()
         self._thread.join()
 
+    def close(self) -> None:
+        os.close(self._readable)
+
     def _watch(self, wait_for: Callable[[], End]) -> None:
         try:
             self._end = wait_for()

@@ -254,6 +254,17 @@ class Schedule:
             elif end:
                 self._failed(job, *_explain_failure(job, end.code))
 
+    def _end(self, job: Job) -> None:
+        """Lets go of a step that has ended. What whoever trained wrote of itself is kept only if it can be read."""
+        assert job.handle
+        self.running.remove(job)
+        job.handle.close()
+        if job.step == "train":
+            try:
+                record.check_history(job.folder)
+            except UserError:
+                (job.folder / "history.jsonl").unlink(missing_ok=True)
+
     def _again(self, job: Job, end: End) -> None:
         """What is not the method's fault is tried again, unless nothing can be started here any more.
 
@@ -262,11 +273,11 @@ class Schedule:
         """
         self.runner.require([planned.spec for planned in self.plan.runs], self.where.scratch)
         self.display.retried(job, end.text)
-        self.running.remove(job)
+        self._end(job)
         self.waiting.insert(0, job)
 
     def _succeeded(self, job: Job) -> None:
-        self.running.remove(job)
+        self._end(job)
         self.done.add(job.name)
         if job.run is None:
             self.display.prepared(job)
@@ -274,7 +285,7 @@ class Schedule:
             self._finish(job.run, self._write_record(job.run, "ok", ""))
 
     def _failed(self, job: Job, status: Status, text: str) -> None:
-        self.running.remove(job)
+        self._end(job)
         if job.run is None:
             told = job.folder / record.failure_file(job.step)
             code = int(str(read_json(told, "failure")["exit_code"])) if told.exists() else 1
@@ -304,6 +315,7 @@ class Schedule:
         for job in self.running:
             assert job.handle
             job.handle.stop()
+            job.handle.close()
             if job.run and isinstance(error, KeyboardInterrupt):
                 self._finish(job.run, self._write_record(job.run, "interrupted", f"{job.step}: stopped by the user"))
         self.running.clear()
@@ -332,7 +344,6 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
     folder: Path,
 ) -> Record:
     """The record of a run from what its steps left."""
-    later = metrics or outcome
     return Record(
         run_id=spec.run_id,
         spec=spec,
@@ -343,8 +354,9 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
         params=outcome.get("params", {**defaults_of(spec), **spec.params}),
         metrics=Metrics.model_validate(metrics["metrics"]) if status == "ok" else None,
         extras=outcome.get("extras", {}),
-        environment=later.get("environment", {}),
-        inputs=later.get("inputs", {}),
+        # The evaluator's word, not that of the process in which the method ran.
+        environment=metrics.get("environment", {}),
+        inputs=metrics.get("inputs", {}),
         artefacts={name: sha256(folder / name) for name in _ARTEFACTS if (folder / name).is_file()},
         cost=outcome.get("cost", {}) | metrics.get("cost", {}),
         started=begun[0],
@@ -358,10 +370,10 @@ def _fault_of(job: Job) -> str | None:
         return None
     stated = {**defaults_of(job.spec), **job.spec.params}
     try:
-        record.check_training(job.folder, stated)
+        record.check_outcome(job.folder, stated)
+        record.check_history(job.folder)
     except UserError as error:
-        for name in ("outcome.json", "history.jsonl"):
-            (job.folder / name).unlink(missing_ok=True)
+        (job.folder / "outcome.json").unlink(missing_ok=True)
         return printable(str(error))
     return None
 
