@@ -72,11 +72,16 @@ def test_what_a_training_says_of_itself_is_checked(
 ) -> None:
     (tmp_path / "outcome.json").write_text(json.dumps(outcome))
     (tmp_path / "history.jsonl").write_text(history)
-    if complaint is None:
+
+    def check() -> None:
         record.check_outcome(tmp_path, {"lr": 0.1})
+        record.check_history(tmp_path)
+
+    if complaint is None:
+        check()
         return
     with pytest.raises(UserError) as caught:
-        record.check_outcome(tmp_path, {"lr": 0.1})
+        check()
     assert complaint in str(caught.value)
 
 

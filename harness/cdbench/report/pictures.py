@@ -11,7 +11,7 @@ from cdbench.report.figures import Curves, Picture
 from cdbench.report.formats import percent
 
 Row = dict[str, Any]
-_CURVES = TypeAdapter(dict[Literal["student", "teacher"], list[FiniteFloat]])
+_CURVES: TypeAdapter[dict[str, list[float]]] = TypeAdapter(dict[Literal["student", "teacher"], list[FiniteFloat]])
 
 
 def draw_all(data: StudyData, rows: Sequence[Row]) -> dict[str, Picture]:
@@ -125,10 +125,10 @@ def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     return figures.panels("masks", titles, curves, caption)
 
 
-def _k_curves(extras: Mapping[str, Any]) -> Mapping[str, list[float]]:
+def _k_curves(extras: Mapping[str, Any]) -> dict[str, list[float]]:
     """Extras are whatever a method says; what is no curve is not drawn."""
     try:
-        return {**_CURVES.validate_python(extras.get("k_selection", {}))}
+        return dict(_CURVES.validate_python(extras.get("k_selection", {})))
     except ValidationError:
         return {}
 
