@@ -1,7 +1,8 @@
 """Which figures a study has, and what they show. Numbered as in the papers where they correspond."""
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
@@ -11,7 +12,7 @@ from cdbench.report.figures import Curves, Picture
 from cdbench.report.formats import percent
 
 Row = dict[str, Any]
-_CURVES: TypeAdapter[dict[str, list[float]]] = TypeAdapter(dict[Literal["student", "teacher"], list[FiniteFloat]])
+_CURVE = TypeAdapter(list[FiniteFloat])
 
 
 def draw_all(data: StudyData, rows: Sequence[Row]) -> dict[str, Picture]:
@@ -127,10 +128,13 @@ def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 def _k_curves(extras: Mapping[str, Any]) -> dict[str, list[float]]:
     """Extras are whatever a method says; what is no curve is not drawn."""
-    try:
-        return dict(_CURVES.validate_python(extras.get("k_selection", {})))
-    except ValidationError:
-        return {}
+    found = extras.get("k_selection")
+    told = found if isinstance(found, dict) else {}
+    curves: dict[str, list[float]] = {}
+    for model in ("student", "teacher"):
+        with contextlib.suppress(ValidationError):
+            curves[model] = _CURVE.validate_python(told.get(model))
+    return curves
 
 
 def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
