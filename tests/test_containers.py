@@ -218,7 +218,9 @@ def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
 
 
 def test_a_promise_that_the_engine_dropped_is_named(world: World, image: Image, tmp_path: Path) -> None:
-    promises = Promises(memory=1 << 30, processors=1, processes=64, output=1 << 20, scratch=1 << 20, gpus=("0",))
+    promises = Promises(
+        memory=1 << 30, processors=1, processes=64, output=1 << 20, scratch=1 << 20, user="10001:10001", gpus=("0",)
+    )
     kept = {
         "NetworkMode": "none",
         "ReadonlyRootfs": True,
@@ -233,7 +235,11 @@ def test_a_promise_that_the_engine_dropped_is_named(world: World, image: Image, 
         "Tmpfs": {"/tmp": f"size={1 << 20},mode=1777"},
         "DeviceRequests": [{"DeviceIDs": ["0"]}],
     }
-    assert promises.broken(kept) == []
+    mounts = [{"Destination": "/step", "RW": True}, {"Destination": "/store", "RW": False}]
+    attrs: dict[str, Any] = {"Config": {"User": "10001:10001"}, "Mounts": mounts, "HostConfig": kept}
+    assert promises.broken(attrs) == []
+    assert promises.broken(attrs | {"Config": {"User": ""}}) == ["user"]
+    assert promises.broken(attrs | {"Mounts": [{"Destination": "/store", "RW": True}]}) == ["read-only mounts"]
     for key, value, name in (
         ("NetworkMode", "bridge", "no network"),
         ("ReadonlyRootfs", False, "read-only root"),
@@ -248,7 +254,7 @@ def test_a_promise_that_the_engine_dropped_is_named(world: World, image: Image, 
         ("Tmpfs", None, "scratch"),
         ("DeviceRequests", None, "GPUs"),
     ):
-        assert promises.broken(kept | {key: value}) == [name]
+        assert promises.broken(attrs | {"HostConfig": kept | {key: value}}) == [name]
 
 
 def test_an_engine_that_is_not_there_is_one_sentence_and_exit_code_4(args: list[str], cli: Cli, tmp_path: Path) -> None:
@@ -283,9 +289,26 @@ def test_a_gpu_that_the_engine_cannot_give_is_refused_before_anything_runs(
     spec = world.spec("base").model_copy(update={"profile": profile})
     with pytest.raises(EnvironmentLacks, match="name those to use, --gpus 0"):
         DockerRunner(image.tag).require([spec], tmp_path)
+    if "nvidia" in engine_or_skip().info()["Runtimes"]:
+        pytest.skip("this engine can give GPUs")
     with pytest.raises(EnvironmentLacks, match="NVIDIA container toolkit"):
         DockerRunner(image.tag, ["0"]).require([spec], tmp_path)
     assert containers() == []
+
+
+def test_a_step_is_harvested_only_when_its_container_is_gone(
+    waits: str, world: World, tmp_path: Path, runner: DockerRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = world.spec("waits", seconds=1.0)
+    handle = begun(spec, world, tmp_path, runner)
+    monkeypatch.setattr(handle._container, "end", lambda: False)  # type: ignore[attr-defined]
+    finished(handle)
+    assert not (tmp_path / spec.run_id / "outcome.json").exists()
+
+
+def test_more_runs_than_gpus_are_not_started() -> None:
+    assert DockerRunner("any", ["0"]).capacity == 1
+    assert DockerRunner("any").capacity is None
 
 
 def test_an_image_with_other_libraries_is_refused(

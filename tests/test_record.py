@@ -55,12 +55,20 @@ OUTCOME = {"params": {"lr": 0.1}, "extras": {}, "cost": {}, "environment": {}, "
 @pytest.mark.parametrize(
     ("outcome", "history", "complaint"),
     [
-        (OUTCOME, '{"step": 1, "loss": 0.5}\n', None),
+        (OUTCOME, '{"step": 1, "time": 2, "loss/kl": 0.5}\n', None),
         (OUTCOME | {"metrics": {"accuracy": 1}}, "", "unknown key 'metrics'"),
         (OUTCOME | {"params": {"lr": 0.2}}, "", "says lr = 0.2, the spec says 0.1"),
         (OUTCOME | {"cost": {"steps": -1}}, "", "cost.steps = -1"),
-        (OUTCOME | {"cost": {"steps": float("nan")}}, "", "NaN is not JSON"),
+        (OUTCOME | {"cost": {"steps": float("nan")}}, "", "cost.steps"),
         (OUTCOME | {"notes": ["x" * 2000]}, "", "notes"),
+        (OUTCOME | {"cost": {"steps": float("inf")}}, "", "cost.steps"),
+        (OUTCOME | {"cost": {"energy": 1.0}}, "", "cost.energy"),
+        (OUTCOME | {"extras": {"a": float("inf")}}, "", "outcome.json"),
+        (OUTCOME | {"extras": {"a": "\ud800"}}, "", "outcome.json"),
+        (OUTCOME | {"files": {"student.safetensors": "0"}}, "", "student.safetensors is not the file"),
+        (OUTCOME, '{"loss": 0.5}\n', "history.jsonl"),
+        (OUTCOME, '{"step": 1.5, "time": 1}\n', "history.jsonl"),
+        (OUTCOME, '{"step": 1, "time": 1, "a\u2028b": 1}\n', "history.jsonl"),
         ([], "", "valid dictionary"),
         (OUTCOME, '{"step": 1, "loss": NaN}\n', "history.jsonl"),
         (OUTCOME, '{"step": 1, "loss": "low"}\n', "history.jsonl"),
@@ -83,6 +91,12 @@ def test_what_a_training_says_of_itself_is_checked(
     with pytest.raises(UserError) as caught:
         check()
     assert complaint in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["{}", "[", '{"status": "ok"}', "1" * 5000, '{"status": "failed", "exit_code": "x"}'])
+def test_a_failure_that_cannot_be_understood_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "failure-train.json").write_text(text)
+    assert record.read_failure(tmp_path, "train") is None
 
 
 def test_artefacts_are_checked_against_their_hashes(tmp_path: Path) -> None:

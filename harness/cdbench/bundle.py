@@ -17,6 +17,7 @@ from cdbench.containers import images
 from cdbench.errors import UserError
 from cdbench.files import explained, sha256
 from cdbench.plan import STUDY_FILE, Places, SavedStudy
+from cdbench.provenance import code_of
 from cdbench.record import Record
 from cdbench.report.build import write_report
 
@@ -54,6 +55,11 @@ def bundle(saved: SavedStudy, where: Places, target: Path, *, weights: bool = Tr
         raise UserError(f"{target} exists already; name another file with --output")
     records = [record.read(where.run(run_id)) for run_id in saved.run_ids]
     for done in records:
+        if done.code.digest != (own := code_of(done.spec).digest):
+            raise UserError(
+                f"run {done.run_id} was made by other code (digest {done.code.digest}) than would be packed ({own}); check "
+                f"out commit {done.code.commit[:12]}, or run the study again"
+            )
         if damaged := record.damaged_artefacts(where.run(done.run_id), done):
             raise UserError(
                 f"run {done.run_id}: {damaged[0]} is missing or was altered; run the study again, then pack it"

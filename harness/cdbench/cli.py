@@ -321,7 +321,9 @@ def verify(run_id: str, rerun: bool, as_json: bool, **options: Any) -> None:
     differences = session.verify(where, run_id)
     if rerun:
         container = record.read(where.run(run_id)).environment.get("container") or {}
-        runner = session.make_runner(container.get("runner", "local"), options["image"], options["gpus"])
+        runner = session.make_runner(
+            container.get("runner", "local"), options["image"] or container.get("image_id"), options["gpus"]
+        )
         differences += session.rerun(where, run_id, runner)
     if as_json:
         click.echo(json.dumps({"run_id": run_id, "verified": not differences, "differences": differences}, indent=1))

@@ -33,12 +33,26 @@ def find(kind: Kind) -> dict[str, Path]:
             name = path.stem
             if name.startswith("_"):
                 continue
-            if not name.isidentifier() or name == TEACHER:
-                raise UserError(f"{path}: '{name}' cannot be the name of a plug-in; use letters, digits and '_'")
+            _require_name(path)
             if name in found:
                 raise UserError(f"two {kind} are called '{name}': {found[name]} and {path}; rename one of the files")
             found[name] = path
     return dict(sorted(found.items()))
+
+
+def _require_name(path: Path) -> None:
+    if not path.stem.isidentifier() or path.stem == TEACHER:
+        raise UserError(f"{path}: '{path.stem}' cannot be the name of a plug-in; use letters, digits and '_'")
+
+
+def check_file(path: Path) -> None:
+    """Checks a plug-in file without importing it.
+
+    Raises:
+        UserError: its name is no name, it cannot be parsed, or it imports the package's internals.
+    """
+    _require_name(path)
+    _refuse_internals(path, _parse(path))
 
 
 def locate(kind: Kind, name: str) -> Path:
@@ -64,6 +78,8 @@ def _parse(path: Path) -> ast.Module:
         return ast.parse(source)
     except SyntaxError as error:
         raise UserError(f"{path}, line {error.lineno}: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # null bytes; nested deeper than the parser goes
+        raise UserError(f"{path} cannot be parsed: {error or type(error).__name__}") from None
 
 
 def summary(path: Path) -> str:

@@ -3,7 +3,6 @@
 import os
 import platform
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -38,7 +37,7 @@ class Finding:
 def examine(where: Places, profile: str | None) -> list[Finding]:
     """All findings; those about a profile only when one is named."""
     findings = [_python(), _torch(), _cores(), _gpu(), _disk(where), _writable(where)]
-    findings += [_plugins("methods"), _plugins("tasks")]
+    findings += [_plugins("methods", where), _plugins("tasks", where)]
     findings += [_engine(), _client(), *_images()]
     findings.append(_token())
     if profile is not None:
@@ -97,15 +96,19 @@ def _writable(where: Places) -> Finding:
     return Finding("runs folder", "ok", str(where.runs))
 
 
-def _plugins(kind: discover.Kind) -> Finding:
-    load: Callable[[str], type] = lambda name: discover.load(kind, name)  # noqa: E731
+def _plugins(kind: discover.Kind, where: Places) -> Finding:
     try:
-        names = list(discover.find(kind))
-        for name in names:
-            load(name)
+        found = discover.find(kind)
+        for name, path in found.items():
+            if path.is_relative_to(
+                where.plugins
+            ):  # brought by its path, to be run in a container perhaps: not imported here
+                discover.static_fields(path)
+            else:
+                discover.load(kind, name)
     except CdbenchError as error:
         return Finding(kind, "missing", str(error))
-    return Finding(kind, "ok", f"{len(names)} load: {', '.join(names)}")
+    return Finding(kind, "ok", f"{len(found)} load: {', '.join(found)}")
 
 
 def _engine() -> Finding:

@@ -48,7 +48,8 @@ def load_student(model: LlamaForCausalLM, file: Path) -> LlamaForCausalLM:
     for name, value in state.items():
         if value.shape != own[name].shape:
             raise Refused(f"{name} has shape {tuple(value.shape)}, the student's has {tuple(own[name].shape)}")
-        if not value.is_floating_point() or not bool(torch.isfinite(value).all()):
+        # After the cast: what is finite in float64 may be infinite in the student's own type.
+        if not value.is_floating_point() or not bool(torch.isfinite(value.to(own[name].dtype)).all()):
             raise Refused(f"{name} holds values that are not finite floating-point numbers")
     model.load_state_dict(state, strict=True)
     return model.eval()

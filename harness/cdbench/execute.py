@@ -42,7 +42,7 @@ from cdbench.evaluate import (
     require_own,
     summarise_masks,
 )
-from cdbench.files import explained, read_json, write_atomic, write_json
+from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
@@ -123,6 +123,11 @@ def run_train(folder: Path, store: Store) -> None:
         "environment": environment(),
         "inputs": workspace.inputs(),
         "notes": problem.notes,
+        "files": {
+            name: sha256(folder / name)
+            for name in ("student.safetensors", "masks.safetensors")
+            if (folder / name).exists()
+        },
     }
     write_json(folder / "outcome.json", result, "the run")
     (folder / "checkpoint.pt").unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from cdbench.config import (
     plan_specs,
     profile_table,
 )
-from cdbench.discover import find, locate, static_fields
+from cdbench.discover import check_file, find, locate, static_fields
 from cdbench.errors import UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.provenance import code_of
@@ -81,6 +81,7 @@ def bring(file: Path, where: Places) -> str:
         source = file.read_bytes()
     except OSError as error:
         raise UserError(f"method file {file} cannot be read: {error.strerror}") from None
+    check_file(file)
     target = where.plugins / "methods" / file.name
     taken = find("methods").get(file.stem)
     if taken and taken != target:
@@ -205,7 +206,16 @@ def same_code(folder: Path, spec: RunSpec, isolated: bool = False) -> bool:
 def is_trained(folder: Path, spec: RunSpec, isolated: bool = False) -> bool:
     """Whether a run was interrupted between training and evaluation: then only the evaluation is left."""
     stopped = not (folder / record.RECORD).exists() or record.read(folder).status == "interrupted"
-    return stopped and (folder / "outcome.json").exists() and same_code(folder, spec, isolated)
+    return stopped and same_code(folder, spec, isolated) and has_outcome(folder, spec)
+
+
+def has_outcome(folder: Path, spec: RunSpec) -> bool:
+    """Whether a training of this spec left an outcome that can be believed so far, with the files that it names."""
+    try:
+        record.check_outcome(folder, {**defaults_of(spec), **spec.params})
+    except UserError:
+        return False
+    return True
 
 
 def _decide(spec: RunSpec, where: Places, force: bool, isolated: bool) -> tuple[Literal["run", "reuse"], str]:

@@ -105,14 +105,35 @@ class TrainingResult(_Model):
 
     params: dict[str, Any]
     extras: dict[str, Any]
-    cost: dict[str, Annotated[float, Field(ge=0)]]
+    cost: dict[Literal["train_seconds", "train_peak_memory_mib", "steps"], Annotated[float, Field(ge=0, lt=1e12)]]
     environment: dict[str, Any]
     inputs: dict[str, Any]
     notes: list[Annotated[str, Field(max_length=1000)]] = Field(default=[], max_length=100)
+    files: dict[Literal["student.safetensors", "masks.safetensors"], str] = Field(default={})
+    """SHA-256 of what was exported."""
 
 
-_HISTORY = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)]])
-_RESULT_BYTES = 64 << 20
+class Failure(_Model):
+    """failure-STEP.json: why a step failed, in its own words."""
+
+    status: Literal["failed", "oom", "refused", "infra"]
+    error: str
+    step: str
+    exit_code: int
+
+
+_Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/.\- ]{1,120}$")]
+_HISTORY = TypeAdapter(dict[_Key, Annotated[float, Field(allow_inf_nan=False)]])
+_WHEN = ("step", "time")
+_OUTCOME_BYTES, _HISTORY_BYTES, _FAILURE_BYTES = 6 << 20, 32 << 20, 1 << 20
+
+
+def read_failure(folder: Path, step: str) -> Failure | None:
+    """Why a step says that it failed; None where it says nothing that can be understood."""
+    try:
+        return Failure.model_validate_json(read_plain(folder / failure_file(step), _FAILURE_BYTES))
+    except (OSError, ValueError):
+        return None
 
 
 def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
@@ -122,8 +143,11 @@ def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
         UserError: not JSON, numbers that are not finite, other keys, or other hyperparameters than `params`.
     """
     try:
-        table = json.loads(read_plain(folder / "outcome.json", _RESULT_BYTES), parse_constant=_refuse_constant)
+        table = json.loads(read_plain(folder / "outcome.json", _OUTCOME_BYTES))
         result = TrainingResult.model_validate(table)
+        # What cannot be written again (infinity, lone surrogates, nesting without end) must not reach the record.
+        json.dumps(table, allow_nan=False, ensure_ascii=False).encode()
+        TrainingResult.model_validate_json(result.model_dump_json())
     except ValidationError as error:
         raise explain(error, "outcome.json") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -131,6 +155,9 @@ def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
     for key, value in params.items():
         if result.params.get(key) != value:
             raise UserError(f"outcome.json says {key} = {result.params.get(key)!r}, the spec says {value!r}")
+    for name, expected in result.files.items():
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            raise UserError(f"{name} is not the file that outcome.json names")
 
 
 def check_history(folder: Path) -> None:
@@ -141,14 +168,12 @@ def check_history(folder: Path) -> None:
     """
     path = folder / "history.jsonl"
     try:
-        for line in read_plain(path, _RESULT_BYTES).splitlines() if path.exists() else ():
-            _HISTORY.validate_json(line)
-    except (OSError, ValidationError) as error:
+        for line in read_plain(path, _HISTORY_BYTES).splitlines() if path.exists() else ():
+            row = _HISTORY.validate_json(line)
+            if not all(name in row and row[name].is_integer() and 0 <= row[name] < 1e15 for name in _WHEN):
+                raise ValueError("a line has no step or no time")
+    except (OSError, ValueError) as error:
         raise UserError(f"history.jsonl is not what a training leaves: {str(error).splitlines()[0]}") from None
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
 
 
 def progress_file(step: str) -> str:

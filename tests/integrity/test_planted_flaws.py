@@ -43,11 +43,15 @@ CAUGHT = {
     "other_hyperparameters": ("refused", "outcome.json says steps = 1, the spec says 10"),
     "exits_without_output": ("failed", "ended with exit code 0 and no result"),
     "detaches_the_student": ("failed", "term 'alignment' has weight 0.5 but no gradient"),
+    "a_hostile_failure": ("failed", "ended with exit code 1 and no result"),
+    "blames_the_machine": ("failed", "no space left on device"),
+    "nests_without_end": ("refused", "limits.output_gib"),
+    "prints_without_end": ("refused", "printed more than 256 MiB"),
     "speaks_in_tongues": ("failed", "RuntimeError"),
 }
 IMPOSSIBLE = [
     "reads_the_test_split", "talks_to_the_engine", "kills_its_parent", "prints_a_forged_record", "patches_everything",
-    "changes_the_tokenizer",
+    "changes_the_tokenizer", "patches_what_it_exports_with",
 ]  # fmt: skip
 FLAGGED = {
     "schedules_the_weight_to_zero": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
@@ -156,6 +160,11 @@ def test_a_refused_or_failed_run_leaves_nothing_but_its_record_and_logs(study: S
         assert not any(path.name.startswith("part-") for path in folder.iterdir())
         assert sum(path.stat().st_size for path in folder.iterdir()) < 1 << 20
     assert not any((study.runs / "scratch").iterdir())
+
+
+def test_twins_of_test_problems_in_the_training_split_are_counted(study: Study) -> None:
+    assert study.records["base"]["inputs"]["test_twins_in_train"] == 0
+    assert study.records["base"]["inputs"]["split"] == "strict"
 
 
 def test_the_record_says_in_what_it_ran(study: Study, image: Image) -> None:

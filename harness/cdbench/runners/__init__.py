@@ -56,6 +56,13 @@ class Runner(ABC):
     name: str
     isolated: bool
     """Whether a method is locked in."""
+    keeps_time: bool = False
+    """Whether the runner itself ends what takes too long; what waits in a queue takes no time."""
+
+    @property
+    def capacity(self) -> int | None:
+        """How many steps it can run at a time; None where only the user says."""
+        return None
 
     @abstractmethod
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:

@@ -18,6 +18,7 @@ import os
 import shutil
 import socket
 import stat
+import subprocess
 import tempfile
 import threading
 import time
@@ -30,7 +31,7 @@ from typing import Any
 from cdbench import plugins
 from cdbench.config import FolderModel, HubModel, Profile, RunSpec
 from cdbench.containers import images
-from cdbench.containers.engine import connect
+from cdbench.containers.engine import address, connect
 from cdbench.containers.images import Image
 from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.files import explained
@@ -47,11 +48,15 @@ _USER = 10001
 _GRACE_SECONDS = 5
 _SPARE_SECONDS = 120
 _GIB = 1 << 30
+_PRINTED_BYTES = 256 << 20
+"""What a step may print."""
+_LEAST_FREE = 512 << 20
 _SMALL = 64 << 20
 """Bytes that a file other than tensors may have."""
 _LEAVES: dict[str, tuple[str, ...]] = {
     "circuits": (PREPARED,),
-    "train": ("outcome.json", "history.jsonl", "student.safetensors", "masks.safetensors"),
+    # The outcome last: where it is, the rest is.
+    "train": ("history.jsonl", "student.safetensors", "masks.safetensors", "outcome.json"),
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
 _UNFINISHED = ("history.jsonl", "checkpoint.pt")
@@ -70,10 +75,12 @@ class Promises:
     processes: int
     output: int
     scratch: int
+    user: str
     gpus: tuple[str, ...] = ()
 
-    def broken(self, host: dict[str, Any]) -> list[str]:
-        """Which promises the engine's own view of a container (its HostConfig) does not keep."""
+    def broken(self, attrs: dict[str, Any]) -> list[str]:
+        """Which promises the engine's own view of a container does not keep."""
+        host = attrs["HostConfig"]
         requested = [name for request in host.get("DeviceRequests") or [] for name in request.get("DeviceIDs") or []]
         sizes = {limit["Name"]: limit["Hard"] for limit in host.get("Ulimits") or []}
         kept = {
@@ -87,6 +94,8 @@ class Promises:
             "processes": host["PidsLimit"] == self.processes,
             "file size": sizes.get("fsize") == self.output,
             "scratch": f"size={self.scratch}" in (host.get("Tmpfs") or {}).get("/tmp", ""),
+            "user": attrs["Config"]["User"] == self.user,
+            "read-only mounts": {m["Destination"] for m in attrs["Mounts"] if m["RW"]} <= {"/step", "/tmp"},
             "GPUs": requested == list(self.gpus),
         }
         return [name for name, holds in kept.items() if not holds]
@@ -102,6 +111,10 @@ class DockerRunner(Runner):
     name = "docker"
     isolated = True
 
+    @property
+    def capacity(self) -> int | None:
+        return len(self._gpus) or None
+
     def __init__(self, image: str | None = None, gpus: Sequence[str] = ()) -> None:
         self._named, self._gpus = image, list(gpus)
         self._free = list(gpus)
@@ -111,17 +124,23 @@ class DockerRunner(Runner):
         self._engine = ""
 
     def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        from docker.errors import DockerException
+        from requests.exceptions import RequestException
+
         self.close()
-        if not self.image:  # the runs folder is ours alone: what lies there was left by a harness that died
-            shutil.rmtree(scratch, ignore_errors=True)
-        self._scratch = scratch
-        with closing(connect()) as client:
-            self._require(client, specs)
+        try:
+            with closing(connect()) as client:
+                reap(client)
+                if not self.image:  # the runs folder is ours alone: what lies there was left by a harness that died
+                    _remove(scratch)
+                self._scratch = scratch
+                self._require(client, specs)
+        except (DockerException, RequestException, json.JSONDecodeError) as error:
+            raise EnvironmentLacks(f"the container engine at {address()} fails: {_first_line(error)}") from None
 
     def _require(self, client: Any, specs: list[RunSpec]) -> None:
         version = client.version()
         self._engine = f"{(version.get('Platform') or {}).get('Name', '')} {version['Version']}".strip()
-        reap(client)
         spec = max(specs, key=lambda spec: spec.profile.limits.memory_gib)
         cuda = spec.profile.device == "cuda"
         if cuda and not self._gpus:
@@ -203,7 +222,7 @@ class DockerRunner(Runner):
     def describe(self, spec: RunSpec) -> dict[str, Any] | None:
         assert self.image
         promises = asdict(self._promises(spec, ()))
-        del promises["gpus"]
+        del promises["gpus"], promises["user"]
         return {
             "runner": self.name,
             "engine": self._engine,
@@ -222,7 +241,7 @@ class DockerRunner(Runner):
         memory, output, scratch = (
             int(value * _GIB) for value in (limits.memory_gib, limits.output_gib, limits.scratch_gib)
         )
-        return Promises(memory, spec.profile.threads, limits.processes, output, scratch, gpus)
+        return Promises(memory, spec.profile.threads, limits.processes, output, scratch, _user(), gpus)
 
     def _options(
         self, kind: str, spec: RunSpec, box: Path, store: Path | None, gpus: tuple[str, ...]
@@ -231,8 +250,8 @@ class DockerRunner(Runner):
 
         promises = self._promises(spec, gpus)
         requested = [DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])] if gpus else None
-        # It may wait for one step of that length before it begins its own.
-        deadline = int(time.time() + 2 * spec.profile.timeout_minutes * 60 + _SPARE_SECONDS)
+        # It may wait for two steps of that length before it begins its own.
+        deadline = int(time.time() + 3 * spec.profile.timeout_minutes * 60 + _SPARE_SECONDS)
         # What a step prints is read as it comes: `logs` loses what was rotated away.
         log = LogConfig(type="json-file" if store is None else "none")
         return {
@@ -252,6 +271,7 @@ class DockerRunner(Runner):
             "ulimits": [
                 Ulimit(name="fsize", soft=promises.output, hard=promises.output),
                 Ulimit(name="core", soft=0, hard=0),
+                Ulimit(name="nofile", soft=4096, hard=4096),
             ],
             "mounts": self._mounts(kind, spec, box, store),
             "environment": self._environment(kind, spec, gpus),
@@ -310,7 +330,7 @@ class _Box:
 
     def remove(self) -> None:
         """Removes it, whatever is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        _remove(self.path)
 
 
 class _Container:
@@ -320,13 +340,17 @@ class _Container:
         self, image: str, command: list[str], options: dict[str, Any], promises: Promises, spec: RunSpec, box: _Box
     ) -> None:
         self.promises, self.box = promises, box
+        self.printed = 0
         self._profile = spec.profile
         self._made: Any = None
         self._client: Any = None
         self._attached: Any = None
         self._error: Exception | None = None
+        self._gone = False
         self.began = time.time()
-        self._thread = threading.Thread(target=self._make, args=(image, command, options), name="cdbench-container")
+        self._thread = threading.Thread(
+            target=self._make, args=(image, command, options), name="cdbench-container", daemon=True
+        )
         self._thread.start()
 
     def fits(self, spec: RunSpec) -> bool:
@@ -368,30 +392,38 @@ class _Container:
         self.began = time.time()
 
         def copy() -> None:
-            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError):
+            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError, ValueError):
                 for stream, data in frames_iter(self._attached, tty=False):
-                    file = out if stream == STDOUT else err
-                    file.write(data)
-                    file.flush()
+                    self.printed += len(data)
+                    if self.printed <= _PRINTED_BYTES:  # read on, or the step would wait for somebody to read
+                        file = out if stream == STDOUT else err
+                        file.write(data)
+                        file.flush()
 
         thread = threading.Thread(target=copy, name="cdbench-logs", daemon=True)
         thread.start()
         getattr(self._attached, "_sock", self._attached).sendall(f"{step}\n".encode())
         return thread
 
-    def ended(self) -> bool:
-        """Whether nothing more will come from it."""
-        with contextlib.suppress(Exception):  # an engine that does not answer has nothing to say
-            self._made.reload()
-            return bool(self._made.status in ("exited", "dead"))
-        return False
+    def end(self) -> bool:
+        """Ends and removes it; whether it is certainly gone."""
+        from docker.errors import NotFound
+
+        if self._gone or not self._made:
+            return True
+        try:
+            self._made.remove(force=True, v=True)
+        except NotFound:
+            self._gone = True
+        except Exception:  # the engine may be away; the next start removes it by its label
+            return False
+        self._gone = True
+        return True
 
     def remove(self) -> None:
-        """Ends it and removes it; its folder too."""
+        """Ends and removes it; its folder too."""
         self._thread.join()
-        with contextlib.suppress(Exception):  # the engine may be gone; the next start removes it by its label
-            if self._made:
-                self._made.remove(force=True, v=True)
+        self.end()
         for open_one in (getattr(self._attached, "_sock", None), self._attached, self._client):
             with contextlib.suppress(OSError):
                 if open_one:
@@ -412,7 +444,7 @@ class DockerHandle(Handle):
         self._end: End | None = None
         self._stop = threading.Event()
         self._readable, self._writable = os.pipe()
-        self._thread = threading.Thread(target=self._watch, name=f"cdbench-{step}")
+        self._thread = threading.Thread(target=self._watch, name=f"cdbench-{step}", daemon=True)
         self._thread.start()
 
     @property
@@ -446,19 +478,18 @@ class DockerHandle(Handle):
         os.close(self._writable)
 
     def _run(self) -> End:
-        writer = None
         try:
             self._furnish()
             writer = self._container.begin(
                 self._step,
                 [self._target / log_file(self._step, "stdout"), self._target / log_file(self._step, "stderr")],
             )
-            end = self._harvest(self._wait(self._container.get()))
+            end = self._wait(self._container.get())
+            writer.join(_GRACE_SECONDS)  # it has all when the container has ended
+            # Taken only when nobody is left who could still write.
+            return self._harvest(end) if self._container.end() else end
         finally:
-            if writer:  # it has all when the container has ended
-                writer.join(_GRACE_SECONDS if self._container.ended() else 0)
             self._container.remove()
-        return end
 
     def _furnish(self) -> None:
         """Puts into its folder what the step goes on from."""
@@ -485,10 +516,9 @@ class DockerHandle(Handle):
                     return End(130)
                 if not _answers(client):
                     return End(1, "infra", "the container engine went away in the middle of the step")
-                # A single file ends at the limit, with an error that names it; this is for many.
-                if (size := _size(self._box.path)) > 1.1 * self._container.promises.output:
+                if excess := self._excess():
                     container.kill()
-                    return End(1, "refused", f"left {size / _GIB:.2f} GiB of files; limits.output_gib allows less")
+                    return excess
         container.reload()
         state = container.attrs["State"]
         code = int(state["ExitCode"])
@@ -501,6 +531,17 @@ class DockerHandle(Handle):
             return End(-9, "failed", "killed by signal 9, sent neither from outside nor for want of memory")
         return End(code if code < 128 else 128 - code)
 
+    def _excess(self) -> End | None:
+        """What it takes too much of, that the engine does not watch."""
+        # A single file ends at the limit, with an error that names it; this is for many.
+        if (size := _size(self._box.path)) > 1.1 * self._container.promises.output:
+            return End(1, "refused", f"left {size / _GIB:.2f} GiB of files; limits.output_gib allows less")
+        if self._container.printed > _PRINTED_BYTES:
+            return End(1, "refused", f"printed more than {_PRINTED_BYTES >> 20} MiB")
+        if shutil.disk_usage(self._box.path).free < _LEAST_FREE:
+            return End(1, "infra", f"less than {_LEAST_FREE >> 20} MiB are free at {self._box.path.parent}")
+        return None
+
     def _harvest(self, end: End) -> End:
         """Takes what the step may leave. A refusal of the harvest outranks how the step ended."""
         box = self._box.path
@@ -510,6 +551,7 @@ class DockerHandle(Handle):
                 limit = self._container.promises.output if name in _TENSORS else _SMALL
                 _take(box / name, self._target / name, limit)
         except NotPlain as error:
+            (self._target / "outcome.json").unlink(missing_ok=True)
             return End(1, "refused", str(error))
         if self._step != "train" and end.code == 0 and (box / "store").is_dir():
             with explained(self._store, "the store"):
@@ -552,13 +594,13 @@ def _is_alive(label: str) -> bool:
 
 def reap(client: Any) -> int:
     """Removes containers whose harness is gone or whose deadline has passed; how many."""
-    from docker.errors import NotFound
+    from docker.errors import APIError
 
     removed = 0
     for container in client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
         labels = container.labels
         if not _is_alive(labels[OWNER]) or time.time() > float(labels.get(DEADLINE, "inf")):
-            with contextlib.suppress(NotFound):
+            with contextlib.suppress(APIError):  # somebody else removes it too
                 container.remove(force=True, v=True)
                 removed += 1
     return removed
@@ -595,20 +637,21 @@ def _model_mounts(spec: RunSpec) -> list[Any]:
 
 def _require_promises(container: Any, promises: Promises) -> None:
     container.reload()
-    if broken := promises.broken(container.attrs["HostConfig"]):
+    if broken := promises.broken(container.attrs):
         raise EnvironmentLacks(f"the container engine did not accept: {', '.join(broken)}; nothing was started")
 
 
 def _size(folder: Path) -> int:
-    """Bytes on disk below a folder that somebody is writing to."""
-    total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            with contextlib.suppress(OSError):
-                total += 4096 + entry.stat(follow_symlinks=False).st_blocks * 512
-                if entry.is_dir(follow_symlinks=False):
-                    total += _size(Path(entry.path))
-    return total
+    """Bytes on disk below a folder that somebody is writing to; du goes to any depth and follows no link."""
+    told = subprocess.run(["du", "-sx", "--block-size=1", "--", folder], capture_output=True, text=True).stdout
+    return int(told.split()[0]) if told else 0
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder that may be nested to any depth, or closed against us; rm copes with both, shutil does not."""
+    if folder.exists():
+        subprocess.run(["chmod", "-R", "u+rwX", "--", folder], capture_output=True)
+        subprocess.run(["rm", "-rf", "--", folder], capture_output=True)
 
 
 def _answers(client: Any) -> bool:
@@ -640,9 +683,13 @@ def _take(source: Path, target: Path, limit: int) -> None:
         raise NotPlain(f"{source.name} is a {_kind(found.st_mode)}; only plain files are taken")
     if found.st_size > limit:
         raise NotPlain(f"{source.name} has {found.st_size / _GIB:.2f} GiB, more than the {limit / _GIB:.2f} allowed")
-    if os.getuid() == 0:
-        os.chown(source, 0, 0)
-    source.chmod(0o644)
+    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        if os.getuid() == 0:
+            os.fchown(handle, 0, 0)
+        os.fchmod(handle, 0o644)
+    finally:
+        os.close(handle)
     with explained(target, "the run"):
         os.replace(source, target)
 

@@ -7,10 +7,11 @@ started again elsewhere.
 
 import os
 import threading
+import time
 import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,10 +20,12 @@ from typing import Literal
 from cdbench import plugins
 from cdbench.config import RunSpec
 from cdbench.errors import EnvironmentLacks
+from cdbench.files import printable
 from cdbench.runners import End, Handle, Runner
 from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
 
+_CANCEL_SECONDS = 60
 Inside = Literal["docker", "local"]
 
 
@@ -54,13 +57,18 @@ class Order:
                 return End(1, "infra", f"{os.uname().nodename}: {error}")
             handle = runner.start(self.step, self.folder, self.store, spec)
             try:
+                last = time.monotonic() + spec.profile.timeout_minutes * 60
                 while (end := handle.ended()) is None:
                     wait([handle.waitable], 1)
+                    if time.monotonic() > last:
+                        handle.stop()
+                        end = End(1, "timeout", f"no end after {spec.profile.timeout_minutes} minutes")
+                        break
             except BaseException:
                 handle.stop()
                 raise
             finally:
-                if scratch.is_dir():
+                with suppress(OSError):
                     scratch.rmdir()
             container = runner.describe(spec)
         return replace(end, container=container and {**container, "machine": os.uname().nodename})
@@ -68,6 +76,8 @@ class Order:
 
 class RemoteRunner(Runner):
     """Hands steps to a cluster."""
+
+    keeps_time = True
 
     def __init__(self, inside: Inside, image: str | None = None) -> None:
         self._inside: Inside = inside
@@ -116,15 +126,18 @@ class RemoteHandle(Handle):
         return self._end
 
     def stop(self) -> None:
-        self._cancel()
-        self._thread.join()
+        with suppress(Exception):  # whatever it raises: the others must be stopped, too
+            self._cancel()
+        self._thread.join(_CANCEL_SECONDS)
 
     def close(self) -> None:
         os.close(self._readable)
 
     def _watch(self, wait_for: Callable[[], End]) -> None:
         try:
-            self._end = wait_for()
-        except Exception as error:  # the cluster's clients raise what they like; none of it is the method's fault
-            self._end = End(1, "infra", f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}")
+            end = wait_for()
+        except BaseException as error:  # the cluster's clients raise what they like; none of it is the method's fault
+            words = (str(error).strip() or "no reason given").splitlines()[0]
+            end = End(1, "infra", printable(f"{type(error).__name__}: {words}", 240))
+        self._end = end
         os.close(self._writable)

@@ -10,6 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from cdbench import record
 from cdbench.config import TEACHER, RunSpec
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, printable, read_json, read_plain, sha256, write_atomic, write_json
-from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, is_trained, same_code, stamp
+from cdbench.plan import STAMP, Places, Plan, PlannedRun, defaults_of, has_outcome, is_trained, same_code, stamp
 from cdbench.provenance import code_of
 from cdbench.record import Code, Metrics, Record, Status
 from cdbench.runners import End, Handle, Runner
@@ -32,6 +33,7 @@ from cdbench.store import Store
 
 _POLL_SECONDS = 0.25
 _PROGRESS_BYTES = 1 << 16
+_AGAIN_SECONDS = (1, 4, 10, 20)
 _TRIES = 3
 """How often a step is started that the machine or the engine fails."""
 _OUTPUTS = ("outcome.json", "metrics.json", "predictions.jsonl", "student.safetensors", "masks.safetensors")
@@ -159,6 +161,11 @@ class Schedule:
             raise
         return self.records
 
+    @property
+    def slots(self) -> int:
+        """How many steps run at a time."""
+        return min(self.jobs, self.runner.capacity or self.jobs)
+
     def _enqueue(self, planned: PlannedRun) -> None:
         spec = planned.spec
         # The circuits of the teacher's profile do not depend on the training budget, nor do models and data.
@@ -200,7 +207,7 @@ class Schedule:
     def _start_ready(self) -> None:
         ready = [job for job in self.waiting if job.needs <= self.done]
         ready.sort(key=lambda job: job.step != "evaluate")  # finish what is begun before beginning more
-        for job in ready[: self.jobs - len(self.running)]:
+        for job in ready[: self.slots - len(self.running)]:
             self.waiting.remove(job)
             if job.run and job.run.spec.run_id not in self.begun:
                 self._begin(job.run)
@@ -209,7 +216,7 @@ class Schedule:
                 job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
             job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
-        if self.waiting and len(self.running) == self.jobs:
+        if self.waiting and len(self.running) == self.slots:
             self.runner.expect({job.step for job in self.waiting}, self.where.store, self.waiting[0].spec)
 
     def _begin(self, run: PlannedRun) -> None:
@@ -239,7 +246,11 @@ class Schedule:
             end = job.handle.ended()
             if end and end.container and job.run:
                 self.containers[job.run.spec.run_id] = end.container
-            if end is None and time.monotonic() - job.started > job.spec.profile.timeout_minutes * 60:
+            if (
+                end is None
+                and not self.runner.keeps_time
+                and time.monotonic() - job.started > job.spec.profile.timeout_minutes * 60
+            ):
                 job.handle.stop()
                 self._failed(job, "timeout", _no_end(job))
             elif end and end.status == "infra" and job.tries < _TRIES:
@@ -252,7 +263,27 @@ class Schedule:
                 else:
                     self._succeeded(job)
             elif end:
-                self._failed(job, *_explain_failure(job, end.code))
+                self._explained(job, end)
+
+    def _require_again(self) -> None:
+        """Waits a while for what can start steps, an engine that is being restarted for one."""
+        specs = [planned.spec for planned in self.plan.runs]
+        for wait_seconds in _AGAIN_SECONDS:
+            try:
+                self.runner.require(specs, self.where.scratch)
+                return
+            except EnvironmentLacks:
+                time.sleep(wait_seconds)
+        self.runner.require(specs, self.where.scratch)
+
+    def _explained(self, job: Job, end: End) -> None:
+        status, text = _explain_failure(job, end.code)
+        if job.step == "train" and self.runner.isolated and status in ("refused", "infra"):
+            status = "failed"  # not for the process in which the method ran to say
+        if status == "infra" and job.tries < _TRIES:
+            self._again(job, End(end.code, status, text))
+        else:
+            self._failed(job, status, text)
 
     def _end(self, job: Job) -> None:
         """Lets go of a step that has ended. What whoever trained wrote of itself is kept only if it can be read."""
@@ -271,7 +302,7 @@ class Schedule:
         Raises:
             EnvironmentLacks: the runner says so; finished runs are kept.
         """
-        self.runner.require([planned.spec for planned in self.plan.runs], self.where.scratch)
+        self._require_again()
         self.display.retried(job, end.text)
         self._end(job)
         self.waiting.insert(0, job)
@@ -287,8 +318,8 @@ class Schedule:
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self._end(job)
         if job.run is None:
-            told = job.folder / record.failure_file(job.step)
-            code = int(str(read_json(told, "failure")["exit_code"])) if told.exists() else 1
+            told = record.read_failure(job.folder, job.step)
+            code = told.exit_code if told else 1
             kinds = {UserError.exit_code: UserError, EnvironmentLacks.exit_code: EnvironmentLacks}
             if code in kinds:  # the user can mend this, and every run needs it
                 raise kinds[code](f"{job.label}: {text}")
@@ -312,10 +343,9 @@ class Schedule:
         self.display.finished(run, result)
 
     def _stop(self, error: BaseException) -> None:
+        with ThreadPoolExecutor(max(1, len(self.running))) as pool:
+            list(pool.map(_stop_step, self.running))
         for job in self.running:
-            assert job.handle
-            job.handle.stop()
-            job.handle.close()
             if job.run and isinstance(error, KeyboardInterrupt):
                 self._finish(job.run, self._write_record(job.run, "interrupted", f"{job.step}: stopped by the user"))
         self.running.clear()
@@ -323,8 +353,8 @@ class Schedule:
     def _write_record(self, run: PlannedRun, status: Status, text: str) -> Record:
         folder, spec = self.where.run(run.spec.run_id), run.spec
         outcome, metrics = (
-            read_json(folder / name, "result") if (folder / name).exists() else {}
-            for name in ("outcome.json", "metrics.json")
+            read_json(folder / name, "result") if believed and (folder / name).exists() else {}
+            for name, believed in (("outcome.json", has_outcome(folder, spec)), ("metrics.json", True))
         )
         with explained(folder, "the record"):
             result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
@@ -368,14 +398,19 @@ def _fault_of(job: Job) -> str | None:
     """What is wrong with the files that a training left, which a method could have written itself; they are removed then."""
     if job.step != "train":
         return None
-    stated = {**defaults_of(job.spec), **job.spec.params}
     try:
-        record.check_outcome(job.folder, stated)
+        record.check_outcome(job.folder, {**defaults_of(job.spec), **job.spec.params})
         record.check_history(job.folder)
     except UserError as error:
         (job.folder / "outcome.json").unlink(missing_ok=True)
         return printable(str(error))
     return None
+
+
+def _stop_step(job: Job) -> None:
+    assert job.handle
+    job.handle.stop()
+    job.handle.close()
 
 
 def _stamped(folder: Path) -> str | None:
@@ -387,12 +422,8 @@ def _no_end(job: Job) -> str:
 
 
 def _explain_failure(job: Job, code: int) -> tuple[Status, str]:
-    path = job.folder / record.failure_file(job.step)
-    if path.exists():
-        failure = read_json(path, "failure")
-        status = str(failure["status"])
-        known: dict[str, Status] = {"failed": "failed", "oom": "oom", "refused": "refused", "infra": "infra"}
-        return known.get(status, "failed"), printable(str(failure["error"]))
+    if told := record.read_failure(job.folder, job.step):
+        return told.status, printable(told.error)
     if code == -signal.SIGKILL:
         return "oom", "killed by the kernel (signal 9), most likely for want of memory"
     what = f"killed by signal {-code}" if code < 0 else f"ended with exit code {code} and no result"

@@ -84,6 +84,7 @@ def _wait(job: Any) -> End:
         state = _state(job.job_id)
         gone = 0 if state in _UNDER_WAY else gone + 1
         if gone > _LATE_POLLS:  # a shared file system may show the result late
+            job.cancel(check=False)  # before it is handed in again
             return _without_result(job.job_id, state)
         time.sleep(_POLL_SECONDS)
     outcome, value = submitit.core.utils.pickle_load(job.paths.result_pickle)
@@ -94,10 +95,12 @@ def _wait(job: Any) -> End:
 
 
 def _state(job_id: str) -> str:
-    """SLURM's word for a job's state; "UNKNOWN" when it has forgotten the job, or does not answer."""
+    """SLURM's word for a job's state: FORGOTTEN when it knows it no more, PENDING when it does not answer at all."""
     done = subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
     found = re.search(r"\bJobState=(\w+)", done.stdout)
-    return found[1] if found else "UNKNOWN"
+    if found:
+        return found[1]
+    return "FORGOTTEN" if "nvalid job id" in done.stderr else "PENDING"
 
 
 def _without_result(job_id: str, state: str) -> End:
