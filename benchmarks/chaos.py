@@ -29,7 +29,7 @@ import psutil
 
 from cdbench import record
 from cdbench.containers.engine import connect
-from cdbench.runners.docker import OWNER, reap
+from cdbench.runners.docker import OWNER
 from cdbench.store import MANIFEST, Store
 
 PROFILE = """
@@ -41,6 +41,9 @@ data = { train = 256, validation = 64, test = 96, length_shift = 16 }
 training = { lr = 1e-3, batch_size = 32, epochs = 20, warmup_steps = 4, probe_every = 4 }
 circuits = { calibration = 128, top_k = 2 }
 """
+
+_ENDS_WITHIN = 20
+"""Seconds after which a container whose harness was killed must have ended."""
 
 
 @dataclass
@@ -93,6 +96,7 @@ def disturb(file: Path, runs: Path, runner: str, kills: int, draw: random.Random
             kind, kill = victim
             kill()
             tally.killed[kind] += 1
+            sys.stderr.write(f"\r{sum(tally.killed.values())} of {kills} killed, {len(tally.seen)} runs finished ")
             watch(runs, tally)
     harness = harness or subprocess.Popen(["true"])
     if harness.poll() is None:
@@ -196,13 +200,22 @@ def inspect(runs: Path, calm: Path, tally: Tally) -> None:
 
 
 def inspect_machine(runs: Path, tally: Tally, runner: str) -> None:
-    """Looks for processes and containers that outlived the study."""
-    if runner == "docker":
-        reap(connect())
-        if connect().containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
-            tally.faults.append("containers are left")
-    if ours := [p.pid for p in psutil.process_iter() if str(runs) in " ".join(command_of(p))]:
-        tally.faults.append(f"processes are left: {ours}")
+    """Looks for processes and containers that outlived the harness; nothing else has cleaned up before."""
+    last = time.monotonic() + _ENDS_WITHIN
+    while left := running(runner) + [
+        f"process {p.pid}" for p in psutil.process_iter() if str(runs) in " ".join(command_of(p))
+    ]:
+        if time.monotonic() > last:
+            tally.faults.append(f"still there {_ENDS_WITHIN} s after the harness was killed: {left}")
+            return
+        time.sleep(0.5)
+
+
+def running(runner: str) -> list[str]:
+    """Ids of the containers that run; those of a dead harness must have ended by themselves."""
+    if runner != "docker":
+        return []
+    return [c.short_id for c in connect().containers.list(filters={"label": OWNER}, ignore_removed=True)]
 
 
 def chaos(root: Path, runner: str, kills: int, seeds: int, seed: int) -> tuple[Tally, int]:
@@ -210,9 +223,12 @@ def chaos(root: Path, runner: str, kills: int, seeds: int, seed: int) -> tuple[T
     file = study(root, seeds)
     subprocess.run(command(file, root / "calm", runner), check=True, capture_output=True)
     tally = disturb(file, root / "stormy", runner, kills, random.Random(seed))
+    inspect_machine(root / "stormy", tally, runner)
     settle(file, root / "stormy", runner, tally)
     inspect(root / "stormy", root / "calm", tally)
     inspect_machine(root / "stormy", tally, runner)
+    if runner == "docker" and connect().containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
+        tally.faults.append("the last study left containers behind")
     return tally, 2 * seeds + 1
 
 

@@ -42,7 +42,7 @@ def debian_mirror() -> tuple[str, str]:
     told = subprocess.run(
         ["apt-get", "indextargets", "--format", "$(REPO_URI) $(RELEASE)", "Created-By: Packages"],
         capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    ).stdout if shutil.which("apt-get") else ""  # fmt: skip
     for line in told.splitlines():
         mirror, release = line.split()
         if release == suite:
@@ -54,11 +54,11 @@ def bootstrapped(engine: Any, name: str, packages: str, folder: Path) -> None:
     """Makes an image of Debian 12 with these packages, without a registry, unless the engine has it."""
     if engine.images.list(name):
         return
+    mirror, suite = debian_mirror()
     if not shutil.which("mmdebstrap"):
         if os.environ.get("CDBENCH_ENGINE_NEEDED"):
             pytest.fail("CDBENCH_ENGINE_NEEDED is set, and mmdebstrap is not installed")
         pytest.skip("mmdebstrap is not installed (apt-get install mmdebstrap)")
-    mirror, suite = debian_mirror()
     command = ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={packages}", suite, "base.tar", mirror]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | {"SOURCE_DATE_EPOCH": "0"}, capture_output=True, text=True

@@ -91,7 +91,7 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, 
     shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     env = os.environ | {"CDBENCH_PLUGINS": str(PLUGINS)}
     command = [sys.executable, "-m", "cdbench", "reproduce", "battery.toml", "--runner", "docker", "--image", image.tag]
-    command += ["--store", str(world.store), "--jobs", "2"]
+    command += ["--store", str(world.store), "--jobs", "3"]  # some only sleep
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 1, done.stderr[-3000:]
     found = [json.loads(path.read_text()) for path in (root / "runs" / "records").glob("*/record.json")]

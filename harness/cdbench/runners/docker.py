@@ -663,10 +663,11 @@ def _answers(client: Any) -> bool:
 
 def _killed_from_outside(client: Any, container: str, since: float) -> bool:
     """Whether the engine was told to kill it: a process that kills itself leaves the same exit code."""
-    events = client.api.events(
-        since=int(since), until=int(time.time()) + 1, filters={"container": container, "event": "kill"}, decode=True
-    )
-    return any(True for _ in events)
+    filters = {"container": container, "event": "kill"}
+    with closing(
+        client.api.events(since=int(since), until=int(time.time()) + 1, filters=filters, decode=True)
+    ) as events:
+        return any(True for _ in events)
 
 
 class NotPlain(CdbenchError):
