@@ -301,9 +301,12 @@ def test_a_step_is_harvested_only_when_its_container_is_gone(
 ) -> None:
     spec = world.spec("waits", seconds=1.0)
     handle = begun(spec, world, tmp_path, runner)
-    monkeypatch.setattr(handle._container, "end", lambda: False)  # type: ignore[attr-defined]
-    finished(handle)
+    container = handle._container  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        patched.setattr(container, "end", lambda: False)
+        finished(handle)
     assert not (tmp_path / spec.run_id / "outcome.json").exists()
+    assert container.end()
 
 
 def test_more_runs_than_gpus_are_not_started() -> None:
