@@ -1,5 +1,7 @@
 """Where steps execute. A runner starts one step on one folder; everything else is the schedule's."""
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -48,6 +50,34 @@ class Handle(ABC):
 
     def close(self) -> None:  # noqa: B027  (a process needs nothing)
         """Lets go of what was held to watch it; it has ended."""
+
+
+class WatchedHandle(Handle):
+    """A step that a thread of its own waits for, and a pipe that tells of its end."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self._end: End | None = None
+        self._readable, self._writable = os.pipe()
+        self._thread = threading.Thread(target=self._watch, name=name, daemon=True)
+
+    @abstractmethod
+    def wait(self) -> End:
+        """Until it ends; raises nothing."""
+
+    @property
+    def waitable(self) -> int:
+        return self._readable
+
+    def ended(self) -> End | None:
+        return self._end
+
+    def close(self) -> None:
+        os.close(self._readable)
+
+    def _watch(self) -> None:
+        self._end = self.wait()
+        os.close(self._writable)
 
 
 class Runner(ABC):

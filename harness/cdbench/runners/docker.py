@@ -38,7 +38,7 @@ from cdbench.files import explained
 from cdbench.provenance import versions
 from cdbench.record import GPUS, PREPARED, WAIT, failure_file, log_file, progress_file
 from cdbench.requirements import hub_snapshot
-from cdbench.runners import End, Handle, Runner
+from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.store import TRAINING_KINDS, Store
 
 OWNER, DEADLINE, KIND = "cdbench.owner", "cdbench.deadline", "cdbench.kind"
@@ -431,51 +431,37 @@ class _Container:
         self.box.remove()
 
 
-class DockerHandle(Handle):
-    """A step in its container, watched by a thread of its own."""
+class DockerHandle(WatchedHandle):
+    """A step in its container."""
 
     def __init__(
         self, step: str, folder: Path, store: Path, container: _Container, release: Callable[[], None]
     ) -> None:
+        super().__init__(container.box.path, f"cdbench-{step}")
         self._step, self._target, self._store = step, folder, store
         self._container, self._release = container, release
         self._box = container.box
-        self.folder = container.box.path
-        self._end: End | None = None
         self._stop = threading.Event()
-        self._readable, self._writable = os.pipe()
-        self._thread = threading.Thread(target=self._watch, name=f"cdbench-{step}", daemon=True)
         self._thread.start()
-
-    @property
-    def waitable(self) -> int:
-        return self._readable
-
-    def ended(self) -> End | None:
-        return self._end
 
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()
 
-    def close(self) -> None:
-        os.close(self._readable)
-
-    def _watch(self) -> None:
+    def wait(self) -> End:
         from docker.errors import DockerException
         from requests.exceptions import RequestException
 
         try:
-            end = self._run()
+            return self._run()
         except (DockerException, RequestException) as error:
-            end = End(1, "infra", f"the container engine failed: {_first_line(error)}")
+            return End(1, "infra", f"the container engine failed: {_first_line(error)}")
         except CdbenchError as error:
-            end = End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
+            return End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
         except Exception as error:  # whatever it is must reach the record, not end in a thread
-            end = End(1, "infra", f"the runner failed: {type(error).__name__}: {error}")
-        self._release()
-        self._end = end
-        os.close(self._writable)
+            return End(1, "infra", f"the runner failed: {type(error).__name__}: {error}")
+        finally:
+            self._release()
 
     def _run(self) -> End:
         try:

@@ -6,7 +6,6 @@ started again elsewhere.
 """
 
 import os
-import threading
 import time
 import uuid
 from abc import abstractmethod
@@ -21,7 +20,7 @@ from cdbench import plugins
 from cdbench.config import RunSpec
 from cdbench.errors import EnvironmentLacks
 from cdbench.files import printable
-from cdbench.runners import End, Handle, Runner
+from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
 
@@ -107,37 +106,22 @@ class RemoteRunner(Runner):
         """Hands over one step."""
 
 
-class RemoteHandle(Handle):
-    """A step on another machine, waited for by a thread of its own."""
+class RemoteHandle(WatchedHandle):
+    """A step on another machine."""
 
     def __init__(self, folder: Path, wait_for: Callable[[], End], cancel: Callable[[], None]) -> None:
-        self.folder = folder
-        self._cancel = cancel
-        self._end: End | None = None
-        self._readable, self._writable = os.pipe()
-        self._thread = threading.Thread(target=self._watch, args=(wait_for,), daemon=True, name="cdbench-remote")
+        super().__init__(folder, "cdbench-remote")
+        self._wait_for, self._cancel = wait_for, cancel
         self._thread.start()
-
-    @property
-    def waitable(self) -> int:
-        return self._readable
-
-    def ended(self) -> End | None:
-        return self._end
 
     def stop(self) -> None:
         with suppress(Exception):  # whatever it raises: the others must be stopped, too
             self._cancel()
         self._thread.join(_CANCEL_SECONDS)
 
-    def close(self) -> None:
-        os.close(self._readable)
-
-    def _watch(self, wait_for: Callable[[], End]) -> None:
+    def wait(self) -> End:
         try:
-            end = wait_for()
+            return self._wait_for()
         except BaseException as error:  # the cluster's clients raise what they like; none of it is the method's fault
             words = (str(error).strip() or "no reason given").splitlines()[0]
-            end = End(1, "infra", printable(f"{type(error).__name__}: {words}", 240))
-        self._end = end
-        os.close(self._writable)
+            return End(1, "infra", printable(f"{type(error).__name__}: {words}", 240))
