@@ -32,4 +32,10 @@ class EnvironmentLacks(CdbenchError):
     exit_code = 4
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what somebody else's error says; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 INTERRUPTED = 130

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFas
 from cdbench import zoo
 from cdbench.api import Example
 from cdbench.config import FolderModel, HubModel, ZooModel
-from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.errors import EnvironmentLacks, UserError, first_line
 from cdbench.files import read_json, write_json
 from cdbench.requirements import folder_content, hub_snapshot, weights_sentence
 from cdbench.seeds import digest, generator_for
@@ -55,7 +55,7 @@ class Checkpoint:
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError) as error:
-            raise UserError(f"no tokenizer can be loaded from {self.folder}: {_first_line(error)}") from None
+            raise UserError(f"no tokenizer can be loaded from {self.folder}: {first_line(error)}") from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UserError(f"{self.folder}: the tokenizer is a {type(tokenizer).__name__}, a fast tokenizer is needed")
         return tokenizer
@@ -74,12 +74,8 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
     try:
         model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except Exception as error:
-        raise UserError(f"no Llama can be loaded from {folder}: {_first_line(error)}") from None
+        raise UserError(f"no Llama can be loaded from {folder}: {first_line(error)}") from None
     return require_llama(model)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def zoo_key(config: ZooModel, role: Role, data_content: str) -> Key:

@@ -33,7 +33,7 @@ from cdbench.config import FolderModel, HubModel, Profile, RunSpec
 from cdbench.containers import images
 from cdbench.containers.engine import address, connect
 from cdbench.containers.images import Image
-from cdbench.errors import CdbenchError, EnvironmentLacks
+from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions
 from cdbench.record import GPUS, PREPARED, WAIT, failure_file, log_file, progress_file
@@ -136,7 +136,7 @@ class DockerRunner(Runner):
                 self._scratch = scratch
                 self._require(client, specs)
         except (DockerException, RequestException, json.JSONDecodeError) as error:
-            raise EnvironmentLacks(f"the container engine at {address()} fails: {_first_line(error)}") from None
+            raise EnvironmentLacks(f"the container engine at {address()} fails: {first_line(error)}") from None
 
     def _require(self, client: Any, specs: list[RunSpec]) -> None:
         version = client.version()
@@ -455,7 +455,7 @@ class DockerHandle(WatchedHandle):
         try:
             return self._run()
         except (DockerException, RequestException) as error:
-            return End(1, "infra", f"the container engine failed: {_first_line(error)}")
+            return End(1, "infra", f"the container engine failed: {first_line(error)}")
         except CdbenchError as error:
             return End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
         except Exception as error:  # whatever it is must reach the record, not end in a thread
@@ -698,7 +698,3 @@ def _engine_words(error: Any) -> str:
             f"the container engine gives no GPU ({words}): install the NVIDIA container toolkit and restart the engine"
         )
     return f"the container engine cannot start a container: {words}"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -18,7 +18,7 @@ from typing import Literal
 
 from cdbench import plugins
 from cdbench.config import RunSpec
-from cdbench.errors import EnvironmentLacks
+from cdbench.errors import EnvironmentLacks, first_line
 from cdbench.files import printable
 from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.runners.docker import DockerRunner
@@ -123,5 +123,4 @@ class RemoteHandle(WatchedHandle):
         try:
             return self._wait_for()
         except BaseException as error:  # the cluster's clients raise what they like; none of it is the method's fault
-            words = (str(error).strip() or "no reason given").splitlines()[0]
-            return End(1, "infra", printable(f"{type(error).__name__}: {words}", 240))
+            return End(1, "infra", printable(f"{type(error).__name__}: {first_line(error)}", 240))
