@@ -29,7 +29,8 @@ import psutil
 
 from cdbench import record
 from cdbench.containers.engine import connect
-from cdbench.runners.docker import OWNER, reap
+from cdbench.containers.options import OWNER
+from cdbench.containers.waiting import reap
 from cdbench.store import MANIFEST, Store
 
 PROFILE = """

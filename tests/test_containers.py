@@ -18,9 +18,11 @@ from cdbench.config import RunSpec
 from cdbench.containers import images
 from cdbench.containers.host_image import host_image
 from cdbench.containers.images import Image
+from cdbench.containers.options import OWNER, Promises
+from cdbench.containers.waiting import reap
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.runners import Handle
-from cdbench.runners.docker import OWNER, DockerRunner, Promises, reap
+from cdbench.runners.docker import DockerRunner
 from cdbench.store import Store
 from conftest import Cli, World
 from engine import engine_or_skip

@@ -302,4 +302,7 @@ def _told_by_stdin() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(_told_by_stdin() if sys.argv[1] == WAIT else sys.argv[1:]))
+    code = main(_told_by_stdin() if sys.argv[1] == WAIT else sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # to take down torch and transformers in order takes a second, and leaves nothing that anybody wants

@@ -1,0 +1,160 @@
+"""Containers that wait for their step: made ahead, each with a folder of its own, gone with their harness.
+
+A container holds on to its harness by its stdin; what even that left behind, the next start removes by its owner label.
+"""
+
+import contextlib
+import os
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cdbench.config import RunSpec
+from cdbench.containers.engine import connect
+from cdbench.containers.options import DEADLINE, OWNER, USER, Promises, is_alive, made_by, require_promises
+from cdbench.files import explained
+
+PRINTED_BYTES = 256 << 20
+"""What a step may print."""
+
+
+class Box:
+    """A fresh folder that a container can write to; removed by `remove`."""
+
+    def __init__(self, scratch: Path) -> None:
+        with explained(scratch, "the runs folder"):
+            scratch.mkdir(parents=True, exist_ok=True)
+            self.path = Path(tempfile.mkdtemp(dir=scratch))
+        self.give(self.path)
+
+    def give(self, path: Path) -> None:
+        """Lets the container's user have a file or folder."""
+        if os.getuid() == 0:
+            os.chown(path, USER, USER)
+
+    def remove(self) -> None:
+        """Removes it, whatever is in it."""
+        remove_folder(self.path)
+
+
+class WaitingContainer:
+    """A container that waits for its step, made by a thread of its own (half a second)."""
+
+    def __init__(
+        self, image: str, command: list[str], options: dict[str, Any], promises: Promises, spec: RunSpec, box: Box
+    ) -> None:
+        self.promises, self.box = promises, box
+        self.printed = 0
+        self._profile = spec.profile
+        self._made: Any = None
+        self._client: Any = None
+        self._attached: Any = None
+        self._error: Exception | None = None
+        self._gone = False
+        self.began = time.time()
+        self._thread = threading.Thread(
+            target=self._make, args=(image, command, options), name="cdbench-container", daemon=True
+        )
+        self._thread.start()
+
+    def fits(self, spec: RunSpec) -> bool:
+        """Whether it was made for such a spec, and still waits."""
+        if made_by(spec.profile) != made_by(self._profile):
+            return False
+        with contextlib.suppress(Exception):  # whatever is wrong with it: it is of no use
+            container = self.get()
+            container.reload()
+            return bool(container.status == "running")
+        return False
+
+    def _make(self, image: str, command: list[str], options: dict[str, Any]) -> None:
+        try:
+            self._client = connect()
+            self._made = self._client.containers.create(image, command, **options)
+            require_promises(self._made, self.promises)
+            self._attached = self._made.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
+            self._made.start()
+        except Exception as error:  # it is told where the container is wanted
+            self._error = error
+
+    def get(self) -> Any:
+        """The engine's container.
+
+        Raises:
+            Exception: what kept it from being made.
+        """
+        self._thread.join()
+        if self._error:
+            raise self._error
+        return self._made
+
+    def begin(self, step: str, logs: Sequence[Path]) -> threading.Thread:
+        """Names its step to it; returns the thread that writes down what it prints."""
+        from docker.utils.socket import STDOUT, frames_iter
+
+        self.get()
+        self.began = time.time()
+
+        def copy() -> None:
+            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError, ValueError):
+                for stream, data in frames_iter(self._attached, tty=False):
+                    self.printed += len(data)
+                    if self.printed <= PRINTED_BYTES:  # read on, or the step would wait for somebody to read
+                        file = out if stream == STDOUT else err
+                        file.write(data)
+                        file.flush()
+
+        thread = threading.Thread(target=copy, name="cdbench-logs", daemon=True)
+        thread.start()
+        getattr(self._attached, "_sock", self._attached).sendall(f"{step}\n".encode())
+        return thread
+
+    def end(self) -> bool:
+        """Ends and removes it; whether it is certainly gone."""
+        from docker.errors import NotFound
+
+        if self._gone or not self._made:
+            return True
+        try:
+            self._made.remove(force=True, v=True)
+        except NotFound:
+            self._gone = True
+        except Exception:  # the engine may be away; the next start removes it by its label
+            return False
+        self._gone = True
+        return True
+
+    def remove(self) -> None:
+        """Ends and removes it; its folder too."""
+        self._thread.join()
+        self.end()
+        for open_one in (getattr(self._attached, "_sock", None), self._attached, self._client):
+            with contextlib.suppress(OSError):
+                if open_one:
+                    open_one.close()
+        self.box.remove()
+
+
+def reap(client: Any) -> int:
+    """Removes containers whose harness is gone or whose deadline has passed; how many."""
+    from docker.errors import APIError
+
+    removed = 0
+    for container in client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
+        labels = container.labels
+        if not is_alive(labels[OWNER]) or time.time() > float(labels.get(DEADLINE, "inf")):
+            with contextlib.suppress(APIError):  # somebody else removes it too
+                container.remove(force=True, v=True)
+                removed += 1
+    return removed
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder that may be nested to any depth, or closed against us; rm copes with both, shutil does not."""
+    if folder.exists():
+        subprocess.run(["chmod", "-R", "u+rwX", "--", folder], capture_output=True)
+        subprocess.run(["rm", "-rf", "--", folder], capture_output=True)
