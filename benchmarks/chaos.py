@@ -29,8 +29,7 @@ import psutil
 
 from cdbench import record
 from cdbench.containers.engine import connect
-from cdbench.containers.options import OWNER
-from cdbench.containers.waiting import reap
+from cdbench.containers.waiting import containers_of, reap
 from cdbench.store import MANIFEST, Store
 
 PROFILE = """
@@ -93,7 +92,7 @@ def disturb(file: Path, runs: Path, runner: str, kills: int, draw: random.Random
             tally.starts += 1
         time.sleep(draw.uniform(0.5, 6))
         watch(runs, tally)
-        if victim := choose(harness, runner, draw):
+        if victim := choose(harness, runs, runner, draw):
             kind, kill = victim
             kill()
             tally.killed[kind] += 1
@@ -106,7 +105,7 @@ def disturb(file: Path, runs: Path, runner: str, kills: int, draw: random.Random
     return tally
 
 
-def choose(harness: "subprocess.Popen[bytes]", runner: str, draw: random.Random) -> tuple[str, Any] | None:
+def choose(harness: "subprocess.Popen[bytes]", runs: Path, runner: str, draw: random.Random) -> tuple[str, Any] | None:
     """Something of the study that runs now, and how to kill it."""
     kinds = ["harness", "worker", "container"] if runner == "docker" else ["harness", "worker"]
     kind = draw.choice(kinds)
@@ -115,7 +114,7 @@ def choose(harness: "subprocess.Popen[bytes]", runner: str, draw: random.Random)
     if runner == "local":
         workers = [p for p in descendants(harness.pid) if "forkserver" in " ".join(command_of(p))]
         return (kind, draw.choice(workers).kill) if workers else None
-    containers = connect().containers.list(filters={"label": OWNER}, ignore_removed=True)
+    containers = [each for each in containers_of(connect(), runs) if each.status == "running"]
     if not containers:
         return None
     container = draw.choice(containers)
@@ -203,7 +202,7 @@ def inspect(runs: Path, calm: Path, tally: Tally) -> None:
 def inspect_machine(runs: Path, tally: Tally, runner: str) -> None:
     """Looks for processes and containers that outlived the harness; nothing else has cleaned up before."""
     last = time.monotonic() + _ENDS_WITHIN
-    while left := running(runner) + [
+    while left := running(runs, runner) + [
         f"process {p.pid}" for p in psutil.process_iter() if str(runs) in " ".join(command_of(p))
     ]:
         if time.monotonic() > last:
@@ -212,11 +211,11 @@ def inspect_machine(runs: Path, tally: Tally, runner: str) -> None:
         time.sleep(0.5)
 
 
-def running(runner: str) -> list[str]:
+def running(runs: Path, runner: str) -> list[str]:
     """Ids of the containers that run; those of a dead harness must have ended by themselves."""
     if runner != "docker":
         return []
-    return [c.short_id for c in connect().containers.list(filters={"label": OWNER}, ignore_removed=True)]
+    return [each.short_id for each in containers_of(connect(), runs) if each.status == "running"]
 
 
 def chaos(root: Path, runner: str, kills: int, seeds: int, seed: int) -> tuple[Tally, int]:

@@ -1,10 +1,14 @@
-"""A Ray cluster of two nodes on this machine, for the tests: prints its address, kills the second node when told to.
+"""A Ray cluster of two nodes on this machine, for the tests: prints its address; when told to, kills the second node as soon as
+it works at something.
 
 Run as a script; ends when its stdin does.
 """
 
 import sys
+import time
+from typing import Any
 
+import psutil
 from ray.cluster_utils import Cluster
 
 
@@ -15,9 +19,23 @@ def main() -> None:
     print(cluster.address, flush=True)
     for line in sys.stdin:
         if line.strip() == "kill":
+            while not works(second):
+                time.sleep(0.05)
             cluster.remove_node(second, allow_graceful=False)
             print("killed", flush=True)
     cluster.shutdown()
+
+
+def works(node: Any) -> bool:
+    """Whether one of a node's workers has a task: Ray writes that into the process's title."""
+    raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
+    titles = []
+    for process in raylet.children(recursive=True):
+        try:
+            titles.append(" ".join(process.cmdline()))
+        except psutil.Error:  # it has ended in the meantime
+            continue
+    return any(title.startswith("ray::_step") for title in titles)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The docker runner on a real engine: the same numbers as outside, and every way that a step, an engine or a harness can end."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import NotFound
 
+from cdbench import record
 from cdbench.config import RunSpec
 from cdbench.containers import images
 from cdbench.containers.host_image import host_image
 from cdbench.containers.images import Image
-from cdbench.containers.options import OWNER, Promises
-from cdbench.containers.waiting import reap
+from cdbench.containers.options import Promises
+from cdbench.containers.waiting import containers_of, reap
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.runners import Handle
 from cdbench.runners.docker import DockerRunner
@@ -91,8 +95,14 @@ def runner(image: Image, world: World, tmp_path: Path) -> Iterator[DockerRunner]
     made.close()
 
 
-def containers() -> list[Any]:
-    return engine_or_skip().containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+def containers(folder: Path) -> list[Any]:
+    return containers_of(engine_or_skip(), folder)
+
+
+def kill_all(folder: Path) -> None:
+    for container in containers(folder):
+        with contextlib.suppress(NotFound):  # ended by itself between the two
+            container.kill()
 
 
 def until(what: Callable[[], bool], seconds: float = 60) -> None:
@@ -104,7 +114,12 @@ def until(what: Callable[[], bool], seconds: float = 60) -> None:
 
 def records(tmp_path: Path) -> dict[str, dict[str, Any]]:
     found = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "records").glob("*/record.json")]
-    return {record["spec"]["method"]: record for record in found}
+    return {record["spec"]["method"]: record for record in sorted(found, key=lambda each: each["spec"]["seed"])}
+
+
+def lacked_signals(tmp_path: Path) -> list[list[dict[str, str]]]:
+    found = [json.loads(path.read_text()) for path in (tmp_path / "runs" / "records").glob("*/outcome.json")]
+    return sorted((outcome["lacked"] for outcome in found), key=len)
 
 
 def begun(spec: RunSpec, world: World, tmp_path: Path, runner: DockerRunner) -> Handle:
@@ -122,16 +137,21 @@ def finished(handle: Handle) -> Any:
 
 
 def test_the_same_study_gives_the_same_metrics_in_a_container_and_outside_bit_for_bit(
-    cli: Cli, args: list[str], tmp_path: Path, image: Image
+    cli: Cli, args: list[str], tmp_path: Path, image: Image, world: World
 ) -> None:
-    inside = cli("run", "cka_cd", *args)
+    shutil.copytree(world.store, tmp_path / "store", ignore=shutil.ignore_patterns("signals"))
+    args[args.index(str(world.store))] = str(tmp_path / "store")
+    inside = cli("run", "cka_cd", *args, "--seeds", "0,1", "--jobs", "1")
     assert inside.returncode == 0, inside.stderr
-    outside = cli("run", "cka_cd", *args[:-4], "--dry-run")
-    assert outside.stdout.count("finished, same spec and code") == 2
+    # What a method has computed is not for others: a trusted step makes the signals that the first run lacked for the second.
+    assert "ready  signals / addition_2digit" in inside.stderr
+    assert [len(lacked) for lacked in lacked_signals(tmp_path)] == [0, 3]
+    outside = cli("run", "cka_cd", *args[:-4], "--seeds", "0,1", "--dry-run")
+    assert outside.stdout.count("finished, same spec and code") == 3
     assert f"in containers of {image.tag} ({image.id})" in inside.stderr
     first = records(tmp_path)
     shutil.rmtree(tmp_path / "runs" / "records")
-    assert cli("run", "cka_cd", *args[:-4]).returncode == 0
+    assert cli("run", "cka_cd", *args[:-4], "--seeds", "0,1").returncode == 0
     second = records(tmp_path)
     for method in ("teacher", "cka_cd"):
         assert first[method]["metrics"] == second[method]["metrics"]
@@ -154,20 +174,32 @@ def test_what_is_printed_is_kept_whole_with_both_streams_apart(
     assert (folder / "train.stderr.log").read_text() == "a warning\n"
 
 
+def test_what_a_step_prints_can_be_watched_as_it_comes(waits: str, args: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args, "--logs"]
+    seen: set[str] = set()
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as study:
+        assert study.stderr
+        while len(seen) < 2 and (line := study.stderr.readline()):
+            seen |= {line} if ", train" in line else set()
+        study.terminate()  # it would wait for a minute
+        study.stderr.read()
+    label = "waits lr=0.001 / addition_2digit / seed 0, train"
+    assert seen == {f"{label} | a word\n", f"{label} ! a warning\n"}
+
+
 def test_stopping_a_step_removes_its_container(waits: str, world: World, tmp_path: Path, runner: DockerRunner) -> None:
     handle = begun(world.spec("waits"), world, tmp_path, runner)
     handle.stop()
     assert handle.ended() is not None
     runner.close()
-    assert containers() == []
+    assert containers(tmp_path) == []
 
 
 def test_a_container_that_is_killed_from_outside_is_no_fault_of_the_method(
     waits: str, world: World, tmp_path: Path, runner: DockerRunner
 ) -> None:
     handle = begun(world.spec("waits"), world, tmp_path, runner)
-    for container in containers():
-        container.kill()
+    kill_all(tmp_path)
     end = finished(handle)
     assert (end.status, end.text) == ("infra", "the container was killed from outside")
 
@@ -179,8 +211,7 @@ def test_a_study_goes_on_when_a_container_is_killed_in_the_middle(
     study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     try:
         until(lambda: any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log")))
-        for container in containers():
-            container.kill()
+        kill_all(tmp_path)
         told = study.communicate(timeout=120)[1]
     finally:
         study.kill()
@@ -197,9 +228,9 @@ def test_a_container_ends_with_a_harness_that_is_killed(waits: str, args: list[s
     finally:
         study.send_signal(signal.SIGKILL)
         study.wait()
-    until(lambda: all(container.status in ("exited", "dead") for container in containers()), 20)
+    until(lambda: all(container.status in ("exited", "dead") for container in containers(tmp_path)), 20)
     assert reap(engine_or_skip()) > 0
-    assert containers() == []
+    assert containers(tmp_path) == []
 
 
 def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
@@ -212,7 +243,7 @@ def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
     study.send_signal(signal.SIGINT)
     told = study.communicate(timeout=60)[1]
     assert study.returncode == 130, told
-    assert containers() == []
+    assert containers(tmp_path) == []
     assert records(tmp_path)["waits"]["status"] == "interrupted"
     assert not any((tmp_path / "runs" / "scratch").iterdir())
     done = cli(*command[3:])
@@ -295,7 +326,49 @@ def test_a_gpu_that_the_engine_cannot_give_is_refused_before_anything_runs(
         pytest.skip("this engine can give GPUs")
     with pytest.raises(EnvironmentLacks, match="NVIDIA container toolkit"):
         DockerRunner(image.tag, ["0"]).require([spec], tmp_path)
-    assert containers() == []
+    assert containers(tmp_path) == []
+
+
+@pytest.fixture
+def engine_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
+    """A second engine, private, that believes it can give GPUs: a program of NVIDIA's hook's name is on its PATH."""
+    engine_or_skip()
+    if os.getuid() != 0 or not shutil.which("dockerd"):
+        pytest.skip("a second engine needs root and dockerd")
+    root = Path(tempfile.mkdtemp(prefix="cdb", dir="/tmp"))  # a socket's path has at most 107 characters
+    hook = root / "bin" / "nvidia-container-runtime-hook"
+    hook.parent.mkdir()
+    hook.write_text(f'#!/bin/sh\necho "$@" >> {root}/hook.log\ncat > /dev/null\n')
+    hook.chmod(0o755)
+    # In a network namespace of its own: beside another engine, one without a bridge removes that one's.
+    command = ["unshare", "--net", "dockerd", "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+               "--pidfile", f"{root}/pid", "--host", f"unix://{root}/s", "--bridge", "none", "--iptables=false",
+               "--ip6tables=false", "--ip-forward=false"]  # fmt: skip
+    with (root / "log").open("wb") as log:
+        daemon = subprocess.Popen(
+            command, env=os.environ | {"PATH": f"{hook.parent}:{os.environ['PATH']}"}, stdout=log, stderr=log
+        )
+    try:
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{root}/s")
+        until((root / "s").exists)
+        yield images.build_from_host(lambda text: None)
+        assert (root / "hook.log").read_text().startswith("prestart")
+    finally:
+        daemon.terminate()
+        daemon.wait(60)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+def test_gpus_are_counted_inside_before_anything_else(engine_with_a_gpu: Image, world: World, tmp_path: Path) -> None:
+    """This engine takes the order and gives none: what several engines have done."""
+    spec = world.spec("base").model_copy(update={"profile": world.profile.model_copy(update={"device": "cuda"})})
+    runner = DockerRunner(engine_with_a_gpu.tag, ["0"])
+    runner.require([spec], tmp_path / "scratch")
+    handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec)
+    assert finished(handle).code == 4
+    runner.close()
+    told = record.read_failure(tmp_path / spec.run_id, "train")
+    assert told and (told.status, told.error) == ("infra", "1 GPUs were asked for, 0 are visible")
 
 
 def test_a_step_is_harvested_only_when_its_container_is_gone(

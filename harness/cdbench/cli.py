@@ -132,6 +132,9 @@ def _run_options(command: Command) -> Command:
         ),
         click.option("--image", envvar="CDBENCH_IMAGE", help="Image for containers [the newest of today's lock]."),
         click.option("--gpus", callback=_gpus, metavar="0,1", help="GPUs of --runner docker, by id; one a run."),
+        click.option(
+            "--logs", is_flag=True, help="Show what the steps print, as it comes (it is kept in files anyway)."
+        ),
         click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
         click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db]."),
     ]
@@ -247,6 +250,7 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
         uri=options["uri"],
         command=_command(),
         runner=runner,
+        logs=options["logs"],
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]

@@ -1,5 +1,7 @@
 """What a person sees while a study runs: a live table in a terminal, plain lines in a pipe. Goes to stderr."""
 
+import contextlib
+import os
 import statistics
 import time
 from types import TracebackType
@@ -12,7 +14,7 @@ from rich.text import Text
 
 from cdbench.files import printable
 from cdbench.plan import PlannedRun
-from cdbench.record import Record
+from cdbench.record import STREAMS, Record, Stream, log_file
 from cdbench.runners.schedule import Display, Job
 
 _COLOURS = {
@@ -25,6 +27,8 @@ _COLOURS = {
     "interrupted": "yellow",
 }
 _SHOWN = 8
+_LINE = 4096
+"""Bytes after which a line is broken."""
 
 
 def duration(seconds: float) -> str:
@@ -46,18 +50,56 @@ def result_line(run: PlannedRun, result: Record) -> str:
     return f"accuracy {result.metrics.accuracy.value:.1%} ({how}){notes}"
 
 
+class Logs:
+    """What steps print, line by line as it comes; nothing that a method prints can steer the terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._followed: dict[str, Job] = {}
+        self._read: dict[tuple[str, Stream], int] = {}
+
+    def follow(self, running: list[Job]) -> None:
+        """Shows what was added since the last call; of steps that are no longer running, the rest."""
+        names = {job.name for job in running}
+        for name in [name for name in self._followed if name not in names]:
+            self._show(self._followed.pop(name), to_the_end=True)
+        for job in running:
+            self._followed[job.name] = job
+            self._show(job, to_the_end=False)
+
+    def _show(self, job: Job, *, to_the_end: bool) -> None:
+        for stream in STREAMS:
+            place = (job.name, stream)
+            with contextlib.suppress(FileNotFoundError), (job.folder / log_file(job.step, stream)).open("rb") as file:
+                known = self._read.get(place, 0)
+                # A step that is started again begins its log anew.
+                file.seek(known if known <= os.fstat(file.fileno()).st_size else 0)
+                while (line := file.readline(_LINE)) and (to_the_end or line.endswith(b"\n") or len(line) == _LINE):
+                    self._print(job, stream, line.decode(errors="replace"))
+                    known = file.tell()
+                self._read[place] = known
+            if to_the_end:
+                self._read.pop(place, None)
+
+    def _print(self, job: Job, stream: Stream, line: str) -> None:
+        head = Text(f"{job.label}, {job.step} {'|' if stream == 'stdout' else '!'} ", "dim")
+        self._console.print(head + Text(printable(line.rstrip(), _LINE)), soft_wrap=True, highlight=False)
+
+
 class PlainLines(Display):
     """One line per event."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, logs: Logs | None = None) -> None:
         self._console, self._total, self._count = console, total, 0
         self._begun: set[str] = set()
+        self._logs = logs
 
     def __enter__(self) -> "PlainLines":
         return self
 
     def __exit__(self, *exception: object) -> None:
-        return None
+        if self._logs:
+            self._logs.follow([])
 
     def _say(self, line: str) -> None:
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -67,6 +109,8 @@ class PlainLines(Display):
             if job.name not in self._begun and (job.run is None or job.step == "train"):
                 self._begun.add(job.name)
                 self._say(f"start  {job.label}")
+        if self._logs:
+            self._logs.follow(running)
 
     def finished(self, run: PlannedRun, result: Record) -> None:
         self._count += 1
@@ -78,11 +122,15 @@ class PlainLines(Display):
     def retried(self, job: Job, why: str) -> None:
         self._say(f"again  {job.label}: {why}")
 
+    def noted(self, job: Job, text: str) -> None:
+        self._say(f"note   {job.label}: {text}")
+
 
 class LiveTable(Display):
     """The last runs that ended, those under way with a bar, and how long it will still take."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, logs: Logs | None = None) -> None:
+        self._logs = logs
         self._live = Live(console=console, refresh_per_second=4, transient=False)
         self._total, self._count, self._failed = total, 0, 0
         self._ended: list[tuple[str, str, str]] = []
@@ -113,7 +161,12 @@ class LiveTable(Display):
     def retried(self, job: Job, why: str) -> None:
         self._ended.append(("infra", job.label, f"again: {why}"))
 
+    def noted(self, job: Job, text: str) -> None:
+        self._ended.append(("ok", job.label, text))
+
     def update(self, running: list[Job], waiting: int) -> None:
+        if self._logs:
+            self._logs.follow(running)
         self._jobs = max(self._jobs, len(running))
         table = Table.grid(padding=(0, 2))
         for status, label, text in self._ended[-_SHOWN:]:

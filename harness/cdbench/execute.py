@@ -3,23 +3,24 @@
     python -m cdbench.execute model-teacher FOLDER STORE [OWN]     train or find the teacher
     python -m cdbench.execute model-student FOLDER STORE [OWN]     train or find the student
     python -m cdbench.execute circuits      FOLDER STORE [OWN]     splits, ablation impacts, pairing
+    python -m cdbench.execute signals       FOLDER STORE [OWN]     those that FOLDER/wanted.json names
     python -m cdbench.execute train         FOLDER STORE [OWN]     the method; training split only
     python -m cdbench.execute evaluate      FOLDER STORE [OWN]     the sealed evaluator; no plug-in is imported
 
 FOLDER holds spec.json. A step leaves its files there, `progress-STEP.json` while it works, and `failure-STEP.json` when it fails.
-Where STORE cannot be written, new artefacts go to OWN. STEP may be `wait`: it is then read from stdin.
+Where STORE cannot be written, new artefacts go to OWN.
 """
 
 import dataclasses
+import io
+import itertools
 import json
 import os
 import resource
-import signal
 import sys
-import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,7 @@ from transformers import LlamaForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from cdbench import data, models
-from cdbench.api import Outcome
+from cdbench.api import Outcome, Source
 from cdbench.config import TEACHER, RunSpec
 from cdbench.discover import make_method
 from cdbench.errors import CdbenchError, EnvironmentLacks, RunFailed
@@ -46,10 +47,10 @@ from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import GPUS, PREPARED, WAIT, Metrics, failure_file, progress_file
+from cdbench.record import GPUS, PREPARED, WANTED, Metrics, Wanted, failure_file, progress_file
 from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
-from cdbench.tokens import encode, prompt_ids
+from cdbench.tokens import Encoded, encode, prompt_ids
 from cdbench.train import History, TrainingProblem
 from cdbench.workspace import Workspace
 
@@ -94,6 +95,17 @@ def run_circuits(folder: Path, store: Store) -> None:
     progress(1, 1, "")
 
 
+def run_signals(folder: Path, store: Store) -> None:
+    """Makes signals that trainings lacked: what a method computed itself is not for others to read."""
+    spec, workspace, progress = _workspace(folder, store, "signals")
+    progress(0, 1, "")
+    stores = signal_stores(spec, workspace, encode(workspace.tokenizer, workspace.train_examples))
+    order = Wanted.model_validate(read_json(folder / WANTED, "list of signals"))
+    for source, of_source in itertools.groupby(order.signals, lambda signal: signal.source):
+        stores[source].get([(signal.site, signal.position) for signal in of_source])
+    progress(1, 1, "")
+
+
 def run_train(folder: Path, store: Store) -> None:
     """The method: training split in, weights and masks out."""
     began = time.perf_counter()
@@ -123,6 +135,7 @@ def run_train(folder: Path, store: Store) -> None:
         "environment": environment(),
         "inputs": workspace.inputs(),
         "notes": problem.notes,
+        "lacked": _made(problem.signal_stores) if store.own != store.root else [],
         "files": {
             name: sha256(folder / name)
             for name in ("student.safetensors", "masks.safetensors")
@@ -133,18 +146,36 @@ def run_train(folder: Path, store: Store) -> None:
     (folder / "checkpoint.pt").unlink(missing_ok=True)
 
 
-def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress: Progress) -> TrainingProblem:
-    """The problem as a method sees it."""
+def signal_stores(spec: RunSpec, workspace: Workspace, split: Encoded) -> dict[Source, SignalStore]:
+    """The signals of each frozen model on the training split."""
     device = spec.profile.device
-    student = workspace.student.model(device)
-    split = encode(workspace.tokenizer, workspace.train_examples)
     content = content_hash(workspace.training_data)
+    teacher, base = workspace.teacher, workspace.student
 
     def signals(name: str, checkpoint: Checkpoint, load: Callable[[], LlamaForCausalLM]) -> SignalStore:
         identity = {"model": checkpoint.content, "variant": name, "split": content, "device": device}
         return SignalStore(workspace.store, identity, load, split, spec.profile.signal_dtype)
 
-    teacher, base = workspace.teacher, workspace.student
+    return {
+        "teacher": signals("trained", teacher, lambda: teacher.model(device)),
+        "untrained_teacher": signals("untrained", teacher, lambda: models.untrained_like(teacher, device)),
+        "student": signals("trained", base, lambda: base.model(device)),
+    }
+
+
+def _made(stores: Mapping[Source, SignalStore]) -> list[dict[str, str]]:
+    return [
+        {"source": source, "site": site, "position": position}
+        for source, each in stores.items()
+        for site, position in each.made
+    ]
+
+
+def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress: Progress) -> TrainingProblem:
+    """The problem as a method sees it."""
+    device = spec.profile.device
+    student = workspace.student.model(device)
+    split = encode(workspace.tokenizer, workspace.train_examples)
     return TrainingProblem(
         run_id=spec.run_id,
         student=student,
@@ -158,11 +189,7 @@ def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress
         training=spec.profile.training,
         encoded_train=split,
         encoded_validation=encode(workspace.tokenizer, workspace.validation_examples),
-        signal_stores={
-            "teacher": signals("trained", teacher, lambda: teacher.model(device)),
-            "untrained_teacher": signals("untrained", teacher, lambda: models.untrained_like(teacher, device)),
-            "student": signals("trained", base, lambda: base.model(device)),
-        },
+        signal_stores=signal_stores(spec, workspace, split),
         history=History(folder / "history.jsonl"),
         checkpoint=folder / "checkpoint.pt",
         progress=progress,
@@ -241,6 +268,7 @@ _STEPS: dict[str, Callable[[Path, Store], None]] = {
     "model-teacher": lambda folder, store: run_model(folder, store, "teacher"),
     "model-student": lambda folder, store: run_model(folder, store, "student"),
     "circuits": run_circuits,
+    "signals": run_signals,
     "train": run_train,
     "evaluate": run_evaluate,
 }
@@ -250,6 +278,8 @@ def main(argv: list[str]) -> int:
     """Runs one step; whatever happens is told in `failure-STEP.json`, and an unforeseen error also in full on stderr."""
     step, folder, store = argv[0], Path(argv[1]), Store(*map(Path, argv[2:4]))
     (folder / failure_file(step)).unlink(missing_ok=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # somebody may be watching
+        sys.stdout.reconfigure(line_buffering=True)
     try:
         spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
         torch.set_num_threads(spec.profile.threads)
@@ -281,28 +311,5 @@ def _require_gpus() -> None:
         raise EnvironmentLacks(f"{wanted} GPUs were asked for, {torch.cuda.device_count()} are visible")
 
 
-def _told_by_stdin() -> list[str]:
-    """Waits, with everything imported, for a line that names the step; from then on lives no longer than stdin is open.
-
-    Whoever started this holds the other end, and that closes however its process ends.
-    """
-    step = b""
-    while not step.endswith(b"\n"):
-        if not (read := os.read(0, 1)):
-            sys.exit(0)
-        step += read
-
-    def end_with_it() -> None:
-        while os.read(0, 1024):
-            pass
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    threading.Thread(target=end_with_it, daemon=True).start()
-    return [step.decode().strip(), *sys.argv[2:]]
-
-
 if __name__ == "__main__":
-    code = main(_told_by_stdin() if sys.argv[1] == WAIT else sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # to take down torch and transformers in order takes a second, and leaves nothing that anybody wants
+    sys.exit(main(sys.argv[1:]))

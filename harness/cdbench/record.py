@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from cdbench.api import Position, Source
 from cdbench.config import RunSpec, Scalar, explain
 from cdbench.errors import UserError
 from cdbench.files import read_json, read_plain, sha256, write_atomic
@@ -16,13 +17,16 @@ SCHEMA = 1
 RECORD = "record.json"
 GPUS = "CDBENCH_GPUS_HELD"
 """Environment variable: how many GPUs a step was given."""
-WAIT = "wait"
-"""In place of a step's name: it will be told on stdin."""
+WANTED = "wanted.json"
+"""Which signals the step of that name shall make."""
+TRAINED_IN = "trained-in.json"
+"""In what a run was trained, kept by the harness until the record is written: the evaluation may come days later."""
 PREPARED = "prepared.json"
 """What the shared steps of a (profile, task) left in the store; while it is there they need not run again."""
 Status = Literal["ok", "failed", "oom", "timeout", "interrupted", "refused", "infra"]
 """`infra`: the machine or the engine failed, not the method."""
 Stream = Literal["stdout", "stderr"]
+STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
 class _Model(BaseModel):
@@ -100,6 +104,20 @@ class Record(_Model):
     ended: str
 
 
+class WantedSignal(_Model):
+    """A signal of a frozen model on the training split (`api.Signal`)."""
+
+    source: Source
+    site: Annotated[str, Field(max_length=40)]
+    position: Position
+
+
+class Wanted(_Model):
+    """wanted.json: the signals that a step shall make."""
+
+    signals: list[WantedSignal]
+
+
 class TrainingResult(_Model):
     """outcome.json: what a training says of itself. Whoever trains could have written it, so it is checked before it counts."""
 
@@ -111,6 +129,8 @@ class TrainingResult(_Model):
     notes: list[Annotated[str, Field(max_length=1000)]] = Field(default=[], max_length=100)
     files: dict[Literal["student.safetensors", "masks.safetensors"], str] = Field(default={})
     """SHA-256 of what was exported."""
+    lacked: list[WantedSignal] = Field(default=[], max_length=2000)
+    """What it had to compute because the store, which it must not write to, did not have it."""
 
 
 class Failure(_Model):
@@ -158,6 +178,11 @@ def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
     for name, expected in result.files.items():
         if not (folder / name).is_file() or sha256(folder / name) != expected:
             raise UserError(f"{name} is not the file that outcome.json names")
+
+
+def lacked(folder: Path) -> Wanted:
+    """Which signals a training had to compute for itself; its outcome.json has been checked."""
+    return Wanted(signals=TrainingResult.model_validate(read_json(folder / "outcome.json", "result")).lacked)
 
 
 def check_history(folder: Path) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from cdbench import lm_eval_tasks, record
 from cdbench.config import TEACHER, build_profile, layered_overrides
-from cdbench.display import LiveTable, PlainLines
+from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json
 from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, single_run_study
@@ -47,6 +47,7 @@ class Settings:
     uri: str | None
     command: str
     runner: Runner
+    logs: bool = False
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
             _require_machine(plan, settings)
             _say_where(console, plan, settings.runner)
         save_study(plan, settings.where, settings.command)
-        with _display(console, len(plan.runs)) as display, closing(settings.runner):
+        with _display(console, len(plan.runs), logs=settings.logs) as display, closing(settings.runner):
             schedule = Schedule(plan, settings.where, settings.runner, display, settings.jobs, settings.force)
             made = schedule.run()
         records = {r.spec.run_id: made[r.spec.run_id] for r in plan.runs}
@@ -168,8 +169,9 @@ def _require_machine(plan: Plan, settings: Settings) -> None:
         raise EnvironmentLacks(f"profile '{plan.profile}' cannot run on this machine. Missing:\n{listed}")
 
 
-def _display(console: Console, total: int) -> AbstractContextManager[Any]:
-    return LiveTable(console, total) if console.is_terminal else PlainLines(console, total)
+def _display(console: Console, total: int, *, logs: bool = False) -> AbstractContextManager[Any]:
+    shown = Logs(console) if logs else None
+    return LiveTable(console, total, shown) if console.is_terminal else PlainLines(console, total, shown)
 
 
 def _sync(console: Console, saved: SavedStudy, settings: Settings) -> None:

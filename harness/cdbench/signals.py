@@ -93,6 +93,8 @@ class SignalStore:
         self._split = split
         self._dtype = _DTYPES[dtype]
         self._open: dict[SiteAt, Tensor] = {}
+        self.made: list[SiteAt] = []
+        """What was not in the store and has been computed."""
 
     def get(self, wanted: Sequence[SiteAt]) -> list[Tensor]:
         """The signals, [n, ...] each, read-only, mapped into memory."""
@@ -103,6 +105,7 @@ class SignalStore:
             if which not in computed:
                 there = [w for w in absent if not (self._store.path(self._kind, self._key(w)) / MANIFEST).exists()]
                 computed.update(signals_of(self._model(), self._split, there))
+            self.made.append(which)
             np.save(folder / "signal.npy", computed[which].numpy().astype(self._dtype))
 
         for which in absent:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from cdbench.containers.images import Image
+from cdbench.containers.waiting import containers_of
 from conftest import MICRO, World
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -51,7 +52,7 @@ CAUGHT = {
 }
 IMPOSSIBLE = [
     "reads_the_test_split", "talks_to_the_engine", "kills_its_parent", "prints_a_forged_record", "patches_everything",
-    "changes_the_tokenizer", "patches_what_it_exports_with",
+    "changes_the_tokenizer", "patches_what_it_exports_with", "wants_the_moon",
 ]  # fmt: skip
 FLAGGED = {
     "schedules_the_weight_to_zero": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
@@ -82,7 +83,8 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, 
     root = tmp_path_factory.mktemp("integrity")
     profile = root / "micro.toml"
     profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
-    methods = ["base", *CAUGHT, *IMPOSSIBLE, *FLAGGED, RERUN]
+    # In this order, so that others come after the one that asks for a signal.
+    methods = ["base", *IMPOSSIBLE, *CAUGHT, *FLAGGED, RERUN]
     (root / "battery.toml").write_text(
         f'title = "Planted flaws"\ndescription = "One each."\nprofile = "{profile}"\nmethods = {json.dumps(methods)}\n'
         'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
@@ -143,6 +145,10 @@ def test_a_seed_from_the_clock_shows_when_the_run_is_repeated(study: Study, worl
     assert "student.safetensors is another one this time" in drawn.stdout
 
 
+def test_a_signal_that_nobody_can_make_costs_the_study_nothing(study: Study) -> None:
+    assert "note   signals / addition_2digit: not made (site 'mlp.99.out': the model has layers 0 to 2)" in study.stderr
+
+
 def test_hostile_words_are_fit_for_a_terminal_and_a_record(study: Study) -> None:
     error = study.records["speaks_in_tongues"]["error"]
     assert "\x1b" not in error and "\x07" not in error and len(error) < 3000
@@ -174,10 +180,10 @@ def test_the_record_says_in_what_it_ran(study: Study, image: Image) -> None:
     assert container["base"] == image.base
     assert container["network"] == "none"
     assert container["limits"]["memory"] == int(1.5 * 2**30)
+    assert study.records["base"]["environment"]["trained_in"] == container
 
 
 def test_the_engine_holds_nothing_afterwards(study: Study, image: Image) -> None:
     from engine import engine_or_skip
 
-    left = engine_or_skip().containers.list(all=True, filters={"label": "cdbench.owner"})
-    assert [container.labels for container in left] == []
+    assert [container.labels for container in containers_of(engine_or_skip(), study.runs)] == []

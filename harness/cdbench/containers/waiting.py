@@ -139,18 +139,36 @@ class WaitingContainer:
         self.box.remove()
 
 
+def containers_of(client: Any, folder: Path) -> list[Any]:
+    """Containers, running or not, whose step's folder lies below this one."""
+    found = client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+    return [each for each in found if any(folder in Path(m["Source"]).parents for m in each.attrs["Mounts"])]
+
+
 def reap(client: Any) -> int:
     """Removes containers whose harness is gone or whose deadline has passed; how many."""
+    dead = [
+        each
+        for each in client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
+        if not is_alive(each.labels[OWNER]) or time.time() > float(each.labels.get(DEADLINE, "inf"))
+    ]
+    return sum(map(_removed, dead))
+
+
+def clear(client: Any, folder: Path) -> None:
+    """Removes a folder that steps were given their folders in, and what containers still have one there."""
+    for container in containers_of(client, folder):
+        _removed(container)
+    remove_folder(folder)
+
+
+def _removed(container: Any) -> bool:
     from docker.errors import APIError
 
-    removed = 0
-    for container in client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True):
-        labels = container.labels
-        if not is_alive(labels[OWNER]) or time.time() > float(labels.get(DEADLINE, "inf")):
-            with contextlib.suppress(APIError):  # somebody else removes it too
-                container.remove(force=True, v=True)
-                removed += 1
-    return removed
+    with contextlib.suppress(APIError):  # somebody else removes it too
+        container.remove(force=True, v=True)
+        return True
+    return False
 
 
 def remove_folder(folder: Path) -> None:

@@ -21,17 +21,21 @@ from cdbench.containers.engine import address, connect
 from cdbench.containers.harvest import NotPlain, harvest
 from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
-from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, reap, remove_folder
+from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions
-from cdbench.record import WAIT, failure_file, log_file, progress_file
+from cdbench.record import WANTED, failure_file, log_file, progress_file
 from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.store import TRAINING_KINDS, Store
 
 _GRACE_SECONDS = 5
 _LEAST_FREE = 512 << 20
-_GIVEN = {"train": ("checkpoint.pt", "history.jsonl"), "evaluate": ("student.safetensors", "masks.safetensors")}
+_GIVEN = {
+    "signals": (WANTED,),
+    "train": ("checkpoint.pt", "history.jsonl"),
+    "evaluate": ("student.safetensors", "masks.safetensors"),
+}
 """What a step is given besides its spec."""
 
 
@@ -65,8 +69,8 @@ class DockerRunner(Runner):
         try:
             with closing(connect()) as client:
                 reap(client)
-                if not self.image:  # the runs folder is ours alone: what lies there was left by a harness that died
-                    remove_folder(scratch)
+                if not self.image:  # the runs folder is ours alone: what is there was left by a harness that died
+                    clear(client, scratch)
                 self._scratch = scratch
                 self._require(client, specs)
         except (DockerException, RequestException, json.JSONDecodeError) as error:
@@ -144,7 +148,7 @@ class DockerRunner(Runner):
         with explained(store, "the store"):
             for name in TRAINING_KINDS:
                 (store / name).mkdir(parents=True, exist_ok=True)
-        command = [self.image.python, "-m", "cdbench.execute", WAIT, "/step", "/store", "/step/store"]
+        command = [self.image.python, "-m", "cdbench.runners.inside", "/step", "/store", "/step/store"]
         options = options_of(self.image, kind, spec, box.path, store, gpus)
         return WaitingContainer(self.image.id, command, options, promises_of(spec, gpus), spec, box)
 
@@ -285,7 +289,7 @@ class DockerHandle(WatchedHandle):
 
 def _kind_of(step: str) -> str:
     """Steps that see the same can run in each other's containers."""
-    return step if step in _GIVEN else "prepare"
+    return step if step in ("train", "evaluate") else "prepare"
 
 
 def _size(folder: Path) -> int:

@@ -36,7 +36,8 @@ _PROGRESS_BYTES = 1 << 16
 _AGAIN_SECONDS = (1, 4, 10, 20)
 _TRIES = 3
 """How often a step is started that the machine or the engine fails."""
-_OUTPUTS = ("outcome.json", "metrics.json", "predictions.jsonl", "student.safetensors", "masks.safetensors")
+_OUTCOME = ("outcome.json", "student.safetensors", "masks.safetensors")
+_OUTPUTS = (*_OUTCOME, "metrics.json", "predictions.jsonl")
 _RESULT = {"train": "outcome.json", "evaluate": "metrics.json"}
 """A step that ends well without this file has not ended well: a method can leave by `os._exit(0)`."""
 _ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
@@ -91,6 +92,9 @@ class Display(Protocol):
     def retried(self, job: Job, why: str) -> None:
         """A step is started again, through no fault of its own."""
 
+    def noted(self, job: Job, text: str) -> None:
+        """Something that whoever watches may want to know, and that changes no result."""
+
 
 @contextmanager
 def exclusive(where: Places) -> Iterator[None]:
@@ -133,8 +137,8 @@ class Schedule:
     running: list[Job] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
-    containers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Run id -> in what its last step ran, where that was told by another machine."""
+    containers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    """Run id -> in what its last step ran."""
     begun: dict[str, tuple[str, Code]] = field(default_factory=dict)
     """Run id -> when it began, and with which code: a file edited in the meantime did not make the numbers."""
 
@@ -168,9 +172,7 @@ class Schedule:
 
     def _enqueue(self, planned: PlannedRun) -> None:
         spec = planned.spec
-        # The circuits of the teacher's profile do not depend on the training budget, nor do models and data.
-        shared = spec.profile.model_dump(mode="json", exclude={"training"})
-        key = digest({"profile": shared, "task": spec.task})
+        key = _shared_key(spec)
         prepare = self.where.runs / "prepare" / key
         if not self._is_prepared(key, prepare, spec) and not any(job.name == f"{key}/circuits" for job in self.waiting):
             prepare.mkdir(parents=True, exist_ok=True)
@@ -229,8 +231,8 @@ class Schedule:
         code = self.begun[spec.run_id][1].digest
         if folder.exists() and (self.force or not same_code(folder, spec, self.runner.isolated)):
             shutil.rmtree(folder)
-        kept = () if job.step == "train" else ("outcome.json", "student.safetensors", "masks.safetensors")
-        stale = [name for name in (*_OUTPUTS, record.RECORD) if name not in kept]
+        kept = () if job.step == "train" else (*_OUTCOME, record.TRAINED_IN)
+        stale = [name for name in (*_OUTPUTS, record.TRAINED_IN, record.RECORD) if name not in kept]
         for path in (
             *(folder / name for name in stale),
             *folder.glob(record.failure_file("*")),
@@ -244,8 +246,8 @@ class Schedule:
         for job in list(self.running):
             assert job.handle
             end = job.handle.ended()
-            if end and end.container and job.run:
-                self.containers[job.run.spec.run_id] = end.container
+            if end and job.run:
+                self.containers[job.run.spec.run_id] = end.container or self.runner.describe(job.spec)
             if (
                 end is None
                 and not self.runner.keeps_time
@@ -312,11 +314,29 @@ class Schedule:
         self.done.add(job.name)
         if job.run is None:
             self.display.prepared(job)
+        elif job.step == "train":
+            write_json(job.folder / record.TRAINED_IN, self.containers[job.run.spec.run_id] or {}, "the run")
+            self._share_signals(job)
         elif job.step == "evaluate":
             self._finish(job.run, self._write_record(job.run, "ok", ""))
 
+    def _share_signals(self, job: Job) -> None:
+        """Has a trusted step make the signals that a training could only compute for itself, if there are others to read them."""
+        key = _shared_key(job.spec)
+        name = f"{key}/signals"
+        wanted = record.lacked(job.folder)
+        others = any(other.step == "train" and _shared_key(other.spec) == key for other in self.waiting)
+        if not wanted.signals or not others or any(other.name == name for other in (*self.waiting, *self.running)):
+            return
+        folder = self.where.runs / "prepare" / key
+        write_json(folder / record.WANTED, wanted.model_dump(), "the list of signals")
+        self.waiting.insert(0, Job(name, "signals", folder, f"signals / {job.spec.task}", set(), job.spec))
+
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self._end(job)
+        if job.step == "signals":  # nobody needs them: a training that finds none computes its own
+            self.display.noted(job, f"not made ({text}); each training computes its own")
+            return
         if job.run is None:
             told = record.read_failure(job.folder, job.step)
             code = told.exit_code if told else 1
@@ -359,7 +379,12 @@ class Schedule:
         with explained(folder, "the record"):
             result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
             container = self.containers.get(spec.run_id) or self.runner.describe(spec)
-            result = result.model_copy(update={"environment": result.environment | {"container": container}})
+            trained = folder / record.TRAINED_IN
+            inside = {
+                "container": container,
+                "trained_in": (read_json(trained, "description") or None) if trained.exists() else None,
+            }
+            result = result.model_copy(update={"environment": result.environment | inside})
             record.write(folder, result)
         return result
 
@@ -392,6 +417,11 @@ def build_record(  # noqa: PLR0913  (one place where everything that a run left 
         started=begun[0],
         ended=_now(),
     )
+
+
+def _shared_key(spec: RunSpec) -> str:
+    """What runs share: models, data and circuits do not depend on the training budget."""
+    return digest({"profile": spec.profile.model_dump(mode="json", exclude={"training"}), "task": spec.task})
 
 
 def _fault_of(job: Job) -> str | None:
