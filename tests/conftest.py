@@ -17,6 +17,7 @@ with install_import_hook(["cdbench.objectives", "cdbench.circuits"], "beartype.b
     import cdbench.objectives.kl  # noqa: F401
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,20 @@ def mlflow_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def image() -> Image:
     """The image that the container tests run in."""
     return host_image()
+
+
+@pytest.fixture(scope="session")
+def begun_runs(world: World, image: Image, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder in which containers have prepared the shared artefacts and evaluated the teacher; to be copied."""
+    root = tmp_path_factory.mktemp("begun")
+    (root / "runs").mkdir()
+    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
+    places = ["--profile", str(world.profile_file), "--runs", str(root / "runs"), "--store", str(world.store)]
+    command = [sys.executable, "-m", "cdbench", "run", "base", *places, "--runner", "docker", "--image", image.tag]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(root / "runs" / "records" / world.spec("base").run_id)
+    return root / "runs"
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -58,9 +58,8 @@ exit 1
 
 
 @pytest.fixture
-def args(world: World, tmp_path: Path, mlflow_template: Path, image: Image) -> list[str]:
-    (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+def args(world: World, tmp_path: Path, begun_runs: Path, image: Image) -> list[str]:
+    shutil.copytree(begun_runs, tmp_path / "runs")
     places = ["--profile", str(world.profile_file), "--runs", str(tmp_path / "runs"), "--store", str(world.store)]
     return [*places, "--image", image.tag]
 
@@ -107,8 +106,10 @@ def test_ray_runs_a_study_and_outlives_a_node(
     found = records(tmp_path / "runs")
     assert [record["status"] for record in found.values()] == ["ok"] * 3
     for record in found.values():
-        assert record["environment"]["container"]["machine"] == os.uname().nodename
-        assert record["environment"]["container"]["runner"] == "docker"
+        if record["spec"]["method"] == "waits":
+            for where in ("container", "trained_in"):
+                assert record["environment"][where]["machine"] == os.uname().nodename
+                assert record["environment"][where]["runner"] == "docker"
     check_against_local(found, cli, args, waits, tmp_path)
 
 
@@ -189,4 +190,5 @@ def test_slurm_runs_a_study_and_outlives_a_node(
     assert "again  waits" in told and "NODE_FAIL" in told, told
     found = records(tmp_path / "runs")
     assert [record["status"] for record in found.values()] == ["ok"] * 3
-    assert all(record["environment"]["container"]["machine"] == "slurm" for record in found.values())
+    mine = [record["environment"] for record in found.values() if record["spec"]["method"] == "waits"]
+    assert all(each["container"]["machine"] == each["trained_in"]["machine"] == "slurm" for each in mine)

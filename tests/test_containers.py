@@ -73,9 +73,8 @@ runner.close()
 
 
 @pytest.fixture
-def args(world: World, tmp_path: Path, mlflow_template: Path, image: Image) -> list[str]:
-    (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+def args(world: World, tmp_path: Path, begun_runs: Path, image: Image) -> list[str]:
+    shutil.copytree(begun_runs, tmp_path / "runs")
     places = ["--profile", str(world.profile_file), "--runs", str(tmp_path / "runs"), "--store", str(world.store)]
     return [*places, "--runner", "docker", "--image", image.tag]
 

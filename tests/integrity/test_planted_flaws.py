@@ -83,8 +83,8 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, 
     root = tmp_path_factory.mktemp("integrity")
     profile = root / "micro.toml"
     profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
-    # In this order, so that others come after the one that asks for a signal.
-    methods = ["base", *IMPOSSIBLE, *CAUGHT, *FLAGGED, RERUN]
+    # The longest first; others after the one that asks for a signal.
+    methods = list(dict.fromkeys(["sleeps_for_ever", "base", *IMPOSSIBLE, *CAUGHT, *FLAGGED, RERUN]))
     (root / "battery.toml").write_text(
         f'title = "Planted flaws"\ndescription = "One each."\nprofile = "{profile}"\nmethods = {json.dumps(methods)}\n'
         'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
