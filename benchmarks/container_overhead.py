@@ -4,7 +4,8 @@
 
 The tiny pair, one run at a time (a core is free, on which the next container imports torch while the last one works) and two at a
 time (on two cores none is). Seconds per run are those from the first run's end to the last one's, divided by the runs between
-them, so that what is paid once a study (models, probe, first containers) stands apart. Needs an engine and an image (`cdbench build`).
+them, so that what is paid once a study (models, probe, first containers) stands apart. Needs an engine and an image
+(`cdbench build`).
 """
 
 import json

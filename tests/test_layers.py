@@ -9,7 +9,7 @@ PACKAGE = Path(cdbench.__file__).parent
 LAYERS = [
     {"errors"},
     {"seeds", "files", "api", "stats", "plugins"},
-    {"config"},
+    {"config", "inference"},
     {"discover", "store", "data", "tokens", "requirements"},
     {"sites"},
     {"zoo"},

@@ -94,18 +94,20 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
         ]  # fmt: skip
         assert float(row["mean"]) == pytest.approx(sum(mine) / len(mine)), row["method"]
     runs = table(folder / "runs.csv")
-    assert len(runs) == 21
+    assert len(runs) == 23
     for run in runs:
         assert f'id="run-{run["run_id"]}"' in text
 
 
-def test_the_report_cites_the_counterexample_to_the_papers_mathematics(study: Path) -> None:
+def test_a_claim_that_is_mathematics_is_decided_by_the_conformance_battery(study: Path) -> None:
     folder = study / "runs" / "paper_a-micro" / "report"
     page = (folder / "index.html").read_text()
-    assert "invariant to invertible linear transformations" in page and "refuted" in page
+    rows = {row["id"]: row for row in table(folder / "claims.csv")}
+    assert rows["A.cka-invariant"]["verdict"] == "refuted"
     for text in (page, (folder / "report.md").read_text()):
         assert text.count("0.203111") == 2  # as measured, and by the closed form
-    assert 'id="mathematics"' in page and "cdbench check cka --only invertible_map" in page
+    assert rows["B.cka-two-forms"]["verdict"] == rows["B.cka-rotation"]["verdict"] == "supported"
+    assert 'id="claim-A-cka-invariant"' in page and "cdbench check cka --only invertible_map" in page
 
 
 def test_the_page_tells_the_budget_that_was_trained_with_and_the_command_that_repeats_it(study: Path) -> None:
@@ -126,7 +128,7 @@ def test_the_row_of_weight_zero_equals_kl_and_base_equals_its_seeds(study: Path)
 def test_a_run_that_two_studies_share_is_run_once(study: Path) -> None:
     ids = [json.loads((study / f"runs/{n}-micro/study.json").read_text())["run_ids"] for n in ("paper_a", "failed_run")]
     assert len(set(ids[0]) & set(ids[1])) == 1  # the teacher
-    assert len(list((study / "runs" / "records").iterdir())) == 21 + 9 - 1
+    assert len(list((study / "runs" / "records").iterdir())) == 23 + 9 - 1
     log = (study / "stderr.txt").read_text()
     assert "9 runs: 8 to do, 1 finished before" in log
 
@@ -201,7 +203,7 @@ def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(stud
         runs, client = mlflow_runs(uri, "cdbench/paper_a-micro")
         children = [r for r in runs if r.data.tags["cdbench.kind"] == "run"]
         parents = [r for r in runs if r.data.tags["cdbench.kind"] == "study"]
-        assert (len(parents), len(children)) == (1, 21)
+        assert (len(parents), len(children)) == (1, 23)
         assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parents[0].info.run_id}
         kl = next(r for r in children if r.data.tags["cdbench.method"] == "kl")
         record = json.loads((study / "runs/records" / kl.data.tags["cdbench.run_id"] / "record.json").read_text())
@@ -213,7 +215,7 @@ def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(stud
         client.delete_tag(kl.info.run_id, "cdbench.complete")  # type: ignore[attr-defined]
         done = cli("sync", "paper_a-micro", "--runs", study / "runs")
         assert done.returncode == 0, done.stderr
-        assert "1 records sent, 20 were there already" in done.stdout
+        assert "1 records sent, 22 were there already" in done.stdout
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from cdbench import __version__
 from cdbench.config import TEACHER, HubModel, Profile, ZooModel
-from cdbench.errors import UserError
 from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
-from cdbench.report.collect import Group, StudyData, collect, history, reports_folder
+from cdbench.report import claims
+from cdbench.report.claims import (
+    Claim,
+    FailedRun,
+    Ledger,
+    Verdict,
+    counts,
+    gradient_shares,
+    judge,
+    read_ledger,
+)
+from cdbench.report.collect import Group, StudyData, collect, mean_of, reports_folder, short
 from cdbench.report.formats import number, p_value, percent, points
 from cdbench.report.pictures import circuits_of, draw_all
 
@@ -34,6 +44,7 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
     write_atomic(folder / "index.html", environment.get_template("report.html.j2").render(context), "the report")
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(context), "the report")
     write_atomic(folder / "table1.csv", to_csv(context["rows"]), "the report")
+    write_atomic(folder / "claims.csv", to_csv(context["verdicts"]), "the report")
     write_atomic(folder / "runs.csv", to_csv(context["runs"]), "the report")
     return folder / "index.html"
 
@@ -54,7 +65,6 @@ def _environment() -> Environment:
         "p": p_value,
         "md": markdown_cell,
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
-        "pspan": lambda pair: f"[{points(pair[0])}, {points(pair[1])}]",
     }
     return environment
 
@@ -85,7 +95,9 @@ def build_context(data: StudyData) -> Row:
     # The reference row is not trained: a study's training budget stands in the other rows.
     trained = next((r for r in data.records if r.spec.method != TEACHER), data.records[0])
     profile = trained.spec.profile
-    rows = [table_row(group, data) for group in data.groups]
+    ledger = read_ledger()
+    verdicts = judge(ledger.claim, data)
+    rows = [table_row(group, data, ledger) for group in data.groups]
     return {
         "title": data.saved.study.title,
         "study": data.saved,
@@ -95,10 +107,10 @@ def build_context(data: StudyData) -> Row:
         "differences": differences(profile, data),
         "rows": rows,
         "shift_names": sorted({name for row in rows for name in row["shift"]}),
-        "grid": grid(data),
-        "failed_claim": data.claims.get("failed_run", {}),
-        "comparisons": data.comparisons,
-        "mathematics": mathematics(data.claims),
+        "grid": grid(data, ledger.failed_run),
+        "failed_claim": ledger.failed_run,
+        "verdicts": [verdict_row(verdict) for verdict in verdicts],
+        "verdict_counts": counts(verdicts),
         "pictures": draw_all(data, rows),
         "circuits": circuits_of(data),
         "failures": data.failures,
@@ -115,33 +127,71 @@ def build_context(data: StudyData) -> Row:
     }
 
 
-def mathematics(claims: Mapping[str, Any]) -> list[Row]:
-    """The claims that are mathematics, each with what its law computes here and now.
+def verdict_row(verdict: Verdict) -> Row:
+    """One row of the claim ledger."""
+    claim, found = verdict.claim, verdict.evidence
+    shown = _SHOWN[found.unit] if found else None
+    paper: float | None = getattr(claim, "paper", None)
+    as_share = claim.decided_by in ("value", "at_point", "metric")
+    return {
+        "id": claim.id,
+        "says": claim.says,
+        "source": claim.source,
+        "verdict": verdict.outcome,
+        "paper": "–" if paper is None else percent(paper) if as_share else points(paper),
+        "asserted": asserted(claim),
+        "effect": shown(found.effect) if found and shown else "–",
+        "interval": f"[{shown(found.interval.low)}, {shown(found.interval.high)}]" if found and shown else "–",
+        "p_holm": None if verdict.p_holm is None else p_value(verdict.p_holm),
+        "seeds": found.seeds if found else None,
+        "more_seeds": found.more_seeds if found else None,
+        "why": verdict.why,
+        "run_ids": list(found.run_ids) if found else [],
+    }
 
-    Raises:
-        UserError: a law in claims.toml that decides nothing here.
-    """
-    rows = []
-    for claim in claims.get("mathematics", []):
-        if claim["law"] != "invertible_map":
-            raise UserError(
-                f"reports/claims.toml: [[mathematics]] names the law '{claim['law']}', known is 'invertible_map'"
-            )
-        from cdbench.similarity import linear_cka  # torch takes seconds to import, and only this needs it
-        from cdbench.similarity.counterexample import stretched
 
-        value, expected = stretched(lambda x, y: linear_cka(x, y).item())
-        # Ours must be right before it can refute anything.
-        verdict = "refuted" if abs(value - expected) < 1e-9 and expected < 0.999 else "undecided"
-        rows.append({**claim, "value": value, "expected": expected, "verdict": verdict})
-    return rows
+_SHOWN: dict[str, Callable[[float | None], str] | None] = {
+    "points": points,
+    "share": percent,
+    "correlation": number,
+    "ratio": number,
+    "mathematics": None,
+}
 
 
-def table_row(group: Group, data: StudyData) -> Row:
+def asserted(claim: Claim) -> str:
+    """What would have to be seen, in symbols."""
+    text = "–"
+    split = "" if getattr(claim, "split", "test") == "test" else f" on {getattr(claim, 'split', '')}"
+    match claim:
+        case claims.Difference():
+            text = f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
+        case claims.Equivalence():
+            text = f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
+        case claims.Order():
+            text = " > ".join(claim.rows)
+        case claims.Value():
+            text = f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
+        case claims.AtPoint():
+            where = ", ".join(f"{short(key)} = {value:g}" for key, value in claim.at.items())
+            text = f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
+        case claims.GradientShare():
+            text = f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
+        case claims.Metric():
+            ends = ("" if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
+            text = f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
+        case claims.Trend():
+            text = f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
+        case claims.Mathematics():
+            text = f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
+    return text + split
+
+
+def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
     """One row of Table 1."""
     # A swept row is not the paper's row, even where one of its points is.
-    claims = [] if group.point else data.claims.get("table1", [])
-    paper: Row = next((row for row in claims if (row["method"], row["task"]) == (group.method, group.task)), {})
+    printed = [] if group.point else ledger.table1
+    paper = next((row for row in printed if (row.method, row.task) == (group.method, group.task)), None)
     teacher = data.group(TEACHER, group.task)
     ok = bool(group.records)
     shift = sorted({name for r in group.records if r.metrics for name in r.metrics.length_shift})
@@ -149,8 +199,8 @@ def table_row(group: Group, data: StudyData) -> Row:
         "name": group.name,
         "method": group.method,
         "task": group.task,
-        "paper": paper.get("paper"),
-        "paper_source": paper.get("source", ""),
+        "paper": paper.paper if paper else None,
+        "paper_source": paper.source if paper else "",
         "mean": group.mean if ok else None,
         "low": group.interval[0] if ok else None,
         "high": group.interval[1] if ok else None,
@@ -238,7 +288,7 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
     return told
 
 
-def grid(data: StudyData) -> Row | None:
+def grid(data: StudyData, failed: FailedRun) -> Row | None:
     """The 2x2 of the failed-run study: λ down, learning rate across; None where the study sweeps something else."""
     keys = ("method.alignment_weight", "training.lr")
     groups = [g for g in data.groups if all(key in g.point for key in keys)]
@@ -254,19 +304,8 @@ def grid(data: StudyData) -> Row | None:
             "interval": group.interval if ok else None,
             "seeds": len(group.records),
             "failed": len(group.failed),
-            "share": _alignment_share(group, weight),
-            "marked": weight == data.claims["failed_run"]["weight"] and lr == data.claims["failed_run"]["lr"],
+            "share": mean_of(gradient_shares(group, weight, "cka", "kl")),
+            "marked": weight == failed.weight and lr == failed.lr,
             "run_ids": group.run_ids,
         }
     return {"weights": weights, "lrs": lrs, "cells": cells}
-
-
-def _alignment_share(group: Group, weight: float) -> float | None:
-    """λ·‖∇CKA‖ / ‖∇KL‖, mean over the probed steps and seeds: does the alignment dominate, as the paper says?"""
-    ratios = [
-        weight * row["grad/cka"] / row["grad/kl"]
-        for folder in group.folders
-        for row in history(folder)
-        if row.get("grad/kl") and "grad/cka" in row
-    ]
-    return sum(ratios) / len(ratios) if ratios else None

@@ -1,7 +1,6 @@
 """From records to the numbers of the report. Pure: reads files, draws nothing."""
 
 import json
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,10 @@ from cdbench import plugins
 from cdbench.config import TEACHER, Scalar, show
 from cdbench.errors import UserError
 from cdbench.files import sha256
+from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Record, read
 from cdbench.scoring import read_predictions
-from cdbench.stats import Hits, holm, paired_permutation, two_level_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,9 @@ class Group:
         return float(self.hits.mean())
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """95 %: Wilson for one run, or for several whose answers are all the same; else over seeds and problems."""
-        if len(self.hits) == 1 or bool((self.hits == self.hits[0]).all()):
-            share = wilson(int(self.hits[0].sum()), self.hits.shape[1])
-            return share.low, share.high
-        return two_level_interval(self.hits)
+    def interval(self) -> Interval:
+        """95 %, over seeds and problems; of one run, or of several whose answers are all the same, over problems alone."""
+        return share_interval(self.hits)
 
     @property
     def per_seed(self) -> list[float]:
@@ -58,16 +54,21 @@ class Group:
         """The runs behind this row."""
         return [r.run_id for r in (*self.records, *self.failed)]
 
+    def values(self, name: str) -> list[float]:
+        """A number of the CKA or mask summary of each run that has it."""
+        return [value for r in self.records if (value := _lookup(r, name)) is not None]
+
     def metric(self, name: str) -> float | None:
         """Mean over seeds of a number of the CKA or mask summary; None where the row has none."""
-        return _mean([value for r in self.records if (value := _lookup(r, name)) is not None])
+        return mean_of(self.values(name))
 
     def metric_cost(self, name: str) -> float | None:
         """Mean over seeds of a cost; None where no run has it."""
-        return _mean([r.cost[name] for r in self.records if name in r.cost])
+        return mean_of([r.cost[name] for r in self.records if name in r.cost])
 
 
-def _mean(values: Sequence[float]) -> float | None:
+def mean_of(values: Sequence[float]) -> float | None:
+    """The mean; None of nothing."""
     return float(np.mean(values)) if values else None
 
 
@@ -81,36 +82,11 @@ def _lookup(record: Record, name: str) -> float | None:
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """`high` minus `low` in accuracy, paired over problems and seeds."""
-
-    high: str
-    low: str
-    says: str
-    paper: float | None
-    difference: float
-    interval: tuple[float, float]
-    p: float
-    p_holm: float
-
-    @property
-    def reading(self) -> str:
-        """What the interval and the corrected test say together. Never stronger than the weaker of them."""
-        if self.p_holm < 0.05 and self.interval[0] > 0:
-            return "higher"
-        if self.p_holm < 0.05 and self.interval[1] < 0:
-            return "lower"
-        return "no difference shown"
-
-
-@dataclass(frozen=True)
 class StudyData:
     """All that a report shows."""
 
     saved: SavedStudy
     groups: tuple[Group, ...]
-    comparisons: tuple[Comparison, ...]
-    claims: dict[str, Any]
     missing: tuple[str, ...]
     records: tuple[Record, ...] = field(default_factory=tuple)
 
@@ -130,19 +106,6 @@ def reports_folder() -> Path:
     return plugins.roots()[-1] / "reports"
 
 
-def read_claims() -> dict[str, Any]:
-    """What the papers print.
-
-    Raises:
-        UserError: the file is missing or not TOML.
-    """
-    path = reports_folder() / "claims.toml"
-    try:
-        return tomllib.loads(path.read_text())
-    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-
-
 def history(folder: Path) -> list[dict[str, float]]:
     """A run's history, one dictionary a line."""
     path = folder / "history.jsonl"
@@ -155,14 +118,13 @@ def collect(saved: SavedStudy, where: Places) -> StudyData:
     Raises:
         UserError: no run of the study has a record yet.
     """
-    claims = read_claims()
     present = [run_id for run_id in saved.run_ids if (where.run(run_id) / RECORD).exists()]
     if not present:
         raise UserError(f"study '{saved.name}' has no record yet; run it first: cdbench reproduce {saved.study.name}")
     records = tuple(read(where.run(run_id)) for run_id in present)
     groups = _group(records, saved, where)
     missing = tuple(run_id for run_id in saved.run_ids if run_id not in present)
-    return StudyData(saved, groups, _compare(groups, claims.get("comparison", [])), claims, missing, records)
+    return StudyData(saved, groups, missing, records)
 
 
 def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple[Group, ...]:
@@ -178,7 +140,7 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
         hits = [_hits(r, where.run(r.run_id)) for r in good]
         first = members[0]
         point = sweep_point(first, saved)
-        label = ", ".join(f"{_short(key)}={show(value)}" for key, value in point.items())
+        label = ", ".join(f"{short(key)}={show(value)}" for key, value in point.items())
         groups.append(
             Group(
                 name=" ".join([first.spec.method, *([f"({label})"] if label else []), *several * [first.spec.task]]),
@@ -194,12 +156,18 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
     return tuple(groups)
 
 
-def _hits(record: Record, folder: Path) -> list[float]:
+def _hits(record: Record, folder: Path, split: str = "test") -> list[float]:
     """1 where an answer was right, problem by problem; the file must be the one that the record was written with."""
     path = folder / "predictions.jsonl"
     if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
-    return [float(p.correct) for p in read_predictions(folder)["test"]]
+    return [float(p.correct) for p in read_predictions(folder).get(split, [])]
+
+
+def hits_on(group: Group, split: str) -> Hits | None:
+    """A row's answers on another held-out set, [seeds, problems]; None where it was not evaluated on it."""
+    found = np.array([_hits(r, f, split) for r, f in zip(group.records, group.folders, strict=True)], dtype=np.float64)
+    return found if found.size else None
 
 
 def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
@@ -219,7 +187,8 @@ def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
     return point
 
 
-def _short(key: str) -> str:
+def short(key: str) -> str:
+    """A swept key for people."""
     return {"method.alignment_weight": "λ", "training.lr": "LR"}.get(key, key)
 
 
@@ -234,28 +203,3 @@ def paired(a: Group, b: Group) -> tuple[Hits, Hits] | None:
     if not common:
         return None
     return a.hits[[seeds_a.index(s) for s in common]], b.hits[[seeds_b.index(s) for s in common]]
-
-
-def _compare(groups: Sequence[Group], wanted: Sequence[dict[str, Any]]) -> tuple[Comparison, ...]:
-    rows = {(g.method, g.task): g for g in reversed(groups) if not g.point}
-    found = []
-    for row in wanted:
-        high, low = (rows.get((row[side], row["task"])) for side in ("high", "low"))
-        hits = paired(high, low) if high and low else None
-        if hits is None:
-            continue
-        difference = hits[0] - hits[1]
-        found.append(
-            Comparison(
-                high=row["high"],
-                low=row["low"],
-                says=row["says"],
-                paper=row.get("paper"),
-                difference=float(difference.mean()),
-                interval=two_level_interval(difference),
-                p=paired_permutation(hits[1], hits[0]),
-                p_holm=1.0,
-            )
-        )
-    adjusted = holm([c.p for c in found])
-    return tuple(Comparison(**{**c.__dict__, "p_holm": p}) for c, p in zip(found, adjusted, strict=True))

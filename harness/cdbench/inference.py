@@ -1,0 +1,199 @@
+"""What may be concluded from runs: intervals, paired tests, corrections. Pure functions of arrays.
+
+A row's answers are [seeds, problems]. Both are taken as drawn from many: what is said of a method should hold for other seeds and
+other problems. A bootstrap over three seeds cannot say that (three values to draw from: it covers 80 % where it promises 95), so
+the spread between seeds and between problems is estimated by an analysis of variance, and Student's t pays for there being few.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats as distributions
+from scipy.optimize import brentq
+
+from cdbench.stats import Proportion, score_interval
+
+Hits = NDArray[np.float64]
+_MOST_SEEDS = 200
+_LEAST_P = 1e-12
+"""Below that, 0: nobody has so many samples that the difference would mean anything."""
+
+
+class Interval(NamedTuple):
+    """From `low` to `high`."""
+
+    low: float
+    high: float
+
+
+class Spread(NamedTuple):
+    """The variance of a mean over seeds and problems, in the two parts that it is known from.
+
+    Each part has Student's t of its own (Cochran and Cox 1950): exact where one of them is all there is, and never short
+    in between, as Satterthwaite's joint degrees of freedom are with three seeds.
+    """
+
+    of_seeds: float
+    seeds: int
+    of_problems: float
+    problems: int
+
+    @property
+    def variance(self) -> float:
+        """Of the mean."""
+        return self.of_seeds + self.of_problems
+
+    def half_width(self, level: float) -> float:
+        """Half the interval of that level, two-sided."""
+        return self._distance((1 - level) / 2)
+
+    def tail(self, distance: float) -> float:
+        """One-sided: how often chance alone leads as far as that."""
+        if self.variance == 0:
+            return 0.5 if distance == 0 else 0.0
+        if distance <= 0:
+            return 0.5
+        if self._distance(_LEAST_P) <= distance:
+            return 0.0
+        return float(brentq(lambda p: self._distance(p) - distance, _LEAST_P, 0.5, xtol=1e-16))
+
+    def _distance(self, p: float) -> float:
+        parts = ((self.of_seeds, self.seeds - 1), (self.of_problems, self.problems - 1))
+        return math.sqrt(sum(float(distributions.t.isf(p, freedom)) ** 2 * part for part, freedom in parts if part))
+
+
+class _Squares(NamedTuple):
+    """Mean squares of a two-way analysis of variance, one value a cell."""
+
+    seeds: float
+    problems: float
+    rest: float
+
+
+def _squares(values: Hits) -> _Squares:
+    seeds, problems = values.shape
+    mean, by_seed, by_problem = values.mean(), values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_problem[None] + mean
+    return _Squares(
+        problems * float(((by_seed - mean) ** 2).sum()) / (seeds - 1),
+        seeds * float(((by_problem - mean) ** 2).sum()) / (problems - 1),
+        float((rest**2).sum()) / ((seeds - 1) * (problems - 1)),
+    )
+
+
+def spread(values: Hits) -> Spread:
+    """How far the mean of values [seeds, problems] may be from that over all seeds and problems.
+
+    Seeds and problems cross, so the variance of the mean is (MS_seeds + MS_problems − MS_rest) / (S N). Of one seed nothing
+    is known but the problems, and whoever shows that interval must say so.
+
+    Raises:
+        ValueError: fewer than two problems.
+    """
+    seeds, problems = values.shape
+    if problems < 2:
+        raise ValueError(f"a spread needs at least 2 problems, got {problems}")
+    if seeds == 1:
+        return Spread(0.0, 1, float(values.var(ddof=1)) / problems, problems)
+    squares, cells = _squares(values), seeds * problems
+    return Spread(squares.seeds / cells, seeds, max(0.0, squares.problems - squares.rest) / cells, problems)
+
+
+def mean_interval(values: Hits, level: float = 0.95) -> Interval:
+    """Interval of the mean of values [seeds, problems] over other seeds and other problems."""
+    mean, half = float(values.mean()), spread(values).half_width(level)
+    return Interval(mean - half, mean + half)
+
+
+def share_interval(hits: Hits, level: float = 0.95) -> Interval:
+    """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth."""
+    mean, found = float(hits.mean()), spread(hits)
+    same = bool((hits == hits[0]).all())
+    if same or found.variance == 0:  # one run, or several that are one
+        return Interval(*score_interval(mean, hits.shape[1], float(distributions.norm.ppf((1 + level) / 2))))
+    quantile = found.half_width(level) / math.sqrt(found.variance)
+    return Interval(*score_interval(mean, mean * (1 - mean) / found.variance, quantile))
+
+
+def paired_p(difference: Hits, edge: float = 0.0) -> float:
+    """Two-sided p that the mean difference is `edge`: [seeds, problems] of what was right in one row and in the other.
+
+    Student's t over seeds and problems; for one seed and no edge McNemar's exact test.
+    """
+    if len(difference) == 1 and edge == 0:
+        return mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))
+    return 2 * spread(difference).tail(abs(float(difference.mean()) - edge))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """McNemar's exact test (1947): two-sided p that of the problems that one run alone solved each is either's by a fair coin."""
+    if only_first + only_second == 0:
+        return 1.0
+    return float(distributions.binomtest(only_first, only_first + only_second).pvalue)
+
+
+def equivalence_p(difference: Hits, margin: float) -> float:
+    """p that the mean difference is `margin` or more, either way (two one-sided t tests, Schuirmann 1987).
+
+    Raises:
+        ValueError: the margin is not positive.
+    """
+    if margin <= 0:
+        raise ValueError(f"an equivalence needs a margin above 0, got {margin}")
+    inside = margin - abs(float(difference.mean()))
+    tail = spread(difference).tail(abs(inside))
+    return tail if inside >= 0 else 1 - tail
+
+
+def difference_of_shares(a: Proportion, b: Proportion) -> Interval:
+    """95 % interval of a − b for two independent proportions (Newcombe 1998, method 10)."""
+    gap = a.value - b.value
+    down = math.hypot(a.value - a.low, b.high - b.value)
+    up = math.hypot(a.high - a.value, b.value - b.low)
+    return Interval(gap - down, gap + up)
+
+
+def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
+    """How often a run of `a` beats a run of `b`, ties halved (Agarwal et al. 2021): over all pairs of seeds."""
+    first, second = np.asarray(a)[:, None], np.asarray(b)[None]
+    return float(((first > second) + 0.5 * (first == second)).mean())
+
+
+def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | None:
+    """About how many seeds it takes until the interval of the mean no longer holds `limit`, if all stays as it is.
+
+    None where no number of seeds is enough on these problems, or nothing is known of the spread between seeds.
+    """
+    if len(values) < 2:
+        return None
+    (now, problems), squares = values.shape, _squares(values)
+    between_seeds = max(0.0, squares.seeds - squares.rest) / problems
+    between_problems = max(0.0, squares.problems - squares.rest) / now
+    distance = abs(float(values.mean()) - limit)
+    for seeds in range(now + 1, _MOST_SEEDS + 1):
+        of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
+        if Spread(of_seeds, seeds, between_problems / problems, problems).half_width(level) < distance:
+            return seeds
+    return None
+
+
+def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
+    """Student's interval of a number that each run has one of; None for fewer than two runs."""
+    if len(values) < 2:
+        return None
+    mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    half = float(distributions.t.ppf((1 + level) / 2, len(values) - 1)) * error
+    return Interval(mean - half, mean + half)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    running, adjusted = 0.0, [0.0] * len(p_values)
+    for rank, index in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = running
+    return adjusted

@@ -1,0 +1,530 @@
+"""The claim ledger: what the papers say, what would decide it, and what the records of a study say of it.
+
+A claim asserts that an effect lies in a region: a difference above a margin, an equivalence within one, a share above 1. It is
+*supported* where the whole 95 % interval lies inside the region, *refuted* where it lies wholly outside, both only if the
+Holm-corrected test against the region's edge says so too, and *inconclusive* otherwise. Claims about rows, models or sweeps that
+the study does not have are *not tested here*. Margins stand in `reports/claims.toml`, fixed beforehand; no verdict is written by
+hand.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field, ValidationError
+from scipy import stats as distributions
+
+from cdbench.config import TEACHER, Closed, explain
+from cdbench.errors import UserError
+from cdbench.inference import (
+    Hits,
+    Interval,
+    difference_of_shares,
+    equivalence_p,
+    holm,
+    mean_interval,
+    paired_p,
+    seed_interval,
+    seeds_to_decide,
+    share_interval,
+)
+from cdbench.report.collect import Group, StudyData, history, hits_on, paired, reports_folder
+from cdbench.stats import Proportion, wilson
+
+Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
+OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not tested here")
+Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
+_UNTRAINED = (TEACHER, "base")
+_ALPHA = 0.05
+
+
+class _Claim(Closed):
+    id: Annotated[str, Field(pattern=r"^[A-Z]\.[a-z0-9-]+$")]
+    says: str
+    source: str
+    only_with: Literal["paper"] | None = None
+    """The profile without whose models the claim says nothing."""
+
+
+class _OfRows(_Claim):
+    task: str
+    split: str = "test"
+    """`test`, or a length-shift set: the task that it was drawn by."""
+
+
+class Difference(_OfRows):
+    """The accuracy of `high` is more than `margin` above that of `low`."""
+
+    decided_by: Literal["difference"]
+    high: str
+    low: str
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    paper: float | None = None
+
+
+class Equivalence(_OfRows):
+    """The accuracies of `one` and `other` differ by less than `margin`."""
+
+    decided_by: Literal["equivalence"]
+    one: str
+    other: str
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    paper: float | None = None
+
+
+class Order(_OfRows):
+    """Each of `rows` is above the next."""
+
+    decided_by: Literal["order"]
+    rows: Annotated[list[str], Field(min_length=2)]
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    paper: None = None
+
+
+class Value(_OfRows):
+    """The accuracy of `row` differs by less than `margin` from the paper's, which is of `paper_n` problems."""
+
+    decided_by: Literal["value"]
+    row: str
+    paper: Annotated[float, Field(ge=0, le=1)]
+    paper_n: Annotated[int, Field(gt=0)]
+    margin: Annotated[float, Field(gt=0, lt=1)]
+
+
+class AtPoint(_OfRows):
+    """At a point of a sweep the accuracy of `row` is at most `at_most`."""
+
+    decided_by: Literal["at_point"]
+    row: str
+    at: dict[str, float]
+    at_most: Annotated[float, Field(gt=0, lt=1)]
+    paper: float | None = None
+
+
+class GradientShare(_OfRows):
+    """At a point of a sweep `weight`·‖∇term‖ / ‖∇of‖ is above 1."""
+
+    decided_by: Literal["gradient_share"]
+    row: str
+    at: dict[str, float]
+    term: str
+    of: str
+    paper: None = None
+
+
+class Metric(_OfRows):
+    """A number that the evaluator takes of each run of `row` lies between two bounds."""
+
+    decided_by: Literal["metric"]
+    row: str
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    paper: float | None = None
+
+
+class Trend(_OfRows):
+    """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign."""
+
+    decided_by: Literal["trend"]
+    row: str
+    series: str
+    against: str = "step"
+    sign: Literal[-1, 1]
+    paper: None = None
+
+
+class Mathematics(_Claim):
+    """Decided by a law of the conformance battery; `law_says` whether the law asserts the claim or denies it."""
+
+    decided_by: Literal["law"]
+    law: str
+    law_says: bool
+    paper: None = None
+
+
+class Undecidable(_Claim):
+    """What nothing here decides, and why."""
+
+    decided_by: Literal["nothing"]
+    why: str
+    paper: None = None
+
+
+Claim = Annotated[
+    Difference | Equivalence | Order | Value | AtPoint | GradientShare | Metric | Trend | Mathematics | Undecidable,
+    Field(discriminator="decided_by"),
+]
+
+
+class Printed(Closed):
+    """A row of the paper's Table 1; without a number where the paper has only words."""
+
+    task: str
+    method: str
+    source: str
+    paper: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class FailedRun(Closed):
+    """The paper's failed run, for the grid's marked cell."""
+
+    weight: float
+    lr: float
+    paper: str
+    source: str
+
+
+class Ledger(Closed):
+    """`reports/claims.toml`."""
+
+    table1: list[Printed]
+    failed_run: FailedRun
+    claim: list[Claim]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the records say of a claim: an effect, its interval, and the region in which the claim puts it.
+
+    Attributes:
+        p: of the test against the nearest edge of the region; None where there is none, and the interval alone decides.
+        seeds: runs of a row; 1 for a row that no seed changes.
+        more_seeds: about how many seeds would move the interval off the edge; None where none would, or it is not known.
+        lone: rests on one seed of something that seeds change.
+    """
+
+    effect: float
+    interval: Interval
+    region: tuple[float, float]
+    unit: Unit
+    seeds: int
+    run_ids: tuple[str, ...]
+    p: float | None = None
+    more_seeds: int | None = None
+    lone: bool = False
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim beside what was measured."""
+
+    claim: Any
+    outcome: Outcome
+    why: str
+    evidence: Evidence | None = None
+    p_holm: float | None = None
+
+
+class NotTested(Exception):
+    """Says what the study does not have."""
+
+
+def read_ledger() -> Ledger:
+    """What the papers print and claim.
+
+    Raises:
+        UserError: the file is missing, no TOML, or a claim is not of a known form; names the claim and the key.
+    """
+    path = reports_folder() / "claims.toml"
+    try:
+        ledger = Ledger.model_validate(tomllib.loads(path.read_text()))
+    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        raise explain(error, str(path)) from None
+    ids = [claim.id for claim in ledger.claim]
+    if twice := {each for each in ids if ids.count(each) > 1}:
+        raise UserError(f"{path}: two claims are called {min(twice)}")
+    return ledger
+
+
+def unknown_rows(claims: Sequence[Claim], known: Sequence[str]) -> list[str]:
+    """Rows that claims name and no method file has, `claim: row` each: a new method, or a slip of the pen."""
+    rows = {
+        claim.id: [value for key in ("high", "low", "one", "other", "row") if (value := getattr(claim, key, None))]
+        + list(getattr(claim, "rows", []))
+        for claim in claims
+    }
+    return [f"{claim}: {row}" for claim, named in rows.items() for row in named if row not in (*known, TEACHER)]
+
+
+def judge(claims: Sequence[Claim], data: StudyData) -> list[Verdict]:
+    """A verdict for each claim, in their order."""
+    found: list[Verdict] = []
+    for claim in claims:
+        try:
+            found.append(Verdict(claim, "inconclusive", "", _weigh(claim, data)))
+        except NotTested as reason:
+            found.append(Verdict(claim, "not tested here", str(reason)))
+    tested = [i for i, verdict in enumerate(found) if verdict.evidence and verdict.evidence.p is not None]
+    adjusted = holm([found[i].evidence.p for i in tested])  # type: ignore[union-attr,misc]
+    for i, p in zip(tested, adjusted, strict=True):
+        found[i] = replace(found[i], p_holm=p)
+    return [_decided(verdict) for verdict in found]
+
+
+def counts(verdicts: Sequence[Verdict]) -> dict[Outcome, int]:
+    """How many of each."""
+    return {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
+
+
+def _weigh(claim: Claim, data: StudyData) -> Evidence:
+    profile = data.records[0].spec.profile.name
+    if isinstance(claim, Mathematics):
+        return _law(claim)
+    if isinstance(claim, Undecidable):
+        raise NotTested(claim.why)
+    if profile == "smoke":
+        raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
+    if claim.only_with and profile != claim.only_with:
+        raise NotTested(f"a number of the paper's models; the profile {profile} has others")
+    weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
+    return weigh(claim, data)
+
+
+def _decided(verdict: Verdict) -> Verdict:
+    evidence = verdict.evidence
+    if evidence is None:
+        return verdict
+    (low, high), (left, right) = evidence.interval, evidence.region
+    inside, outside = left <= low and high <= right, high <= left or low >= right
+    by_test = verdict.p_holm is None or verdict.p_holm < _ALPHA
+    if evidence.lone and (inside or outside):
+        return replace(verdict, why="one seed only: how far seeds differ is not known")
+    if (inside or outside) and by_test:
+        return replace(verdict, outcome="supported" if inside else "refuted", why=evidence.detail)
+    if inside or outside:
+        return replace(verdict, why="the interval decides it, the test corrected for the number of claims does not")
+    need = f"about {evidence.more_seeds} seeds would decide it" if evidence.more_seeds else "more seeds alone would not"
+    unknown = evidence.unit != "points" or evidence.lone
+    return replace(verdict, why="the interval holds both" + ("" if unknown else f"; {need}"))
+
+
+def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = None) -> Group:
+    for group in data.groups:
+        if (group.method, group.task) == (name, claim.task) and _is_at(group, at or {}):
+            if not group.records:
+                raise NotTested(f"no run of {name} came to a result")
+            return group
+    where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
+    raise NotTested(f"this study has no row {name} on {claim.task}{where}")
+
+
+def _is_at(group: Group, at: dict[str, float]) -> bool:
+    return group.point.keys() == at.keys() and all(float(group.point[key]) == value for key, value in at.items())
+
+
+def _hits(group: Group, claim: Any) -> Hits:
+    if claim.split == "test":
+        return group.hits
+    found = hits_on(group, f"shift_{claim.split}")
+    if found is None:
+        raise NotTested(f"{group.name} was not evaluated on the length-shift set {claim.split}")
+    return found
+
+
+def _is_fixed(group: Group) -> bool:
+    """No seed changes it."""
+    return group.method in _UNTRAINED
+
+
+def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group, Group]:
+    a, b = _row(data, claim, high), _row(data, claim, low)
+    found = paired(replace(a, hits=_hits(a, claim)), replace(b, hits=_hits(b, claim)))
+    if found is None:
+        raise NotTested(f"{high} and {low} share no seed")
+    return found[0] - found[1], a, b
+
+
+def _edge(region: tuple[float, float], effect: float) -> float:
+    """The edge of the region that is nearest to the effect."""
+    return min((edge for edge in region if math.isfinite(edge)), key=lambda edge: abs(edge - effect))
+
+
+def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]) -> Evidence:
+    effect = float(values.mean())
+    edge = _edge(region, effect)
+    return Evidence(
+        effect=effect,
+        interval=mean_interval(values),
+        region=region,
+        unit="points",
+        seeds=len(values),
+        run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
+        p=paired_p(values, edge),
+        more_seeds=seeds_to_decide(values, edge),
+        lone=len(values) == 1 and not all(map(_is_fixed, groups)),
+    )
+
+
+def _difference(claim: Difference, data: StudyData) -> Evidence:
+    values, high, low = _pair(claim, data, claim.high, claim.low)
+    return _evidence(values, (claim.margin, math.inf), [high, low])
+
+
+def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
+    values, one, other = _pair(claim, data, claim.one, claim.other)
+    found = _evidence(values, (-claim.margin, claim.margin), [one, other])
+    return replace(found, p=equivalence_p(values, claim.margin)) if abs(found.effect) < claim.margin else found
+
+
+def _order(claim: Order, data: StudyData) -> Evidence:
+    """The weakest of the steps decides."""
+    steps = [
+        _evidence(values, (claim.margin, math.inf), [high, low])
+        for values, high, low in (_pair(claim, data, high, low) for high, low in pairwise(claim.rows))
+    ]
+    weakest = min(steps, key=lambda step: step.effect)
+    told = "; ".join(
+        f"{high} − {low} {100 * step.effect:+.1f}"
+        for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
+    )
+    runs = tuple(dict.fromkeys(run_id for step in steps for run_id in step.run_ids))
+    # Supported only if every step is: then the largest p counts. One step that is refuted refutes all.
+    p = weakest.p if weakest.interval.high <= claim.margin else max(step.p or 0.0 for step in steps)
+    return replace(weakest, run_ids=runs, p=p, detail=told)
+
+
+def _value(claim: Value, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row)
+    hits = _hits(group, claim)
+    low, high = share_interval(hits)
+    value = float(hits.mean())
+    ours = Proportion(k=round(value * hits.shape[1]), n=hits.shape[1], value=value, low=low, high=high)
+    interval = difference_of_shares(ours, wilson(round(claim.paper * claim.paper_n), claim.paper_n))
+    return Evidence(
+        effect=value - claim.paper,
+        interval=interval,
+        region=(-claim.margin, claim.margin),
+        unit="points",
+        seeds=len(hits),
+        run_ids=tuple(group.run_ids),
+        lone=len(hits) == 1 and not _is_fixed(group),
+    )
+
+
+def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row, claim.at)
+    hits = _hits(group, claim)
+    return Evidence(
+        effect=float(hits.mean()),
+        interval=share_interval(hits),
+        region=(0.0, claim.at_most),
+        unit="share",
+        seeds=len(hits),
+        run_ids=tuple(group.run_ids),
+        lone=len(hits) == 1,
+    )
+
+
+def _of_runs(group: Group, values: Sequence[float], region: tuple[float, float], unit: Unit, what: str) -> Evidence:
+    """Of a number that each run has one of."""
+    if not values:
+        raise NotTested(f"no run of {group.name} has {what}")
+    interval = seed_interval(values)
+    effect = float(np.mean(values))
+    return Evidence(
+        effect=effect,
+        interval=interval or Interval(effect, effect),
+        region=region,
+        unit=unit,
+        seeds=len(values),
+        run_ids=tuple(group.run_ids),
+        lone=interval is None,
+    )
+
+
+def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[float]:
+    """weight·‖∇term‖ / ‖∇of‖ of each run, mean over the probed steps."""
+    shares = []
+    for folder in group.folders:
+        rows = [row for row in history(folder) if row.get(f"grad/{of}") and f"grad/{term}" in row]
+        if rows:
+            shares.append(float(np.mean([weight * row[f"grad/{term}"] / row[f"grad/{of}"] for row in rows])))
+    return shares
+
+
+def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row, claim.at)
+    weight = claim.at["method.alignment_weight"]
+    shares = gradient_shares(group, weight, claim.term, claim.of)
+    return _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}")
+
+
+def _metric(claim: Metric, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row)
+    values = group.values(claim.metric)
+    region = (
+        -math.inf if claim.at_least is None else claim.at_least,
+        math.inf if claim.at_most is None else claim.at_most,
+    )
+    return _of_runs(group, values, region, "share", claim.metric)
+
+
+def _trend(claim: Trend, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row)
+    found = []
+    for folder in group.folders:
+        rows = history(folder)
+        x, y = (_resampled(rows, key) for key in (claim.against, claim.series))
+        if len(x) > 2 and len(x) == len(y) and len(set(x)) > 1 and len(set(y)) > 1:
+            found.append(float(distributions.spearmanr(x, y).statistic))
+    region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
+    return _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}")
+
+
+_BLOCKS = 20
+
+
+def _resampled(rows: Sequence[dict[str, float]], key: str) -> list[float]:
+    """A series as means of equal parts of the training, so that two that were logged at other steps can be compared."""
+    logged = [(row["step"], row[key]) for row in rows if key in row]
+    if not logged:
+        return []
+    last = max(row["step"] for row in rows)
+    blocks: dict[int, list[float]] = {}
+    for step, value in logged:
+        blocks.setdefault(min(_BLOCKS - 1, int(_BLOCKS * (step - 1) / last)), []).append(value)
+    return [float(np.mean(blocks[i])) for i in sorted(blocks)] if len(blocks) > 2 else []
+
+
+def _law(claim: Mathematics) -> Evidence:
+    from cdbench.similarity.conformance.battery import chosen, examine
+    from cdbench.similarity.conformance.subject import ours
+
+    report = examine(ours()[0], chosen([claim.law], []), lambda finding: None)
+    if not report.holds:  # ours must be right before it can decide anything
+        raise NotTested(f"our own CKA breaks the law {claim.law}; see cdbench check cka")
+    truth = 1.0 if claim.law_says else 0.0
+    words = f"cdbench check cka --only {claim.law}: the law holds" + _EXAMPLES.get(claim.law, lambda: "")()
+    return Evidence(truth, Interval(truth, truth), (0.5, math.inf), "mathematics", 0, (), detail=words)
+
+
+def _stretched() -> str:
+    from cdbench.similarity import linear_cka
+    from cdbench.similarity.counterexample import stretched
+
+    value, expected = stretched(lambda x, y: linear_cka(x, y).item())
+    return (
+        f"; for X with 64 orthonormal centred columns and the invertible A = diag(10, 1, …, 1), CKA(X, XA) is {value:.6f} "
+        f"(closed form {expected:.6f}), where an invariant measure says 1"
+    )
+
+
+_EXAMPLES: dict[str, Callable[[], str]] = {"invertible_map": _stretched}
+_WEIGH: dict[str, Callable[[Any, StudyData], Evidence]] = {
+    "difference": _difference,
+    "equivalence": _equivalence,
+    "order": _order,
+    "value": _value,
+    "at_point": _at_point,
+    "gradient_share": _gradient_share,
+    "metric": _metric,
+    "trend": _trend,
+}
