@@ -19,7 +19,9 @@ from click.core import ParameterSource
 from cdbench import __version__, config, discover, plan, record
 from cdbench.build_command import build
 from cdbench.check_command import check
+from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
+from cdbench.new_command import new
 
 _EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
 
@@ -65,6 +67,8 @@ def main() -> None:
 
 main.add_command(build)
 main.add_command(check)
+main.add_command(compare)
+main.add_command(new)
 Command = Callable[..., None]
 
 
