@@ -17,9 +17,9 @@ from cdbench.seeds import digest
 
 _PACKAGE = Path(__file__).resolve().parent
 _VIEWS = {
-    "__main__.py", "build_command.py", "bundle.py", "check_command.py", "cli.py", "compare_command.py", "containers", "display.py",
-    "doctor.py", "inference.py", "lm_eval_tasks.py", "new_command.py", "plan.py", "report", "requirements.py", "runners", "scoring.py",
-    "session.py", "tracking.py",
+    "__main__.py", "build_command.py", "bundle.py", "check_command.py", "cli.py", "compare_command.py", "containers",
+    "display.py", "doctor.py", "inference.py", "lm_eval_tasks.py", "new_command.py", "plan.py", "report", "requirements.py",
+    "runners", "scoring.py", "session.py", "tracking.py",
 }  # fmt: skip
 """Parts of the package that no number in a record depends on."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")
