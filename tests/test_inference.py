@@ -48,14 +48,16 @@ def test_the_difference_of_two_shares_equals_statsmodels(k: int, m: int) -> None
 @settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=5, max_size=60))
 def test_one_seed_is_the_t_interval_over_problems(values: list[float]) -> None:
-    row = np.array([values])
+    # Ours adds 1/n² to the variance of the mean: for theirs, as much to that of the values, spread evenly to both sides.
+    row, n = np.array(values), len(values)
+    scale = math.sqrt(1 + (n - 1) / (n * max(1e-300, ((row - row.mean()) ** 2).sum())))
     if row.var() == 0:
-        assert mean_interval(row) == (values[0], values[0])
+        assert mean_interval(row[None])[1] - values[0] == pytest.approx(distributions.t.ppf(0.975, n - 1) / n)
         return
-    theirs = DescrStatsW(row[0])
-    assert mean_interval(row) == pytest.approx(theirs.tconfint_mean(), abs=1e-9)
-    assert equivalence_p(row, 0.3) == pytest.approx(max(theirs.ttost_mean(-0.3, 0.3)[0], 0), abs=1e-9)
-    assert paired_p(row, edge=0.2) == pytest.approx(theirs.ttest_mean(0.2)[1], abs=1e-9)
+    theirs = DescrStatsW(row.mean() + scale * (row - row.mean()))
+    assert mean_interval(row[None]) == pytest.approx(theirs.tconfint_mean(), abs=1e-9)
+    assert equivalence_p(row[None], 0.3) == pytest.approx(max(theirs.ttost_mean(-0.3, 0.3)[0], 0), abs=1e-9)
+    assert paired_p(row[None], edge=0.2) == pytest.approx(theirs.ttest_mean(0.2)[1], abs=1e-9)
 
 
 def test_the_spread_of_a_small_table_by_hand() -> None:
@@ -63,10 +65,10 @@ def test_the_spread_of_a_small_table_by_hand() -> None:
     # MS_seeds = 3 (4 + 4) / 1 = 24; MS_problems = 2 (6.25 + 0.25 + 9) / 2 = 15.5;
     # what is left over: ±0.5, ±0.5, ∓1, so MS_rest = (4 · 0.25 + 2 · 1) / 2 = 1.5.
     found = spread(np.array([[0.0, 2.0, 4.0], [3.0, 5.0, 10.0]]))
-    assert found.variance == pytest.approx((24 + 15.5 - 1.5) / 6)
-    assert (found.of_seeds, found.of_problems) == (pytest.approx(24 / 6), pytest.approx(14 / 6))
+    assert found.variance == pytest.approx((24 + 15.5 - 1.5) / 6 + 1 / 9)
+    assert (found.of_seeds, found.of_problems) == (pytest.approx(24 / 6), pytest.approx(14 / 6 + 1 / 9))
     # t(0.975) is 12.706 for 1 degree of freedom and 4.303 for 2.
-    assert found.half_width(0.95) == pytest.approx(math.sqrt(12.7062**2 * 4 + 4.30265**2 * 14 / 6), abs=1e-3)
+    assert found.half_width(0.95) == pytest.approx(math.sqrt(12.7062**2 * 4 + 4.30265**2 * (14 / 6 + 1 / 9)), abs=1e-3)
     assert found.tail(found.half_width(0.95)) == pytest.approx(0.025)
 
 
@@ -81,7 +83,14 @@ def test_one_seed_and_no_edge_is_mcnemars_test() -> None:
     difference = np.array([[1.0] * 9 + [-1.0] * 2 + [0.0] * 30])
     assert paired_p(difference) == mcnemar(9, 2)
     assert paired_p(np.zeros((3, 5))) == 1.0
-    assert paired_p(np.ones((3, 5))) == 0.0
+
+
+def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:
+    values = np.zeros((3, 1000))
+    values[0, 0] = values[1, 1] = values[2, 2] = 1  # an exact sign test on three problems has p = 0.25
+    assert 0.2 < paired_p(values) < 0.5
+    assert equivalence_p(np.zeros((3, 30)), 0.02) > 0.05  # 30 problems alike do not show 2 points
+    assert equivalence_p(np.zeros((3, 1000)), 0.02) < 0.001
 
 
 def simulated(seeds: int, spread_of_seeds: float, rng: np.random.Generator, n: int = 1000) -> np.ndarray:

@@ -29,6 +29,8 @@ _COLOURS = {
 _SHOWN = 8
 _LINE = 4096
 """Bytes after which a line is broken."""
+_LINES = 200
+"""Lines shown at a time of one log."""
 
 
 def duration(seconds: float) -> str:
@@ -71,12 +73,21 @@ class Logs:
         for stream in STREAMS:
             place = (job.name, stream)
             with contextlib.suppress(FileNotFoundError), (job.folder / log_file(job.step, stream)).open("rb") as file:
-                known = self._read.get(place, 0)
+                known, size = self._read.get(place, 0), os.fstat(file.fileno()).st_size
                 # A step that is started again begins its log anew.
-                file.seek(known if known <= os.fstat(file.fileno()).st_size else 0)
-                while (line := file.readline(_LINE)) and (to_the_end or line.endswith(b"\n") or len(line) == _LINE):
+                known = file.seek(known if known <= size else 0)
+                for _ in range(_LINES):
+                    line = file.readline(_LINE)
+                    if not line or not (to_the_end or line.endswith(b"\n") or len(line) == _LINE):
+                        break
                     self._print(job, stream, line.decode(errors="replace"))
                     known = file.tell()
+                else:
+                    if size - known > _LINE:  # whoever prints more than anybody can read must not hold up the others
+                        self._print(
+                            job, stream, f"[... {size - known} bytes not shown; see {log_file(job.step, stream)}]"
+                        )
+                        known = size
                 self._read[place] = known
             if to_the_end:
                 self._read.pop(place, None)
@@ -102,6 +113,7 @@ class PlainLines(Display):
             self._logs.follow([])
 
     def _say(self, line: str) -> None:
+        line = " ".join(line.splitlines())  # what a method says of itself must not look like a line of ours
         self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, running: list[Job], waiting: int) -> None:
@@ -170,7 +182,8 @@ class LiveTable(Display):
         self._jobs = max(self._jobs, len(running))
         table = Table.grid(padding=(0, 2))
         for status, label, text in self._ended[-_SHOWN:]:
-            table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), Text(text), "")
+            one_line = Text(" ".join(text.splitlines()))
+            table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), one_line, "")
         for job in running:
             told = job.progress()
             done, total = told.done, told.total

@@ -47,7 +47,7 @@ from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import GPUS, PREPARED, WANTED, Metrics, Wanted, failure_file, progress_file
+from cdbench.record import GPUS, MOST_WANTED, PREPARED, WANTED, Metrics, Wanted, failure_file, progress_file
 from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import Encoded, encode, prompt_ids
@@ -101,7 +101,8 @@ def run_signals(folder: Path, store: Store) -> None:
     progress(0, 1, "")
     stores = signal_stores(spec, workspace, encode(workspace.tokenizer, workspace.train_examples))
     order = Wanted.model_validate(read_json(folder / WANTED, "list of signals"))
-    for source, of_source in itertools.groupby(order.signals, lambda signal: signal.source):
+    by_source = sorted(order.signals, key=lambda signal: signal.source)
+    for source, of_source in itertools.groupby(by_source, lambda signal: signal.source):
         stores[source].get([(signal.site, signal.position) for signal in of_source])
     progress(1, 1, "")
 
@@ -164,11 +165,12 @@ def signal_stores(spec: RunSpec, workspace: Workspace, split: Encoded) -> dict[S
 
 
 def _made(stores: Mapping[Source, SignalStore]) -> list[dict[str, str]]:
-    return [
+    made = [
         {"source": source, "site": site, "position": position}
         for source, each in stores.items()
         for site, position in each.made
     ]
+    return made[:MOST_WANTED]  # what is left out, the next training tells
 
 
 def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress: Progress) -> TrainingProblem:

@@ -52,8 +52,6 @@ class Spread(NamedTuple):
 
     def tail(self, distance: float) -> float:
         """One-sided: how often chance alone leads as far as that."""
-        if self.variance == 0:
-            return 0.5 if distance == 0 else 0.0
         if distance <= 0:
             return 0.5
         if self._distance(_LEAST_P) <= distance:
@@ -87,6 +85,9 @@ def _squares(values: Hits) -> _Squares:
 def spread(values: Hits) -> Spread:
     """How far the mean of values [seeds, problems] may be from that over all seeds and problems.
 
+    The values are between -1 and 1. Two problems more, one for either side, are counted at half their weight (Agresti and Min
+    2005): rows that hardly differ would else have an interval without width whenever their few differences happen to balance.
+
     Seeds and problems cross, so the variance of the mean is (MS_seeds + MS_problems − MS_rest) / (S N). Of one seed nothing
     is known but the problems, and whoever shows that interval must say so.
 
@@ -97,9 +98,10 @@ def spread(values: Hits) -> Spread:
     if problems < 2:
         raise ValueError(f"a spread needs at least 2 problems, got {problems}")
     if seeds == 1:
-        return Spread(0.0, 1, float(values.var(ddof=1)) / problems, problems)
+        return Spread(0.0, 1, float(values.var(ddof=1)) / problems + 1 / problems**2, problems)
     squares, cells = _squares(values), seeds * problems
-    return Spread(squares.seeds / cells, seeds, max(0.0, squares.problems - squares.rest) / cells, problems)
+    of_problems = max(0.0, squares.problems - squares.rest) / cells + 1 / problems**2
+    return Spread(squares.seeds / cells, seeds, of_problems, problems)
 
 
 def mean_interval(values: Hits, level: float = 0.95) -> Interval:
@@ -112,7 +114,7 @@ def share_interval(hits: Hits, level: float = 0.95) -> Interval:
     """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth."""
     mean, found = float(hits.mean()), spread(hits)
     same = bool((hits == hits[0]).all())
-    if same or found.variance == 0:  # one run, or several that are one
+    if same:  # one run, or several that are one
         return Interval(*score_interval(mean, hits.shape[1], float(distributions.norm.ppf((1 + level) / 2))))
     quantile = found.half_width(level) / math.sqrt(found.variance)
     return Interval(*score_interval(mean, mean * (1 - mean) / found.variance, quantile))
@@ -165,7 +167,7 @@ def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
 def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | None:
     """About how many seeds it takes until the interval of the mean no longer holds `limit`, if all stays as it is.
 
-    None where no number of seeds is enough on these problems, or nothing is known of the spread between seeds.
+    None where not even 200 seeds are enough on these problems, or nothing is known of the spread between seeds.
     """
     if len(values) < 2:
         return None
@@ -175,7 +177,8 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
     distance = abs(float(values.mean()) - limit)
     for seeds in range(now + 1, _MOST_SEEDS + 1):
         of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
-        if Spread(of_seeds, seeds, between_problems / problems, problems).half_width(level) < distance:
+        of_problems = between_problems / problems + 1 / problems**2
+        if Spread(of_seeds, seeds, of_problems, problems).half_width(level) < distance:
             return seeds
     return None
 

@@ -19,6 +19,8 @@ GPUS = "CDBENCH_GPUS_HELD"
 """Environment variable: how many GPUs a step was given."""
 WANTED = "wanted.json"
 """Which signals the step of that name shall make."""
+MOST_WANTED = 2000
+"""How many signals a training may name at once."""
 TRAINED_IN = "trained-in.json"
 """In what a run was trained, kept by the harness until the record is written: the evaluation may come days later."""
 PREPARED = "prepared.json"
@@ -108,7 +110,7 @@ class WantedSignal(_Model):
     """A signal of a frozen model on the training split (`api.Signal`)."""
 
     source: Source
-    site: Annotated[str, Field(max_length=40)]
+    site: Annotated[str, Field(pattern=r"^(logits|mlp\.\d{1,4}\.(out|neurons|up)|attn\.\d{1,4}\.head\.\d{1,4})$")]
     position: Position
 
 
@@ -129,7 +131,7 @@ class TrainingResult(_Model):
     notes: list[Annotated[str, Field(max_length=1000)]] = Field(default=[], max_length=100)
     files: dict[Literal["student.safetensors", "masks.safetensors"], str] = Field(default={})
     """SHA-256 of what was exported."""
-    lacked: list[WantedSignal] = Field(default=[], max_length=2000)
+    lacked: list[WantedSignal] = Field(default=[], max_length=MOST_WANTED)
     """What it had to compute because the store, which it must not write to, did not have it."""
 
 

@@ -43,11 +43,16 @@ def _take(source: Path, target: Path, limit: int) -> None:
         found = source.lstat()
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise NotPlain(f"{source.name} cannot be looked at: {error.strerror}") from None
     if not stat.S_ISREG(found.st_mode) or found.st_nlink != 1:
         raise NotPlain(f"{source.name} is a {_kind(found.st_mode)}; only plain files are taken")
     if found.st_size > limit:
         raise NotPlain(f"{source.name} has {found.st_size / GIB:.2f} GiB, more than the {limit / GIB:.2f} allowed")
-    handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        handle = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotPlain(f"{source.name} cannot be opened: {error.strerror}") from None
     try:
         if os.getuid() == 0:
             os.fchown(handle, 0, 0)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
     write_atomic(folder / "index.html", environment.get_template("report.html.j2").render(context), "the report")
     write_atomic(folder / "report.md", environment.get_template("report.md.j2").render(context), "the report")
     write_atomic(folder / "table1.csv", to_csv(context["rows"]), "the report")
-    write_atomic(folder / "claims.csv", to_csv(context["verdicts"]), "the report")
+    write_atomic(folder / "claims.csv", to_csv(context["ledger"]), "the report")
     write_atomic(folder / "runs.csv", to_csv(context["runs"]), "the report")
     return folder / "index.html"
 
@@ -71,7 +72,7 @@ def _environment() -> Environment:
 
 def markdown_cell(text: object) -> str:
     """Text that cannot break out of a Markdown table."""
-    cell = str(text).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+    cell = re.sub(r"([\\|`\[\]!*_])", r"\\\1", str(text)).replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(cell.split())
 
 
@@ -87,7 +88,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def _csv_cell(value: object) -> object:
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def build_context(data: StudyData) -> Row:
@@ -111,6 +112,7 @@ def build_context(data: StudyData) -> Row:
         "failed_claim": ledger.failed_run,
         "verdicts": [verdict_row(verdict) for verdict in verdicts],
         "verdict_counts": counts(verdicts),
+        "ledger": [ledger_row(verdict) for verdict in verdicts],
         "pictures": draw_all(data, rows),
         "circuits": circuits_of(data),
         "failures": data.failures,
@@ -144,9 +146,30 @@ def verdict_row(verdict: Verdict) -> Row:
         "interval": f"[{shown(found.interval.low)}, {shown(found.interval.high)}]" if found and shown else "–",
         "p_holm": None if verdict.p_holm is None else p_value(verdict.p_holm),
         "seeds": found.seeds if found else None,
-        "more_seeds": found.more_seeds if found else None,
         "why": verdict.why,
         "run_ids": list(found.run_ids) if found else [],
+    }
+
+
+def ledger_row(verdict: Verdict) -> Row:
+    """The same for a spreadsheet: numbers as they are."""
+    found = verdict.evidence
+    return {
+        "id": verdict.claim.id,
+        "verdict": verdict.outcome,
+        "says": verdict.claim.says,
+        "source": verdict.claim.source,
+        "asserted": asserted(verdict.claim),
+        "unit": found.unit if found else "",
+        "paper": getattr(verdict.claim, "paper", None),
+        "effect": found.effect if found else None,
+        "low": found.interval.low if found else None,
+        "high": found.interval.high if found else None,
+        "p_holm": verdict.p_holm,
+        "seeds": found.seeds if found else None,
+        "seeds_to_decide": found.more_seeds if found and verdict.outcome == "inconclusive" else None,
+        "why": verdict.why,
+        "runs": " ".join(found.run_ids) if found else "",
     }
 
 

@@ -3,8 +3,7 @@
 A claim asserts that an effect lies in a region: a difference above a margin, an equivalence within one, a share above 1. It is
 *supported* where the whole 95 % interval lies inside the region, *refuted* where it lies wholly outside, both only if the
 Holm-corrected test against the region's edge says so too, and *inconclusive* otherwise. Claims about rows, models or sweeps that
-the study does not have are *not tested here*. Margins stand in `reports/claims.toml`, fixed beforehand; no verdict is written by
-hand.
+the study does not have are *not tested here*. Margins stand in `reports/claims.toml`; no verdict is written by hand.
 """
 
 import math
@@ -15,11 +14,12 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 from scipy import stats as distributions
 
-from cdbench.config import TEACHER, Closed, explain
+from cdbench.config import TEACHER, Closed, HubModel, Profile, explain
 from cdbench.errors import UserError
+from cdbench.files import printable
 from cdbench.inference import (
     Hits,
     Interval,
@@ -28,6 +28,7 @@ from cdbench.inference import (
     holm,
     mean_interval,
     paired_p,
+    probability_of_improvement,
     seed_interval,
     seeds_to_decide,
     share_interval,
@@ -40,6 +41,9 @@ OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not te
 Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
 _UNTRAINED = (TEACHER, "base")
 _ALPHA = 0.05
+_WEIGHT = "method.alignment_weight"
+_PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
+"""Paper A's teacher and student."""
 
 
 class _Claim(Closed):
@@ -115,6 +119,12 @@ class GradientShare(_OfRows):
     of: str
     paper: None = None
 
+    @model_validator(mode="after")
+    def _has_its_weight(self) -> "GradientShare":
+        if _WEIGHT not in self.at:
+            raise ValueError(f"{self.id}: `at` needs {_WEIGHT}, by which the gradient is weighted")
+        return self
+
 
 class Metric(_OfRows):
     """A number that the evaluator takes of each run of `row` lies between two bounds."""
@@ -125,6 +135,12 @@ class Metric(_OfRows):
     at_least: float | None = None
     at_most: float | None = None
     paper: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "Metric":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"{self.id}: at_least, at_most or both say what is claimed")
+        return self
 
 
 class Trend(_OfRows):
@@ -192,9 +208,9 @@ class Evidence:
     """What the records say of a claim: an effect, its interval, and the region in which the claim puts it.
 
     Attributes:
-        p: of the test against the nearest edge of the region; None where there is none, and the interval alone decides.
+        p: of the test against the nearest edge of the region; None for mathematics.
         seeds: runs of a row; 1 for a row that no seed changes.
-        more_seeds: about how many seeds would move the interval off the edge; None where none would, or it is not known.
+        more_seeds: about how many seeds would move the interval off the edge; 0 where it is not known, None where none would.
         lone: rests on one seed of something that seeds change.
     """
 
@@ -205,7 +221,7 @@ class Evidence:
     seeds: int
     run_ids: tuple[str, ...]
     p: float | None = None
-    more_seeds: int | None = None
+    more_seeds: int | None = 0
     lone: bool = False
     detail: str = ""
 
@@ -244,16 +260,6 @@ def read_ledger() -> Ledger:
     return ledger
 
 
-def unknown_rows(claims: Sequence[Claim], known: Sequence[str]) -> list[str]:
-    """Rows that claims name and no method file has, `claim: row` each: a new method, or a slip of the pen."""
-    rows = {
-        claim.id: [value for key in ("high", "low", "one", "other", "row") if (value := getattr(claim, key, None))]
-        + list(getattr(claim, "rows", []))
-        for claim in claims
-    }
-    return [f"{claim}: {row}" for claim, named in rows.items() for row in named if row not in (*known, TEACHER)]
-
-
 def judge(claims: Sequence[Claim], data: StudyData) -> list[Verdict]:
     """A verdict for each claim, in their order."""
     found: list[Verdict] = []
@@ -269,6 +275,12 @@ def judge(claims: Sequence[Claim], data: StudyData) -> list[Verdict]:
     return [_decided(verdict) for verdict in found]
 
 
+def is_the_papers(profile: Profile) -> bool:
+    """Whether teacher and student are paper A's."""
+    pair = (profile.teacher, profile.student)
+    return all(isinstance(c, HubModel) and c.repo.endswith(name) for c, name in zip(pair, _PAPERS, strict=True))
+
+
 def counts(verdicts: Sequence[Verdict]) -> dict[Outcome, int]:
     """How many of each."""
     return {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
@@ -282,7 +294,7 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         raise NotTested(claim.why)
     if profile == "smoke":
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
-    if claim.only_with and profile != claim.only_with:
+    if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"a number of the paper's models; the profile {profile} has others")
     weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
     return weigh(claim, data)
@@ -296,21 +308,29 @@ def _decided(verdict: Verdict) -> Verdict:
     inside, outside = left <= low and high <= right, high <= left or low >= right
     by_test = verdict.p_holm is None or verdict.p_holm < _ALPHA
     if evidence.lone and (inside or outside):
-        return replace(verdict, why="one seed only: how far seeds differ is not known")
+        return replace(verdict, why=_with(evidence.detail, "one seed only: how far seeds differ is not known"))
     if (inside or outside) and by_test:
-        return replace(verdict, outcome="supported" if inside else "refuted", why=evidence.detail)
+        where = "inside" if inside else "outside"
+        why = f"the whole interval lies {where} what is claimed" if evidence.p is not None else ""
+        return replace(verdict, outcome="supported" if inside else "refuted", why=_with(evidence.detail, why))
     if inside or outside:
-        return replace(verdict, why="the interval decides it, the test corrected for the number of claims does not")
-    need = f"about {evidence.more_seeds} seeds would decide it" if evidence.more_seeds else "more seeds alone would not"
-    unknown = evidence.unit != "points" or evidence.lone
-    return replace(verdict, why="the interval holds both" + ("" if unknown else f"; {need}"))
+        why = "the interval decides it, the test corrected for the number of claims does not"
+        return replace(verdict, why=_with(evidence.detail, why))
+    needs = {0: "", None: "; not even 200 seeds would decide it on these problems"}
+    need = needs.get(evidence.more_seeds, f"; about {evidence.more_seeds} seeds would decide it")
+    return replace(verdict, why=_with(evidence.detail, f"the interval holds both{need}"))
+
+
+def _with(detail: str, why: str) -> str:
+    return "; ".join(part for part in (why, detail) if part)
 
 
 def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = None) -> Group:
     for group in data.groups:
         if (group.method, group.task) == (name, claim.task) and _is_at(group, at or {}):
             if not group.records:
-                raise NotTested(f"no run of {name} came to a result")
+                reasons = "; ".join(sorted({f"{r.status}: {r.error}" for r in group.failed}))
+                raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
             return group
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
     raise NotTested(f"this study has no row {name} on {claim.task}{where}")
@@ -358,14 +378,24 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         seeds=len(values),
         run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
         p=paired_p(values, edge),
-        more_seeds=seeds_to_decide(values, edge),
+        more_seeds=0 if len(values) == 1 else seeds_to_decide(values, edge),
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
+        detail="; ".join(filter(None, map(_lost, groups))),
     )
+
+
+def _lost(group: Group) -> str:
+    """What stays out of a row's numbers."""
+    all_runs = len(group.records) + len(group.failed)
+    return f"{len(group.failed)} of {all_runs} runs of {group.name} came to no result" if group.failed else ""
 
 
 def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
-    return _evidence(values, (claim.margin, math.inf), [high, low])
+    found = _evidence(values, (claim.margin, math.inf), [high, low])
+    better = probability_of_improvement(_hits(high, claim).mean(1), _hits(low, claim).mean(1))
+    told = f"a run of {high.name} beats one of {low.name} {better:.0%} of the time"
+    return replace(found, detail=_with(found.detail, told))
 
 
 def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
@@ -380,7 +410,8 @@ def _order(claim: Order, data: StudyData) -> Evidence:
         _evidence(values, (claim.margin, math.inf), [high, low])
         for values, high, low in (_pair(claim, data, high, low) for high, low in pairwise(claim.rows))
     ]
-    weakest = min(steps, key=lambda step: step.effect)
+    # The one that refutes it, if one does; else the one that is least sure.
+    weakest = min(steps, key=lambda step: (step.interval.high > claim.margin, step.interval.low))
     told = "; ".join(
         f"{high} − {low} {100 * step.effect:+.1f}"
         for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
@@ -388,7 +419,8 @@ def _order(claim: Order, data: StudyData) -> Evidence:
     runs = tuple(dict.fromkeys(run_id for step in steps for run_id in step.run_ids))
     # Supported only if every step is: then the largest p counts. One step that is refuted refutes all.
     p = weakest.p if weakest.interval.high <= claim.margin else max(step.p or 0.0 for step in steps)
-    return replace(weakest, run_ids=runs, p=p, detail=told)
+    lone, seeds = any(step.lone for step in steps), min(step.seeds for step in steps)
+    return replace(weakest, run_ids=runs, p=p, lone=lone, seeds=seeds, detail=_with(weakest.detail, told))
 
 
 def _value(claim: Value, data: StudyData) -> Evidence:
@@ -405,7 +437,9 @@ def _value(claim: Value, data: StudyData) -> Evidence:
         unit="points",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
+        p=paired_p(hits, edge=claim.paper + math.copysign(claim.margin, value - claim.paper)),
         lone=len(hits) == 1 and not _is_fixed(group),
+        detail=_lost(group),
     )
 
 
@@ -419,16 +453,26 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         unit="share",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
+        p=paired_p(hits, edge=claim.at_most),
         lone=len(hits) == 1,
+        detail=_lost(group),
     )
 
 
-def _of_runs(group: Group, values: Sequence[float], region: tuple[float, float], unit: Unit, what: str) -> Evidence:
+_AS_LOGGED = "as the training logged it"
+
+
+def _of_runs(
+    group: Group, values: Sequence[float], region: tuple[float, float], unit: Unit, what: str, note: str = ""
+) -> Evidence:
     """Of a number that each run has one of."""
     if not values:
         raise NotTested(f"no run of {group.name} has {what}")
     interval = seed_interval(values)
     effect = float(np.mean(values))
+    edge = _edge(region, effect)
+    same = len(set(values)) == 1
+    p = (1.0 if effect == edge else 0.0) if same else float(distributions.ttest_1samp(values, edge).pvalue)
     return Evidence(
         effect=effect,
         interval=interval or Interval(effect, effect),
@@ -436,7 +480,9 @@ def _of_runs(group: Group, values: Sequence[float], region: tuple[float, float],
         unit=unit,
         seeds=len(values),
         run_ids=tuple(group.run_ids),
+        p=p,
         lone=interval is None,
+        detail=_with(_lost(group), note),
     )
 
 
@@ -452,9 +498,9 @@ def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[flo
 
 def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row, claim.at)
-    weight = claim.at["method.alignment_weight"]
+    weight = claim.at[_WEIGHT]
     shares = gradient_shares(group, weight, claim.term, claim.of)
-    return _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}")
+    return _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}", _AS_LOGGED)
 
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:
@@ -472,26 +518,26 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
     found = []
     for folder in group.folders:
         rows = history(folder)
-        x, y = (_resampled(rows, key) for key in (claim.against, claim.series))
-        if len(x) > 2 and len(x) == len(y) and len(set(x)) > 1 and len(set(y)) > 1:
+        first, second = (_resampled(rows, key) for key in (claim.against, claim.series))
+        both = sorted(first.keys() & second.keys())
+        x, y = [first[i] for i in both], [second[i] for i in both]
+        if len(both) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
             found.append(float(distributions.spearmanr(x, y).statistic))
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
-    return _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}")
+    return _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
 
 
 _BLOCKS = 20
 
 
-def _resampled(rows: Sequence[dict[str, float]], key: str) -> list[float]:
+def _resampled(rows: Sequence[dict[str, float]], key: str) -> dict[int, float]:
     """A series as means of equal parts of the training, so that two that were logged at other steps can be compared."""
     logged = [(row["step"], row[key]) for row in rows if key in row]
-    if not logged:
-        return []
-    last = max(row["step"] for row in rows)
+    last = max([1.0, *(row["step"] for row in rows)])
     blocks: dict[int, list[float]] = {}
     for step, value in logged:
         blocks.setdefault(min(_BLOCKS - 1, int(_BLOCKS * (step - 1) / last)), []).append(value)
-    return [float(np.mean(blocks[i])) for i in sorted(blocks)] if len(blocks) > 2 else []
+    return {part: float(np.mean(values)) for part, values in blocks.items()}
 
 
 def _law(claim: Mathematics) -> Evidence:

@@ -14,7 +14,7 @@ from cdbench.errors import UserError
 from cdbench.files import sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
-from cdbench.record import RECORD, Record, read
+from cdbench.record import RECORD, Record, check_history, read
 from cdbench.scoring import read_predictions
 
 
@@ -78,7 +78,7 @@ def _lookup(record: Record, name: str) -> float | None:
         value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
         if value is None:
             return None
-    return float(value)
+    return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,17 @@ def reports_folder() -> Path:
 
 
 def history(folder: Path) -> list[dict[str, float]]:
-    """A run's history, one dictionary a line."""
+    """A run's history, one dictionary a line.
+
+    Raises:
+        UserError: it is not as it was when the record was written, or is no history.
+    """
     path = folder / "history.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    expected = read(folder).artefacts.get(path.name) if (folder / RECORD).exists() else None
+    if (sha256(path) if path.exists() else None) != expected:
+        raise UserError(f"{path} is missing or was altered since its record was written; run it again")
+    check_history(folder)
+    return [json.loads(line) for line in path.read_text().splitlines()] if expected else []
 
 
 def collect(saved: SavedStudy, where: Places) -> StudyData:
@@ -178,7 +186,8 @@ def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
         if record.spec.method == TEACHER and key.startswith(("method.", "training.")):
             continue  # the reference row is not trained
         if key.startswith("method."):
-            point[key] = record.params[key.removeprefix("method.")]
+            if (name := key.removeprefix("method.")) in record.params:  # a method without it is run once, unswept
+                point[key] = record.params[name]
         else:
             node: Any = profile
             for part in key.split("."):
@@ -197,8 +206,10 @@ def paired(a: Group, b: Group) -> tuple[Hits, Hits] | None:
     if a.hits.size == 0 or b.hits.size == 0 or a.hits.shape[1] != b.hits.shape[1]:
         return None
     seeds_a, seeds_b = ([r.spec.seed for r in g.records] for g in (a, b))
-    if len(seeds_b) == 1 and b.method == TEACHER:
-        return a.hits, np.repeat(b.hits, len(a.hits), axis=0)
+    if b.method == TEACHER:
+        return a.hits, np.repeat(b.hits[:1], len(a.hits), axis=0)
+    if a.method == TEACHER:
+        return np.repeat(a.hits[:1], len(b.hits), axis=0), b.hits
     common = [seed for seed in seeds_a if seed in seeds_b]
     if not common:
         return None

@@ -217,7 +217,13 @@ class DockerHandle(WatchedHandle):
             end = self._wait(self._container.get())
             writer.join(_GRACE_SECONDS)  # it has all when the container has ended
             # Taken only when nobody is left who could still write.
-            return self._harvest(end) if self._container.end() else end
+            if self._container.end():
+                return self._harvest(end)
+            return (
+                end
+                if end.status
+                else End(1, "infra", "the container could not be removed, and nothing was taken of it")
+            )
         finally:
             self._container.remove()
 

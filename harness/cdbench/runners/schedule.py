@@ -136,6 +136,8 @@ class Schedule:
     waiting: list[Job] = field(default_factory=list)
     running: list[Job] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
+    dropped: set[str] = field(default_factory=set)
+    """Steps that nobody needs, and that failed once."""
     records: dict[str, Record] = field(default_factory=dict)
     containers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """Run id -> in what its last step ran."""
@@ -216,6 +218,8 @@ class Schedule:
                 self._clean(job)
             with explained(job.folder, "the run"):
                 job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
+            if job.step == "train":  # now: the harness may be killed before the step ends
+                write_json(job.folder / record.TRAINED_IN, self.runner.describe(job.spec) or {}, "the run")
             job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
         if self.waiting and len(self.running) == self.slots:
@@ -292,11 +296,7 @@ class Schedule:
         assert job.handle
         self.running.remove(job)
         job.handle.close()
-        if job.step == "train":
-            try:
-                record.check_history(job.folder)
-            except UserError:
-                (job.folder / "history.jsonl").unlink(missing_ok=True)
+        _drop_bad_history(job)
 
     def _again(self, job: Job, end: End) -> None:
         """What is not the method's fault is tried again, unless nothing can be started here any more.
@@ -326,7 +326,8 @@ class Schedule:
         name = f"{key}/signals"
         wanted = record.lacked(job.folder)
         others = any(other.step == "train" and _shared_key(other.spec) == key for other in self.waiting)
-        if not wanted.signals or not others or any(other.name == name for other in (*self.waiting, *self.running)):
+        busy = any(other.name == name for other in (*self.waiting, *self.running))
+        if not wanted.signals or not others or busy or name in self.dropped:
             return
         folder = self.where.runs / "prepare" / key
         write_json(folder / record.WANTED, wanted.model_dump(), "the list of signals")
@@ -335,6 +336,7 @@ class Schedule:
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self._end(job)
         if job.step == "signals":  # nobody needs them: a training that finds none computes its own
+            self.dropped.add(job.name)
             self.display.noted(job, f"not made ({text}); each training computes its own")
             return
         if job.run is None:
@@ -366,6 +368,7 @@ class Schedule:
         with ThreadPoolExecutor(max(1, len(self.running))) as pool:
             list(pool.map(_stop_step, self.running))
         for job in self.running:
+            _drop_bad_history(job)
             if job.run and isinstance(error, KeyboardInterrupt):
                 self._finish(job.run, self._write_record(job.run, "interrupted", f"{job.step}: stopped by the user"))
         self.running.clear()
@@ -435,6 +438,14 @@ def _fault_of(job: Job) -> str | None:
         (job.folder / "outcome.json").unlink(missing_ok=True)
         return printable(str(error))
     return None
+
+
+def _drop_bad_history(job: Job) -> None:
+    if job.step == "train":
+        try:
+            record.check_history(job.folder)
+        except UserError:
+            (job.folder / "history.jsonl").unlink(missing_ok=True)
 
 
 def _stop_step(job: Job) -> None:

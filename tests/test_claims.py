@@ -1,0 +1,149 @@
+"""The ledger's verdicts on rows whose truth is known, and the ledger's own file."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from cdbench import discover
+from cdbench.errors import UserError
+from cdbench.report import claims
+from cdbench.report.claims import Claim, Difference, Equivalence, Ledger, Order, Verdict, judge, read_ledger
+from cdbench.report.collect import Group, StudyData
+
+TASK = "addition_2digit"
+
+
+def row(method: str, accuracy: float, *, seeds: int = 5, n: int = 1000, luck: float = 0.0, point: Any = None) -> Group:
+    """A row whose runs solve each of the same problems with this probability, more or less by the luck of the seed."""
+    rng = np.random.default_rng(sum(map(ord, method)))
+    chances = np.clip(accuracy + luck * rng.standard_normal((seeds, 1)), 0, 1)
+    hits = (np.random.default_rng(0).random(n)[None] + 0.02 * rng.standard_normal((seeds, n)) < chances).astype(float)
+    if method in ("teacher", "base"):
+        hits = np.repeat(hits[:1], 1 if method == "teacher" else seeds, axis=0)
+    made = [SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i)) for i in range(len(hits))]
+    return Group(method, method, TASK, point or {}, cast(Any, tuple(made)), (), hits, tuple(Path() for _ in made))
+
+
+def study(*rows: Group, profile: str = "tiny") -> StudyData:
+    record = SimpleNamespace(spec=SimpleNamespace(profile=SimpleNamespace(name=profile, teacher=None, student=None)))
+    return StudyData(cast(Any, None), rows, (), cast(Any, (record,)))
+
+
+def difference(high: str, low: str, margin: float = 0.02) -> Difference:
+    return Difference(
+        id="T.d", says="", source="", decided_by="difference", task=TASK, high=high, low=low, margin=margin
+    )
+
+
+def one(claim: Claim, *rows: Group, profile: str = "tiny") -> Verdict:
+    return judge([claim], study(*rows, profile=profile))[0]
+
+
+def test_a_difference_is_supported_refuted_or_inconclusive_by_its_interval() -> None:
+    kl = row("kl", 0.6)
+    assert one(difference("cka_cd", "kl"), row("cka_cd", 0.9), kl).outcome == "supported"
+    worse = one(difference("cka_cd", "kl"), row("cka_cd", 0.3), kl)
+    assert worse.outcome == "refuted" and worse.evidence and worse.evidence.effect == pytest.approx(-0.3, abs=0.01)
+    # Half a point, well measured: the claim of two points or more is refuted, that of any is supported.
+    small = row("cka_cd", 0.605)
+    assert one(difference("cka_cd", "kl"), small, kl).outcome == "refuted"
+    wild = one(difference("cka_cd", "kl"), row("cka_cd", 0.65, seeds=3, luck=0.2), row("kl", 0.6, seeds=3))
+    assert wild.outcome == "inconclusive" and "the interval holds both" in wild.why
+    assert "seeds would decide it" in wild.why or "more seeds alone would not" in wild.why
+
+
+def test_one_seed_decides_nothing_about_what_seeds_change() -> None:
+    lone = one(difference("cka_cd", "kl"), row("cka_cd", 0.9, seeds=1), row("kl", 0.6, seeds=1))
+    assert lone.outcome == "inconclusive" and "one seed only" in lone.why
+    # No seed changes the teacher or the student before training.
+    assert one(difference("teacher", "base"), row("teacher", 0.96), row("base", 0.5, seeds=1)).outcome == "supported"
+
+
+def test_the_teacher_stands_for_every_seed_on_either_side() -> None:
+    for high, low, outcome in (("teacher", "kl", "supported"), ("kl", "teacher", "refuted")):
+        found = one(difference(high, low), row("teacher", 0.96), row("kl", 0.6))
+        assert found.outcome == outcome and found.evidence and found.evidence.seeds == 5
+
+
+def test_an_equivalence_needs_the_whole_interval_inside_the_margin() -> None:
+    same = Equivalence(
+        id="T.e", says="", source="", decided_by="equivalence", task=TASK, one="cka_cd", other="teacher", margin=0.02
+    )
+    assert one(same, row("cka_cd", 0.961), row("teacher", 0.96)).outcome == "supported"
+    assert one(same, row("cka_cd", 0.9), row("teacher", 0.96)).outcome == "refuted"
+    assert one(same, row("cka_cd", 0.94, n=100), row("teacher", 0.96, n=100)).outcome == "inconclusive"
+
+
+def test_an_order_is_as_good_as_its_weakest_step() -> None:
+    order = Order(id="T.o", says="", source="", decided_by="order", task=TASK, rows=["a", "b", "c"])
+    assert one(order, row("a", 0.9), row("b", 0.7), row("c", 0.5)).outcome == "supported"
+    broken = one(order, row("a", 0.9), row("b", 0.5), row("c", 0.7))
+    assert broken.outcome == "refuted" and "b − c -20" in broken.why
+
+
+def test_what_a_study_does_not_have_is_not_tested_and_says_why() -> None:
+    assert "no row atp_cd" in one(difference("atp_cd", "kl"), row("kl", 0.6)).why
+    smoke = one(difference("cka_cd", "kl"), row("cka_cd", 0.9), row("kl", 0.6), profile="smoke")
+    assert smoke.outcome == "not tested here" and "numbers mean nothing" in smoke.why
+    theirs = difference("cka_cd", "kl").model_copy(update={"only_with": "paper"})
+    assert one(theirs, row("cka_cd", 0.9), row("kl", 0.6)).outcome == "not tested here"
+    swept = row("cka_cd", 0.9, point={"training.lr": 2e-4})
+    assert one(difference("cka_cd", "kl"), swept, row("kl", 0.6)).outcome == "not tested here"
+    empty = Group("cka_cd", "cka_cd", TASK, {}, (), (), np.zeros((0, 0)), ())
+    assert "came to a result" in one(difference("cka_cd", "kl"), empty, row("kl", 0.6)).why
+
+
+def test_many_claims_at_once_ask_more_of_each() -> None:
+    rows = [row("cka_cd", 0.615, seeds=3, luck=0.002), row("kl", 0.6, seeds=3, luck=0.002)]
+    alone = judge([difference("cka_cd", "kl", 0.0)], study(*rows))[0]
+    assert alone.outcome == "supported" and alone.p_holm
+    crowd = [difference("cka_cd", "kl", 0.0).model_copy(update={"id": f"T.x{i}"}) for i in range(40)]
+    found = judge(crowd, study(*rows))[0]
+    assert found.p_holm == pytest.approx(min(1, 40 * alone.p_holm))
+    assert found.outcome == "inconclusive" and "corrected for the number of claims" in found.why
+
+
+def test_the_ledger_names_rows_that_exist_or_are_to_come() -> None:
+    ledger = read_ledger()
+    known = {*discover.find("methods"), "teacher"}
+    named = {
+        value
+        for claim in ledger.claim
+        for key in ("high", "low", "one", "other", "row")
+        if (value := getattr(claim, key, None))
+    } | {value for claim in ledger.claim for value in getattr(claim, "rows", [])}
+    assert named - known == {"atp_cd", "cot"}  # paper B's rows
+    assert {row.method for row in ledger.table1} <= known
+    assert len({claim.id for claim in ledger.claim}) == len(ledger.claim)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ('margin = 0.02', "unknown key"),
+        ('decided_by = "difference"', "claim"),
+        ('id = "A.cka-over-kl"', "two claims are called A.cka-over-base"),
+        ("\n[[claim]]\n", "cannot be read"),
+    ],
+)  # fmt: skip
+def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
+    change: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = {
+        "margin = 0.02": "margn = 0.02", 'decided_by = "difference"': 'decided_by = "taste"',
+        'id = "A.cka-over-kl"': 'id = "A.cka-over-base"', "\n[[claim]]\n": "\n[[claim\n",
+    }[change]  # fmt: skip
+    text = (claims.reports_folder() / "claims.toml").read_text()
+    assert change in text
+    (tmp_path / "claims.toml").write_text(text.replace(change, new, 1))
+    monkeypatch.setattr(claims, "reports_folder", lambda: tmp_path)
+    with pytest.raises(UserError) as caught:
+        read_ledger()
+    assert words in str(caught.value) and "claims.toml" in str(caught.value)
+
+
+def test_the_ledgers_schema_is_closed() -> None:
+    assert Ledger.model_config["extra"] == "forbid"
