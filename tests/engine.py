@@ -3,10 +3,13 @@
 import os
 import shutil
 import subprocess
+import tempfile
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cdbench.containers import images
@@ -34,6 +37,66 @@ def host_image() -> Image:
     """The image of this machine's Python, made once a session."""
     engine_or_skip()
     return images.build_from_host(lambda text: None)
+
+
+class PrivateEngine:
+    """A second container engine, that can be killed, and that believes it can give GPUs: a program of the name of NVIDIA's hook
+    is on its PATH."""
+
+    def __init__(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="cdb", dir="/tmp"))  # a socket's path has at most 107 characters
+        self.hook_log = self._root / "hook.log"
+        self.address = f"unix://{self._root}/s"
+        self._daemon: subprocess.Popen[bytes] | None = None
+        hook = self._root / "bin" / "nvidia-container-runtime-hook"
+        hook.parent.mkdir()
+        hook.write_text(f'#!/bin/sh\necho "$@" >> {self.hook_log}\ncat > /dev/null\n')
+        hook.chmod(0o755)
+
+    @classmethod
+    def or_skip(cls) -> "PrivateEngine":
+        """One, where it can be had."""
+        if os.getuid() != 0 or not shutil.which("dockerd"):
+            pytest.skip("a second engine needs root and dockerd")
+        return cls()
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        root = self._root
+        # In a network namespace of its own: beside another engine, one without a bridge removes that one's.
+        command = ["unshare", "--net", "dockerd", "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
+                   "--pidfile", f"{root}/pid", "--host", self.address, "--bridge", "none", "--iptables=false",
+                   "--ip6tables=false", "--ip-forward=false"]  # fmt: skip
+        # Of one that was killed: its containerd went with it, and may still stand in the process table where nobody reaps.
+        for left in ("pid", "s", "exec/containerd/containerd.pid"):
+            (root / left).unlink(missing_ok=True)
+        path = f"{root}/bin:{os.environ['PATH']}"
+        with (root / "log").open("ab") as log:
+            self._daemon = subprocess.Popen(command, env=os.environ | {"PATH": path}, stdout=log, stderr=log)
+        for _ in range(600):
+            if (root / "s").exists():
+                return
+            time.sleep(0.1)
+        pytest.fail(f"no second engine came up: {(root / 'log').read_text()[-2000:]}")
+
+    def kill(self) -> None:
+        """As the kernel would for want of memory."""
+        assert self._daemon
+        self._daemon.kill()
+        self._daemon.wait()
+
+    def remove(self) -> None:
+        """Ends it, and whatever of it is left."""
+        if self._daemon:
+            self._daemon.terminate()
+            self._daemon.wait(60)
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self._root) in " ".join(process.info["cmdline"] or []):
+                process.kill()
+        for line in Path("/proc/mounts").read_text().splitlines():
+            if (place := line.split()[1]).startswith(str(self._root)):
+                subprocess.run(["umount", "-l", place], check=False)
+        shutil.rmtree(self._root, ignore_errors=True)
 
 
 def debian_mirror() -> tuple[str, str]:

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,7 +28,7 @@ from cdbench.runners import Handle
 from cdbench.runners.docker import DockerRunner
 from cdbench.store import Store
 from conftest import Cli, World
-from engine import engine_or_skip
+from engine import PrivateEngine, engine_or_skip
 
 pytestmark = pytest.mark.docker
 Write = Callable[[str, str, str], Path]
@@ -329,45 +328,77 @@ def test_a_gpu_that_the_engine_cannot_give_is_refused_before_anything_runs(
 
 
 @pytest.fixture
-def engine_with_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Image]:
-    """A second engine, private, that believes it can give GPUs: a program of NVIDIA's hook's name is on its PATH."""
+def private_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateEngine]:
+    """A second engine with the image in it, that every client in this test talks to."""
     engine_or_skip()
-    if os.getuid() != 0 or not shutil.which("dockerd"):
-        pytest.skip("a second engine needs root and dockerd")
-    root = Path(tempfile.mkdtemp(prefix="cdb", dir="/tmp"))  # a socket's path has at most 107 characters
-    hook = root / "bin" / "nvidia-container-runtime-hook"
-    hook.parent.mkdir()
-    hook.write_text(f'#!/bin/sh\necho "$@" >> {root}/hook.log\ncat > /dev/null\n')
-    hook.chmod(0o755)
-    # In a network namespace of its own: beside another engine, one without a bridge removes that one's.
-    command = ["unshare", "--net", "dockerd", "--data-root", f"{root}/data", "--exec-root", f"{root}/exec",
-               "--pidfile", f"{root}/pid", "--host", f"unix://{root}/s", "--bridge", "none", "--iptables=false",
-               "--ip6tables=false", "--ip-forward=false"]  # fmt: skip
-    with (root / "log").open("wb") as log:
-        daemon = subprocess.Popen(
-            command, env=os.environ | {"PATH": f"{hook.parent}:{os.environ['PATH']}"}, stdout=log, stderr=log
-        )
+    engine = PrivateEngine.or_skip()
     try:
-        monkeypatch.setenv("DOCKER_HOST", f"unix://{root}/s")
-        until((root / "s").exists)
-        yield images.build_from_host(lambda text: None)
-        assert (root / "hook.log").read_text().startswith("prestart")
+        engine.start()
+        monkeypatch.setenv("DOCKER_HOST", engine.address)
+        images.build_from_host(lambda text: None)
+        yield engine
     finally:
-        daemon.terminate()
-        daemon.wait(60)
-        shutil.rmtree(root, ignore_errors=True)
+        engine.remove()
 
 
-def test_gpus_are_counted_inside_before_anything_else(engine_with_a_gpu: Image, world: World, tmp_path: Path) -> None:
+def test_gpus_are_counted_inside_before_anything_else(
+    private_engine: PrivateEngine, image: Image, world: World, tmp_path: Path
+) -> None:
     """This engine takes the order and gives none: what several engines have done."""
     spec = world.spec("base").model_copy(update={"profile": world.profile.model_copy(update={"device": "cuda"})})
-    runner = DockerRunner(engine_with_a_gpu.tag, ["0"])
+    runner = DockerRunner(image.tag, ["0"])
     runner.require([spec], tmp_path / "scratch")
     handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec)
     assert finished(handle).code == 4
     runner.close()
     told = record.read_failure(tmp_path / spec.run_id, "train")
     assert told and (told.status, told.error) == ("infra", "1 GPUs were asked for, 0 are visible")
+    assert private_engine.hook_log.read_text().startswith("prestart")
+
+
+def test_a_study_goes_on_when_the_engine_is_killed_and_comes_back(
+    private_engine: PrivateEngine, waits: str, args: list[str], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args, "--set", "method.seconds=3"]
+    study = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        until(lambda: any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log")))
+        private_engine.kill()
+        private_engine.start()
+        told = study.communicate(timeout=120)[1]
+    finally:
+        study.kill()
+    assert study.returncode == 0, told
+    assert "again  waits" in told
+    assert records(tmp_path)["waits"]["status"] == "ok"
+    assert containers(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system with less room than a step is started with."""
+    if os.getuid() != 0:
+        pytest.skip("to mount a small file system needs root")
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300m", "none", folder], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_disk_that_fills_up_is_no_fault_of_the_method(
+    waits: str, world: World, tmp_path: Path, small_disk: Path, image: Image
+) -> None:
+    runner = DockerRunner(image.tag)
+    runner.require([world.spec("base")], small_disk / "scratch")
+    spec = world.spec("waits")
+    end = finished(runner.start("train", world.folder(spec, tmp_path), world.store, spec))
+    runner.close()
+    assert end.status == "infra" and "less than 512 MiB are free" in end.text
 
 
 def test_a_step_is_harvested_only_when_its_container_is_gone(

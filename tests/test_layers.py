@@ -22,7 +22,7 @@ LAYERS = [
     {"execute", "plan"},
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},
-    {"session", "build_command", "bundle", "check_command", "compare_command", "new_command"},
+    {"session", "build_command", "bundle", "check_command", "compare_command", "leaderboard_command", "new_command"},
     {"cli"},
     {"__main__"},
 ]

@@ -21,6 +21,7 @@ from cdbench.build_command import build
 from cdbench.check_command import check
 from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
+from cdbench.leaderboard_command import board_text, boards_with, leaderboard
 from cdbench.new_command import new
 
 _EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
@@ -68,6 +69,7 @@ def main() -> None:
 main.add_command(build)
 main.add_command(check)
 main.add_command(compare)
+main.add_command(leaderboard)
 main.add_command(new)
 Command = Callable[..., None]
 
@@ -232,6 +234,27 @@ def run(method: str, task: str, **options: Any) -> None:
         method = plan.bring(Path(method), plan.places(options["runs"], options["store"]))
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
     _run_studies([study], options | {"only": None, "no_report": True})
+
+
+@leaderboard.command()
+@click.argument("method")
+@click.option("--task", default="addition_2digit", show_default=True)
+@_run_options
+def add(method: str, task: str, **options: Any) -> None:
+    """Run a method with three seeds, judged exactly as the built-in rows are, and show its board. METHOD is a name or a file.
+
+    \b
+    cdbench leaderboard add my_method.py
+    cdbench leaderboard add theirs.py --runner docker --seeds 0,1,2,3,4
+    """
+    where = plan.places(options["runs"], options["store"])
+    if method.endswith(".py"):
+        method = plan.bring(Path(method), where)
+    study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
+    _run_studies([study], options | {"only": None, "no_report": True})
+    if not options["dry_run"] and not options["as_json"]:
+        for board in boards_with(where, task, method):
+            click.echo("\n" + board_text(board))
 
 
 def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> None:

@@ -18,8 +18,8 @@ from cdbench.seeds import digest
 _PACKAGE = Path(__file__).resolve().parent
 _VIEWS = {
     "__main__.py", "build_command.py", "bundle.py", "check_command.py", "cli.py", "compare_command.py", "containers",
-    "display.py", "doctor.py", "inference.py", "lm_eval_tasks.py", "new_command.py", "plan.py", "report", "requirements.py",
-    "runners", "scoring.py", "session.py", "tracking.py",
+    "display.py", "doctor.py", "inference.py", "leaderboard_command.py", "lm_eval_tasks.py", "new_command.py", "plan.py",
+    "report", "requirements.py", "runners", "scoring.py", "session.py", "tracking.py",
 }  # fmt: skip
 """Parts of the package that no number in a record depends on."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")
@@ -31,6 +31,16 @@ def _package_digest() -> str:
         path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _VIEWS | {"plugins"}
     )
     return digest({str(path.relative_to(_PACKAGE)): sha256(path) for path in files})
+
+
+@cache
+def _evaluation_digest() -> str:
+    """Of what turns exported weights into metrics."""
+    files = [
+        _PACKAGE / f"{name}.py" for name in ("evaluate", "predictions", "signals", "sites", "tokens", "models", "data")
+    ]
+    files += sorted((_PACKAGE / "similarity").glob("*.py"))
+    return digest({"code": {path.name: sha256(path) for path in files}, "libraries": versions()})
 
 
 @cache
@@ -68,6 +78,7 @@ def code_of(spec: RunSpec) -> Code:
         digest=digest({"package": _package_digest(), "plugins": plugins, "libraries": versions()}),
         commit=commit,
         dirty=dirty,
+        evaluation=_evaluation_digest(),
     )
 
 

@@ -82,6 +82,8 @@ class Code(_Model):
     digest: str
     commit: str
     dirty: bool
+    evaluation: str = ""
+    """Hash of what the evaluator runs; rows of two evaluations are not compared. Empty in records from before it was kept."""
 
 
 class Record(_Model):

@@ -145,7 +145,6 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
     several = int(len({r.spec.task for r in records}) > 1)
     for members in order.values():
         good = [r for r in members if r.metrics is not None]
-        hits = [_hits(r, where.run(r.run_id)) for r in good]
         first = members[0]
         point = sweep_point(first, saved)
         label = ", ".join(f"{short(key)}={show(value)}" for key, value in point.items())
@@ -157,7 +156,7 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
                 point=point,
                 records=tuple(good),
                 failed=tuple(r for r in members if r.metrics is None),
-                hits=np.array(hits, dtype=np.float64),
+                hits=test_hits(good, where),
                 folders=tuple(where.run(r.run_id) for r in good),
             )
         )
@@ -170,6 +169,15 @@ def _hits(record: Record, folder: Path, split: str = "test") -> list[float]:
     if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
     return [float(p.correct) for p in read_predictions(folder).get(split, [])]
+
+
+def test_hits(records: Sequence[Record], where: Places) -> Hits:
+    """What runs solved of the test split, [seeds, problems].
+
+    Raises:
+        UserError: predictions are missing or were altered.
+    """
+    return np.array([_hits(record, where.run(record.run_id)) for record in records], dtype=np.float64)
 
 
 def hits_on(group: Group, split: str) -> Hits | None:
