@@ -267,9 +267,9 @@ def value_sources(plan: Plan) -> list[tuple[str, Any, str]]:
     """Every value of the profile, and who set it: (key, value, source)."""
     profile = build_profile(plan.profile, {k: v for k, v in plan.sources.items() if v[1] != "sweep"})
     raw, path = profile_table(plan.profile)
-    written = set(_flat(raw))
+    written = set(flat(raw))
     rows = []
-    for key, value in _flat(profile.model_dump(mode="json")).items():
+    for key, value in flat(profile.model_dump(mode="json")).items():
         source = plan.sources[key][1] if key in plan.sources else path.name if key in written else "default"
         shown = plan.sources[key][0] if source == "sweep" else value
         rows.append((key, shown, source))
@@ -277,11 +277,12 @@ def value_sources(plan: Plan) -> list[tuple[str, Any, str]]:
     return rows
 
 
-def _flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(table: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, with dotted keys: training.lr."""
     result: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            result |= _flat(value, f"{prefix}{key}.")
+            result |= flat(value, f"{prefix}{key}.")
         else:
             result[f"{prefix}{key}"] = value
     return result

@@ -33,7 +33,7 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
 )
-from cdbench.report.collect import Group, StudyData, history, hits_on, paired, reports_folder
+from cdbench.report.collect import Group, StudyData, hits_on, paired, reports_folder
 from cdbench.stats import Proportion, wilson
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
@@ -489,8 +489,8 @@ def _of_runs(
 def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[float]:
     """weight·‖∇term‖ / ‖∇of‖ of each run, mean over the probed steps."""
     shares = []
-    for folder in group.folders:
-        rows = [row for row in history(folder) if row.get(f"grad/{of}") and f"grad/{term}" in row]
+    for logged in group.histories:
+        rows = [row for row in logged if row.get(f"grad/{of}") and f"grad/{term}" in row]
         if rows:
             shares.append(float(np.mean([weight * row[f"grad/{term}"] / row[f"grad/{of}"] for row in rows])))
     return shares
@@ -516,8 +516,7 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
 def _trend(claim: Trend, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
     found = []
-    for folder in group.folders:
-        rows = history(folder)
+    for rows in group.histories:
         first, second = (_resampled(rows, key) for key in (claim.against, claim.series))
         both = sorted(first.keys() & second.keys())
         x, y = [first[i] for i in both], [second[i] for i in both]

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ class Group:
     def run_ids(self) -> list[str]:
         """The runs behind this row."""
         return [r.run_id for r in (*self.records, *self.failed)]
+
+    @cached_property
+    def histories(self) -> list[list[dict[str, float]]]:
+        """What each run logged, one dictionary a line; read once, for every curve and claim.
+
+        Raises:
+            UserError: a file is missing, altered, or no history.
+        """
+        return [_history(record, folder) for record, folder in zip(self.records, self.folders, strict=True)]
 
     def values(self, name: str) -> list[float]:
         """A number of the CKA or mask summary of each run that has it."""
@@ -106,14 +116,10 @@ def reports_folder() -> Path:
     return plugins.roots()[-1] / "reports"
 
 
-def history(folder: Path) -> list[dict[str, float]]:
-    """A run's history, one dictionary a line.
-
-    Raises:
-        UserError: it is not as it was when the record was written, or is no history.
-    """
+def _history(record: Record, folder: Path) -> list[dict[str, float]]:
+    """One dictionary a line; the file must be the one that the record was written with."""
     path = folder / "history.jsonl"
-    expected = read(folder).artefacts.get(path.name) if (folder / RECORD).exists() else None
+    expected = record.artefacts.get(path.name)
     if (sha256(path) if path.exists() else None) != expected:
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
     check_history(folder)

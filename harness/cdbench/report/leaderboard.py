@@ -10,12 +10,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import Any
 
 from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, show
 from cdbench.errors import UserError
 from cdbench.inference import holm, paired_p
-from cdbench.plan import Places
+from cdbench.plan import Places, flat
 from cdbench.record import RECORD, Record, read
 from cdbench.report.collect import Group, paired, test_hits
 
@@ -137,23 +136,13 @@ def _changes(record: Record) -> dict[str, Scalar]:
     """What was set differently from the profile of that name, and from the method's defaults."""
     changes: dict[str, Scalar] = {f"method.{key}": value for key, value in record.spec.params.items()}
     if record.spec.profile.name in available("profiles"):
-        usual = _flat(build_profile(record.spec.profile.name, {}))
-        changes |= {key: value for key, value in _flat(record.spec.profile).items() if usual.get(key) != value}
+        usual = _settings(build_profile(record.spec.profile.name, {}))
+        changes |= {key: value for key, value in _settings(record.spec.profile).items() if usual.get(key) != value}
     return changes
 
 
-def _flat(profile: Profile) -> dict[str, Scalar]:
-    found: dict[str, Scalar] = {}
-
-    def walk(table: dict[str, Any], prefix: str) -> None:
-        for key, value in table.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-            else:
-                found[prefix + key] = value
-
-    walk(profile.model_dump(mode="json", exclude={"name", "description", "limits"}), "")
-    return found
+def _settings(profile: Profile) -> dict[str, Scalar]:
+    return flat(profile.model_dump(mode="json", exclude={"name", "description", "limits"}))
 
 
 def _named_apart(rows: Sequence[Row]) -> list[Row]:

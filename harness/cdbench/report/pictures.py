@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from cdbench.report import figures
-from cdbench.report.collect import Group, StudyData, history
+from cdbench.report.collect import Group, StudyData
 from cdbench.report.figures import Curves, Picture
 from cdbench.report.formats import percent
 
@@ -29,8 +29,8 @@ def circuits_of(data: StudyData) -> Row | None:
 def _curves(groups: Sequence[Group], key: str) -> Curves:
     found: dict[str, list[tuple[list[float], list[float]]]] = {}
     for group in groups:
-        for folder in group.folders:
-            rows = [row for row in history(folder) if key in row]
+        for logged in group.histories:
+            rows = [row for row in logged if key in row]
             if rows:
                 found.setdefault(group.name, []).append(([row["step"] for row in rows], [row[key] for row in rows]))
     return {name: [(_thinned(x), _thinned(y)) for x, y in seeds] for name, seeds in found.items()}
