@@ -78,7 +78,15 @@ class MaskDiscovery(Method):
         curves: dict[str, list[float]] = {
             m: k_selection_curve(neurons[m][classes == largest][:500], 12, problem.seed) for m in MODELS
         }
-        extras = {"class_sizes": used.tolist(), "k_selection": {"class": largest} | curves}
+        extras = {
+            "class_sizes": used.tolist(),
+            "k_selection": {"class": largest} | curves,
+            # One line each, so that a record of four thousand problems can still be read.
+            "problem_classes": {
+                "operands": ";".join(" ".join(map(str, example.operands)) for example in problem.train),
+                "classes": " ".join(map(str, classes.tolist())),
+            },
+        }
         return Outcome(masks={str(model): mask for model, mask in masks.items()}, extras=extras)
 
     def encoding(self, problem: Problem, draw: torch.Generator) -> tuple[Tensor, torch.nn.Module]:

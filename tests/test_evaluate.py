@@ -136,7 +136,7 @@ def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
 
 
 def test_masks_by_hand() -> None:
-    summary = summarise_masks(torch.tensor([[0.9, 0.8, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]))
+    summary = summarise_masks(torch.tensor([[0.9, 0.8, 0.1, 0.1], [0.9, 0.1, 0.1, 0.1]]), 2)
     assert summary.sparsity == pytest.approx(5 / 8)
     assert summary.overlap == pytest.approx(1 / 2)  # one neuron on in both, two in either
     assert summary.mean_value == pytest.approx(3.1 / 8)

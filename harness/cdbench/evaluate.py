@@ -1,6 +1,7 @@
 """The sealed evaluator: weights in, numbers out. It imports no plug-in and believes nothing but tensors."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -10,9 +11,10 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdbench.api import Example
+from cdbench.circuits.agreement import depth_agreement, layer_shares, overlap_agreement
 from cdbench.errors import CdbenchError
 from cdbench.predictions import Prediction, score
-from cdbench.record import Cka, MaskSummary
+from cdbench.record import Agreement, Cka, MaskAgreement, MaskSummary
 from cdbench.similarity import cka_matrices
 from cdbench.tokens import answer_ids, prompt_ids
 
@@ -154,8 +156,8 @@ def load_masks(file: Path, neurons: Mapping[str, int]) -> dict[str, Tensor]:
     return masks
 
 
-def summarise_masks(masks: Tensor) -> MaskSummary:
-    """Sparsity and overlap of [classes, neurons] masks; overlap and cosine are means over pairs of classes."""
+def summarise_masks(masks: Tensor, layers: int) -> MaskSummary:
+    """Sparsity and overlap of [classes, layers * neurons] masks; overlap and cosine are means over pairs of classes."""
     on = masks >= 0.5
     pairs = [(i, j) for i in range(len(masks)) for j in range(i)]
     jaccard, cosine = [], []
@@ -170,4 +172,15 @@ def summarise_masks(masks: Tensor) -> MaskSummary:
         mean_value=masks.double().mean().item(),
         overlap=sum(jaccard) / len(pairs) if pairs else 0.0,
         cosine=sum(cosine) / len(pairs) if pairs else 0.0,
+        by_layer=layer_shares(on.numpy(), layers).tolist(),
     )
+
+
+def compare_masks(student: Tensor, teacher: Tensor, layers: tuple[int, int]) -> MaskAgreement | None:
+    """Agreement of two models' masks of the same classes; None where they have not the same number of classes."""
+    if len(student) != len(teacher):
+        return None
+    first, second = (student >= 0.5).numpy(), (teacher >= 0.5).numpy()
+    found = [overlap_agreement(first, second), depth_agreement(first, second, layers)]
+    overlap, depth = (Agreement(**asdict(f), above_null=f.value - f.null_mean) if f else None for f in found)
+    return MaskAgreement(overlap=overlap, depth=depth)

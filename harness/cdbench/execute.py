@@ -36,6 +36,7 @@ from cdbench.discover import make_method
 from cdbench.errors import CdbenchError, EnvironmentLacks, RunFailed
 from cdbench.evaluate import (
     Refused,
+    compare_masks,
     compare_representations,
     load_masks,
     load_student,
@@ -47,7 +48,18 @@ from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
-from cdbench.record import GPUS, MOST_WANTED, PREPARED, WANTED, Metrics, Wanted, failure_file, progress_file
+from cdbench.record import (
+    GPUS,
+    MOST_WANTED,
+    PREPARED,
+    WANTED,
+    MaskAgreement,
+    MaskSummary,
+    Metrics,
+    Wanted,
+    failure_file,
+    progress_file,
+)
 from cdbench.signals import SignalStore, last_prompt_mlp, require_samples, signals_of
 from cdbench.store import Store, content_hash, manifest_files
 from cdbench.tokens import Encoded, encode, prompt_ids
@@ -240,19 +252,30 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         teacher = SignalStore(workspace.store, identity, load, test, "float32", "heldout-signals")
         own = signals_of(model, test, sites[0])
         cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
-    masks = {}
-    if (folder / "masks.safetensors").exists():
-        widths = {"student": workspace.student.neurons, "teacher": workspace.teacher.neurons}
-        masks = {name: summarise_masks(mask) for name, mask in load_masks(folder / "masks.safetensors", widths).items()}
+    masks, agreement = _examine_masks(folder / "masks.safetensors", workspace)
     first = splits["test"][0].prompt
     metrics = Metrics(
         **count(predictions),
         cka=cka,
         masks=masks,
+        mask_agreement=agreement,
         first_prompt=first,
         first_prompt_ids=prompt_ids(tokenizer, first),
     )
     return metrics, predictions
+
+
+def _examine_masks(file: Path, workspace: Workspace) -> tuple[dict[str, MaskSummary], MaskAgreement | None]:
+    if not file.exists():
+        return {}, None
+    models = {"student": workspace.student, "teacher": workspace.teacher}
+    masks = load_masks(file, {name: model.neurons for name, model in models.items()})
+    found = {name: summarise_masks(mask, models[name].layers) for name, mask in masks.items()}
+    agreement = None
+    if masks.keys() == models.keys():
+        layers = (workspace.student.layers, workspace.teacher.layers)
+        agreement = compare_masks(masks["student"], masks["teacher"], layers)
+    return found, agreement
 
 
 def _cost(step: str, began: float) -> dict[str, float]:

@@ -39,7 +39,7 @@ def _evaluation_digest() -> str:
     files = [
         _PACKAGE / f"{name}.py" for name in ("evaluate", "predictions", "signals", "sites", "tokens", "models", "data")
     ]
-    files += sorted((_PACKAGE / "similarity").glob("*.py"))
+    files += [_PACKAGE / "circuits" / "agreement.py", *sorted((_PACKAGE / "similarity").glob("*.py"))]
     return digest({"code": {path.name: sha256(path) for path in files}, "libraries": versions()})
 
 

@@ -55,6 +55,29 @@ class MaskSummary(_Model):
     mean_value: float
     overlap: float
     cosine: float
+    by_layer: list[list[float]] = Field(default_factory=list)
+    """How each class's neurons that are on are spread over the layers: [classes][layers], rows sum to 1."""
+
+
+class Agreement(_Model):
+    """A statistic of the student's and the teacher's masks beside what shuffled classes give (`circuits.agreement`)."""
+
+    value: float
+    null_mean: float
+    above_null: float
+    p: float
+    shuffles: int
+
+
+class MaskAgreement(_Model):
+    """Whether both models' masks have the same structure (errata B7); None where the statistic says nothing.
+
+    Overlap: correlation over pairs of classes of how many neurons they share. Depth: minus the mean Wasserstein distance over
+    relative depth between a class's neurons in the two models.
+    """
+
+    overlap: Agreement | None
+    depth: Agreement | None
 
 
 class Metrics(_Model):
@@ -71,6 +94,7 @@ class Metrics(_Model):
     length_shift: dict[str, Proportion]
     cka: Cka | None
     masks: dict[str, MaskSummary]
+    mask_agreement: MaskAgreement | None = None
     first_prompt: str
     first_prompt_ids: list[int]
 

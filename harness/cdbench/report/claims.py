@@ -134,6 +134,7 @@ class Metric(_OfRows):
     metric: str
     at_least: float | None = None
     at_most: float | None = None
+    unit: Literal["share", "correlation"] = "share"
     paper: float | None = None
 
     @model_validator(mode="after")
@@ -510,7 +511,7 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
         -math.inf if claim.at_least is None else claim.at_least,
         math.inf if claim.at_most is None else claim.at_most,
     )
-    return _of_runs(group, values, region, "share", claim.metric)
+    return _of_runs(group, values, region, claim.unit, claim.metric)
 
 
 def _trend(claim: Trend, data: StudyData) -> Evidence:
