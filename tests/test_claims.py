@@ -9,9 +9,10 @@ import pytest
 
 from cdbench import discover
 from cdbench.errors import UserError
-from cdbench.report import claims
-from cdbench.report.claims import Claim, Difference, Equivalence, Ledger, Order, Verdict, judge, read_ledger
+from cdbench.report import ledger as forms
+from cdbench.report.claims import Verdict, judge
 from cdbench.report.collect import Group, StudyData
+from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
 
 TASK = "addition_2digit"
 
@@ -136,10 +137,10 @@ def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
         "margin = 0.02": "margn = 0.02", 'decided_by = "difference"': 'decided_by = "taste"',
         'id = "A.cka-over-kl"': 'id = "A.cka-over-base"', "\n[[claim]]\n": "\n[[claim\n",
     }[change]  # fmt: skip
-    text = (claims.reports_folder() / "claims.toml").read_text()
+    text = (forms.reports_folder() / "claims.toml").read_text()
     assert change in text
     (tmp_path / "claims.toml").write_text(text.replace(change, new, 1))
-    monkeypatch.setattr(claims, "reports_folder", lambda: tmp_path)
+    monkeypatch.setattr(forms, "reports_folder", lambda: tmp_path)
     with pytest.raises(UserError) as caught:
         read_ledger()
     assert words in str(caught.value) and "claims.toml" in str(caught.value)

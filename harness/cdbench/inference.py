@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from cdbench.stats import Proportion, score_interval
 
 Hits = NDArray[np.float64]
-_MOST_SEEDS = 200
+MOST_SEEDS = 200
 _LEAST_P = 1e-12
 """Below that, 0: nobody has so many samples that the difference would mean anything."""
 
@@ -175,7 +175,7 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
     between_seeds = max(0.0, squares.seeds - squares.rest) / problems
     between_problems = max(0.0, squares.problems - squares.rest) / now
     distance = abs(float(values.mean()) - limit)
-    for seeds in range(now + 1, _MOST_SEEDS + 1):
+    for seeds in range(now + 1, MOST_SEEDS + 1):
         of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
         of_problems = between_problems / problems + 1 / problems**2
         if Spread(of_seeds, seeds, of_problems, problems).half_width(level) < distance:

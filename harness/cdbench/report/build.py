@@ -14,19 +14,11 @@ from cdbench import __version__
 from cdbench.config import TEACHER, HubModel, Profile, ZooModel
 from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
-from cdbench.report import claims
-from cdbench.report.claims import (
-    Claim,
-    FailedRun,
-    Ledger,
-    Verdict,
-    counts,
-    gradient_shares,
-    judge,
-    read_ledger,
-)
+from cdbench.report import ledger as forms
+from cdbench.report.claims import Verdict, counts, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, collect, mean_of, reports_folder, short
 from cdbench.report.formats import number, p_value, percent, points
+from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
 from cdbench.report.pictures import circuits_of, draw_all
 
 Row = dict[str, Any]
@@ -187,25 +179,25 @@ def asserted(claim: Claim) -> str:
     text = "–"
     split = "" if getattr(claim, "split", "test") == "test" else f" on {getattr(claim, 'split', '')}"
     match claim:
-        case claims.Difference():
+        case forms.Difference():
             text = f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
-        case claims.Equivalence():
+        case forms.Equivalence():
             text = f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
-        case claims.Order():
+        case forms.Order():
             text = " > ".join(claim.rows)
-        case claims.Value():
+        case forms.Value():
             text = f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
-        case claims.AtPoint():
+        case forms.AtPoint():
             where = ", ".join(f"{short(key)} = {value:g}" for key, value in claim.at.items())
             text = f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
-        case claims.GradientShare():
+        case forms.GradientShare():
             text = f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
-        case claims.Metric():
+        case forms.Metric():
             ends = ("" if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
             text = f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
-        case claims.Trend():
+        case forms.Trend():
             text = f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
-        case claims.Mathematics():
+        case forms.Mathematics():
             text = f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
     return text + split
 

@@ -1,26 +1,24 @@
-"""The claim ledger: what the papers say, what would decide it, and what the records of a study say of it.
+"""What the records of a study say of each claim of the ledger.
 
-A claim asserts that an effect lies in a region: a difference above a margin, an equivalence within one, a share above 1. It is
+A claim asserts that an effect lies in a region. It is
 *supported* where the whole 95 % interval lies inside the region, *refuted* where it lies wholly outside, both only if the
 Holm-corrected test against the region's edge says so too, and *inconclusive* otherwise. Claims about rows, models or sweeps that
 the study does not have are *not tested here*. Margins stand in `reports/claims.toml`; no verdict is written by hand.
 """
 
 import math
-import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, ValidationError, model_validator
 from scipy import stats as distributions
 
-from cdbench.config import TEACHER, Closed, HubModel, Profile, explain
-from cdbench.errors import UserError
+from cdbench.config import TEACHER, HubModel, Profile
 from cdbench.files import printable
 from cdbench.inference import (
+    MOST_SEEDS,
     Hits,
     Interval,
     difference_of_shares,
@@ -33,7 +31,21 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
 )
-from cdbench.report.collect import Group, StudyData, hits_on, paired, reports_folder
+from cdbench.report.collect import Group, StudyData, hits_on, paired
+from cdbench.report.ledger import (
+    WEIGHT,
+    AtPoint,
+    Claim,
+    Difference,
+    Equivalence,
+    GradientShare,
+    Mathematics,
+    Metric,
+    Order,
+    Trend,
+    Undecidable,
+    Value,
+)
 from cdbench.stats import Proportion, wilson
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
@@ -41,167 +53,8 @@ OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not te
 Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
 _UNTRAINED = (TEACHER, "base")
 _ALPHA = 0.05
-_WEIGHT = "method.alignment_weight"
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
 """Paper A's teacher and student."""
-
-
-class _Claim(Closed):
-    id: Annotated[str, Field(pattern=r"^[A-Z]\.[a-z0-9-]+$")]
-    says: str
-    source: str
-    only_with: Literal["paper"] | None = None
-    """The profile without whose models the claim says nothing."""
-
-
-class _OfRows(_Claim):
-    task: str
-    split: str = "test"
-    """`test`, or a length-shift set: the task that it was drawn by."""
-
-
-class Difference(_OfRows):
-    """The accuracy of `high` is more than `margin` above that of `low`."""
-
-    decided_by: Literal["difference"]
-    high: str
-    low: str
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    paper: float | None = None
-
-
-class Equivalence(_OfRows):
-    """The accuracies of `one` and `other` differ by less than `margin`."""
-
-    decided_by: Literal["equivalence"]
-    one: str
-    other: str
-    margin: Annotated[float, Field(gt=0, lt=1)]
-    paper: float | None = None
-
-
-class Order(_OfRows):
-    """Each of `rows` is above the next."""
-
-    decided_by: Literal["order"]
-    rows: Annotated[list[str], Field(min_length=2)]
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    paper: None = None
-
-
-class Value(_OfRows):
-    """The accuracy of `row` differs by less than `margin` from the paper's, which is of `paper_n` problems."""
-
-    decided_by: Literal["value"]
-    row: str
-    paper: Annotated[float, Field(ge=0, le=1)]
-    paper_n: Annotated[int, Field(gt=0)]
-    margin: Annotated[float, Field(gt=0, lt=1)]
-
-
-class AtPoint(_OfRows):
-    """At a point of a sweep the accuracy of `row` is at most `at_most`."""
-
-    decided_by: Literal["at_point"]
-    row: str
-    at: dict[str, float]
-    at_most: Annotated[float, Field(gt=0, lt=1)]
-    paper: float | None = None
-
-
-class GradientShare(_OfRows):
-    """At a point of a sweep `weight`·‖∇term‖ / ‖∇of‖ is above 1."""
-
-    decided_by: Literal["gradient_share"]
-    row: str
-    at: dict[str, float]
-    term: str
-    of: str
-    paper: None = None
-
-    @model_validator(mode="after")
-    def _has_its_weight(self) -> "GradientShare":
-        if _WEIGHT not in self.at:
-            raise ValueError(f"{self.id}: `at` needs {_WEIGHT}, by which the gradient is weighted")
-        return self
-
-
-class Metric(_OfRows):
-    """A number that the evaluator takes of each run of `row` lies between two bounds."""
-
-    decided_by: Literal["metric"]
-    row: str
-    metric: str
-    at_least: float | None = None
-    at_most: float | None = None
-    unit: Literal["share", "correlation"] = "share"
-    paper: float | None = None
-
-    @model_validator(mode="after")
-    def _has_a_bound(self) -> "Metric":
-        if self.at_least is None and self.at_most is None:
-            raise ValueError(f"{self.id}: at_least, at_most or both say what is claimed")
-        return self
-
-
-class Trend(_OfRows):
-    """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign."""
-
-    decided_by: Literal["trend"]
-    row: str
-    series: str
-    against: str = "step"
-    sign: Literal[-1, 1]
-    paper: None = None
-
-
-class Mathematics(_Claim):
-    """Decided by a law of the conformance battery; `law_says` whether the law asserts the claim or denies it."""
-
-    decided_by: Literal["law"]
-    law: str
-    law_says: bool
-    paper: None = None
-
-
-class Undecidable(_Claim):
-    """What nothing here decides, and why."""
-
-    decided_by: Literal["nothing"]
-    why: str
-    paper: None = None
-
-
-Claim = Annotated[
-    Difference | Equivalence | Order | Value | AtPoint | GradientShare | Metric | Trend | Mathematics | Undecidable,
-    Field(discriminator="decided_by"),
-]
-
-
-class Printed(Closed):
-    """A row of the paper's Table 1; without a number where the paper has only words."""
-
-    task: str
-    method: str
-    source: str
-    paper: Annotated[float, Field(ge=0, le=1)] | None = None
-
-
-class FailedRun(Closed):
-    """The paper's failed run, for the grid's marked cell."""
-
-    weight: float
-    lr: float
-    paper: str
-    source: str
-
-
-class Ledger(Closed):
-    """`reports/claims.toml`."""
-
-    table1: list[Printed]
-    failed_run: FailedRun
-    claim: list[Claim]
 
 
 @dataclass(frozen=True)
@@ -211,7 +64,7 @@ class Evidence:
     Attributes:
         p: of the test against the nearest edge of the region; None for mathematics.
         seeds: runs of a row; 1 for a row that no seed changes.
-        more_seeds: about how many seeds would move the interval off the edge; 0 where it is not known, None where none would.
+        more_seeds: about how many seeds would move the interval off the edge.
         lone: rests on one seed of something that seeds change.
     """
 
@@ -222,7 +75,7 @@ class Evidence:
     seeds: int
     run_ids: tuple[str, ...]
     p: float | None = None
-    more_seeds: int | None = 0
+    more_seeds: int | Literal["not known", "too many"] = "not known"
     lone: bool = False
     detail: str = ""
 
@@ -240,25 +93,6 @@ class Verdict:
 
 class NotTested(Exception):
     """Says what the study does not have."""
-
-
-def read_ledger() -> Ledger:
-    """What the papers print and claim.
-
-    Raises:
-        UserError: the file is missing, no TOML, or a claim is not of a known form; names the claim and the key.
-    """
-    path = reports_folder() / "claims.toml"
-    try:
-        ledger = Ledger.model_validate(tomllib.loads(path.read_text()))
-    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from None
-    except ValidationError as error:
-        raise explain(error, str(path)) from None
-    ids = [claim.id for claim in ledger.claim]
-    if twice := {each for each in ids if ids.count(each) > 1}:
-        raise UserError(f"{path}: two claims are called {min(twice)}")
-    return ledger
 
 
 def judge(claims: Sequence[Claim], data: StudyData) -> list[Verdict]:
@@ -317,8 +151,13 @@ def _decided(verdict: Verdict) -> Verdict:
     if inside or outside:
         why = "the interval decides it, the test corrected for the number of claims does not"
         return replace(verdict, why=_with(evidence.detail, why))
-    needs = {0: "", None: "; not even 200 seeds would decide it on these problems"}
-    need = needs.get(evidence.more_seeds, f"; about {evidence.more_seeds} seeds would decide it")
+    match evidence.more_seeds:
+        case "not known":
+            need = ""
+        case "too many":
+            need = f"; not even {MOST_SEEDS} seeds would decide it on these problems"
+        case seeds:
+            need = f"; about {seeds} seeds would decide it"
     return replace(verdict, why=_with(evidence.detail, f"the interval holds both{need}"))
 
 
@@ -379,7 +218,7 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         seeds=len(values),
         run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
         p=paired_p(values, edge),
-        more_seeds=0 if len(values) == 1 else seeds_to_decide(values, edge),
+        more_seeds="not known" if len(values) == 1 else seeds_to_decide(values, edge) or "too many",
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
         detail="; ".join(filter(None, map(_lost, groups))),
     )
@@ -499,7 +338,7 @@ def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[flo
 
 def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row, claim.at)
-    weight = claim.at[_WEIGHT]
+    weight = claim.at[WEIGHT]
     shares = gradient_shares(group, weight, claim.term, claim.of)
     return _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}", _AS_LOGGED)
 
