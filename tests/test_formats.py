@@ -1,6 +1,7 @@
 import pytest
 
-from cdbench.report.build import markdown_cell, to_csv
+from cdbench.report.build import to_csv
+from cdbench.report.escaping import markdown_cell
 from cdbench.report.formats import number, p_value, percent, points
 
 

@@ -31,7 +31,8 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
 )
-from cdbench.report.collect import Group, StudyData, hits_on, paired
+from cdbench.report.collect import Group, StudyData, hits_of, paired
+from cdbench.report.formats import points
 from cdbench.report.ledger import (
     WEIGHT,
     AtPoint,
@@ -183,7 +184,7 @@ def _is_at(group: Group, at: dict[str, float]) -> bool:
 def _hits(group: Group, claim: Any) -> Hits:
     if claim.split == "test":
         return group.hits
-    found = hits_on(group, f"shift_{claim.split}")
+    found = hits_of(group.answers, f"shift_{claim.split}")
     if found is None:
         raise NotTested(f"{group.name} was not evaluated on the length-shift set {claim.split}")
     return found
@@ -253,8 +254,7 @@ def _order(claim: Order, data: StudyData) -> Evidence:
     # The one that refutes it, if one does; else the one that is least sure.
     weakest = min(steps, key=lambda step: (step.interval.high > claim.margin, step.interval.low))
     told = "; ".join(
-        f"{high} − {low} {100 * step.effect:+.1f}"
-        for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
+        f"{high} − {low} {points(step.effect)}" for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
     )
     runs = tuple(dict.fromkeys(run_id for step in steps for run_id in step.run_ids))
     # Supported only if every step is: then the largest p counts. One step that is refuted refutes all.

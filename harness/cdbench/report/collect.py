@@ -1,7 +1,7 @@
 """From records to the numbers of the report. Pure: reads files, draws nothing."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +15,18 @@ from cdbench.errors import UserError
 from cdbench.files import sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
+from cdbench.predictions import Prediction
 from cdbench.record import RECORD, Record, check_history, read
 from cdbench.scoring import read_predictions
+
+Answers = Mapping[str, Sequence[Prediction]]
 
 
 @dataclass(frozen=True)
 class Group:
     """The runs of one row: same method, same hyperparameters, several seeds.
 
-    `hits` is [seeds, problems], 1 where the answer was right; runs without result are in `failed`.
+    `hits` is [seeds, problems] of the test split, 1 where the answer was right; runs without result are in `failed`.
     """
 
     name: str
@@ -34,6 +37,8 @@ class Group:
     failed: tuple[Record, ...]
     hits: Hits
     folders: tuple[Path, ...]
+    answers: tuple[Answers, ...] = ()
+    """Of each run with a result: what it said, split by split."""
 
     @property
     def mean(self) -> float:
@@ -154,42 +159,54 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
         first = members[0]
         point = sweep_point(first, saved)
         label = ", ".join(f"{short(key)}={show(value)}" for key, value in point.items())
-        groups.append(
-            Group(
-                name=" ".join([first.spec.method, *([f"({label})"] if label else []), *several * [first.spec.task]]),
-                method=first.spec.method,
-                task=first.spec.task,
-                point=point,
-                records=tuple(good),
-                failed=tuple(r for r in members if r.metrics is None),
-                hits=test_hits(good, where),
-                folders=tuple(where.run(r.run_id) for r in good),
-            )
-        )
+        name = " ".join([first.spec.method, *([f"({label})"] if label else []), *several * [first.spec.task]])
+        failed = [r for r in members if r.metrics is None]
+        groups.append(make_group(name, point, good, failed, where))
     return tuple(groups)
 
 
-def _hits(record: Record, folder: Path, split: str = "test") -> list[float]:
-    """1 where an answer was right, problem by problem; the file must be the one that the record was written with."""
-    path = folder / "predictions.jsonl"
-    if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
-        raise UserError(f"{path} is missing or was altered since its record was written; run it again")
-    return [float(p.correct) for p in read_predictions(folder).get(split, [])]
-
-
-def test_hits(records: Sequence[Record], where: Places) -> Hits:
-    """What runs solved of the test split, [seeds, problems].
+def read_answers(record: Record, folder: Path) -> Answers:
+    """What a run said, problem by problem; the file must be the one that the record was written with.
 
     Raises:
         UserError: predictions are missing or were altered.
     """
-    return np.array([_hits(record, where.run(record.run_id)) for record in records], dtype=np.float64)
+    path = folder / "predictions.jsonl"
+    if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
+        raise UserError(f"{path} is missing or was altered since its record was written; run it again")
+    return read_predictions(folder)
 
 
-def hits_on(group: Group, split: str) -> Hits | None:
-    """A row's answers on another held-out set, [seeds, problems]; None where it was not evaluated on it."""
-    found = np.array([_hits(r, f, split) for r, f in zip(group.records, group.folders, strict=True)], dtype=np.float64)
-    return found if found.size else None
+def hits_of(answers: Sequence[Answers], split: str) -> Hits | None:
+    """What runs solved of a held-out set, [seeds, problems]; None where one of them was not evaluated on it."""
+    if not answers or any(not each.get(split) for each in answers):
+        return None
+    return np.array([[float(p.correct) for p in each[split]] for each in answers], dtype=np.float64)
+
+
+def make_group(
+    name: str, point: dict[str, Scalar], good: Sequence[Record], failed: Sequence[Record], where: Places
+) -> Group:
+    """A row of runs that share all but the seed; reads what they said.
+
+    Raises:
+        UserError: predictions are missing or were altered.
+    """
+    first = [*good, *failed][0].spec
+    folders = tuple(where.run(record.run_id) for record in good)
+    answers = tuple(read_answers(record, folder) for record, folder in zip(good, folders, strict=True))
+    hits = hits_of(answers, "test")
+    return Group(
+        name=name,
+        method=first.method,
+        task=first.task,
+        point=point,
+        records=tuple(good),
+        failed=tuple(failed),
+        hits=np.zeros((0, 0)) if hits is None else hits,
+        folders=folders,
+        answers=answers,
+    )
 
 
 def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:

@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import PercentFormatter
+from numpy.typing import NDArray
 
 _INK = "#010203"  # replaced by currentColor: no drawing library knows the page's colour
 _COLOURS = (
@@ -84,25 +88,85 @@ def _svg(figure: Figure, name: str) -> str:
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
 
 
-def accuracy_dots(rows: Sequence[Mapping[str, Any]], alternative: str) -> Picture:
-    """Each row's mean, interval and seeds, and the paper's value as a tick."""
-    with _drawing(8, 0.8 + 0.38 * len(rows)) as (figure, (axes,)):
-        for y, row in enumerate(reversed(rows)):
-            low, high = row["interval"]
-            axes.plot([low, high], [y, y], color=_COLOURS[0], linewidth=3, solid_capstyle="butt")
-            axes.plot(row["per_seed"], [y] * len(row["per_seed"]), "|", color=_COLOURS[1], markersize=9)
-            axes.plot(row["mean"], y, "o", color=_COLOURS[0])
-            if row["paper"] is not None:
-                axes.plot(row["paper"], y, marker="D", markerfacecolor="none", markeredgecolor=_INK, linestyle="none")
-        axes.set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-        axes.set_xlabel("accuracy on held-out problems")
-        svg = _svg(figure, "accuracy")
-    caption = (
-        "Accuracy of each row. Dot: mean over seeds; bar: 95 % interval; upright ticks: single seeds; "
-        "hollow diamond: the value printed in the paper, for other models."
+@dataclass(frozen=True)
+class Dot:
+    """A row of a dot plot: mean, 95 % interval, single seeds, and the paper's value where it has one."""
+
+    name: str
+    mean: float
+    interval: tuple[float, float]
+    per_seed: Sequence[float]
+    paper: float | None = None
+
+
+def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Picture:
+    """Accuracies with their intervals, a panel a held-out set; the panels have the same rows."""
+    rows = max(len(panel) for panel in panels.values())
+    lone = len(panels) == 1
+    with _drawing(8 if lone else 4.6, 0.9 + (0.38 if lone else 0.3) * rows, len(panels)) as (figure, axes):
+        for (title, panel), one in zip(panels.items(), axes, strict=True):
+            for y, dot in enumerate(reversed(panel)):
+                one.plot(dot.interval, [y, y], color=_COLOURS[0], linewidth=3, solid_capstyle="butt")
+                one.plot(dot.per_seed, [y] * len(dot.per_seed), "|", color=_COLOURS[1], markersize=9)
+                one.plot(dot.mean, y, "o", color=_COLOURS[0])
+                if dot.paper is not None:
+                    one.plot(dot.paper, y, marker="D", markerfacecolor="none", markeredgecolor=_INK, linestyle="none")
+            one.set_yticks(range(len(panel)), [dot.name for dot in reversed(panel)], fontsize=10 if lone else 8)
+            one.xaxis.set_major_formatter(PercentFormatter(xmax=1))
+            one.set_title(title, fontsize=10)
+        figure.supxlabel("accuracy on held-out problems", fontsize=10)
+        svg = _svg(figure, name)
+    told = "; ".join(
+        (f"{title}: " if title else "") + ", ".join(f"{dot.name} {dot.mean:.1%}" for dot in panel)
+        for title, panel in panels.items()
     )
-    return Picture("figure-accuracy", svg, caption, alternative)
+    return Picture(f"figure-{name}", svg, caption, told)
+
+
+_HATCHES = ("", "//", "\\\\", "||", "--", "xx", "++", "")  # no dots: each is a path of its own, half a megabyte in all
+
+
+def stacked_bars(name: str, rows: Mapping[str, Mapping[str, float]], x_label: str, caption: str) -> Picture:
+    """A bar a row, made of its parts, told apart by colour and hatching."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    with _drawing(8, 1.3 + 0.34 * len(rows)) as (figure, (axes,)):
+        left, upwards = np.zeros(len(rows)), list(rows.values())[::-1]
+        for i, part in enumerate(parts):
+            values = np.array([row.get(part, 0.0) for row in upwards])
+            if values.any():
+                axes.barh(
+                    range(len(rows)), values, left=left, label=part, color=_COLOURS[i % len(_COLOURS)],
+                    hatch=_HATCHES[i % len(_HATCHES)], edgecolor=_INK, linewidth=0.4,
+                )  # fmt: skip
+                left += values
+        axes.set_yticks(range(len(rows)), list(rows)[::-1])
+        axes.set_xlabel(x_label)
+        if left.any():
+            figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+        svg = _svg(figure, name)
+    told = "; ".join(f"{row}: " + ", ".join(f"{p} {v:.3g}" for p, v in of.items() if v) for row, of in rows.items())
+    return Picture(f"figure-{name}", svg, caption, told)
+
+
+def planes(
+    name: str, maps: Mapping[str, tuple[NDArray[np.float64], tuple[int, int]]], told: str, caption: str
+) -> Picture:
+    """Classes over the operand plane, a panel a map: first operand across, second up."""
+    classes = 1 + int(max(np.nanmax(values) for values, _ in maps.values()))
+    colours = ListedColormap([_COLOURS[i % len(_COLOURS)] for i in range(classes)])
+    with _drawing(4.0, 3.6, len(maps)) as (figure, axes):
+        for (title, (values, (right, top))), one in zip(maps.items(), axes, strict=True):
+            extent = (-0.5, right + 0.5, -0.5, top + 0.5)
+            one.imshow(values, cmap=colours, vmin=-0.5, vmax=classes - 0.5, origin="lower", extent=extent,
+                       interpolation="nearest", aspect="auto")  # fmt: skip
+            one.grid(False)
+            one.set_title(title, fontsize=10)
+            one.set_xlabel("first operand")
+            one.set_ylabel("second operand")
+        handles = [Patch(color=colours(i), label=f"class {i}") for i in range(classes)]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(8, classes), fontsize=9)
+        svg = _svg(figure, name)
+    return Picture(f"figure-{name}", svg, caption, told)
 
 
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
@@ -155,21 +219,28 @@ def ablation_bars(models: Mapping[str, Sequence[float]], caption: str) -> Pictur
     return Picture("figure-ablation", svg, caption, told)
 
 
-def heat_maps(matrices: Mapping[str, Sequence[Sequence[float]]], caption: str) -> Picture:
-    """CKA matrices, student layers down, teacher layers across, the value in each cell."""
+def heat_maps(
+    name: str,
+    matrices: Mapping[str, Sequence[Sequence[float]]],
+    labels: tuple[str, str],
+    caption: str,
+    highest: float = 1.0,
+) -> Picture:
+    """Matrices with the value in each cell, 0 to `highest`; `labels` are those of the columns and of the rows."""
     with _drawing(4.6 if len(matrices) == 4 else 3.4, 3.2, len(matrices)) as (figure, axes):
-        for (name, matrix), one in zip(matrices.items(), axes, strict=True):
+        for (title, matrix), one in zip(matrices.items(), axes, strict=True):
             values = np.array(matrix)
-            one.imshow(values, cmap="cividis", vmin=0, vmax=1)
+            one.imshow(values, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
             one.grid(False)
-            one.set_title(name, fontsize=10)
-            one.set_xlabel("teacher layer")
-            one.set_ylabel("student layer")
+            one.set_title(title, fontsize=10)
+            one.set_xlabel(labels[0])
+            one.set_ylabel(labels[1])
             one.set_xticks(range(values.shape[1]))
             one.set_yticks(range(values.shape[0]))
             if values.size <= 64:
                 for (i, j), value in np.ndenumerate(values):
-                    one.text(j, i, f"{value:.2f}", ha="center", va="center", color="white" if value < 0.6 else "black")
-        svg = _svg(figure, "cka")
-    told = "; ".join(f"{name}: {np.array(m).round(2).tolist()}" for name, m in matrices.items())
-    return Picture("figure-cka", svg, caption, told)
+                    ink = "white" if value < 0.6 * highest else "black"
+                    one.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
+        svg = _svg(figure, name)
+    told = "; ".join(f"{title}: {np.array(m).round(2).tolist()}" for title, m in matrices.items())
+    return Picture(f"figure-{name}", svg, caption, told)

@@ -15,10 +15,15 @@ def points(value: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Three digits after the point."""
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+    """Three digits after the point, with a true minus; what rounds to nothing has no sign."""
+    return "–" if value is None else f"{value:.3f}".replace("-0.000", "0.000").replace("-", "−")
 
 
 def p_value(value: float) -> str:
     """0.0004 -> "< 0.001"."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def seconds(value: float | None) -> str:
+    """14.56 -> "14.6 s"."""
+    return "–" if value is None else f"{value:.1f} s"

@@ -16,7 +16,7 @@ from cdbench.errors import UserError
 from cdbench.inference import holm, paired_p
 from cdbench.plan import Places, flat
 from cdbench.record import RECORD, Record, read
-from cdbench.report.collect import Group, paired, test_hits
+from cdbench.report.collect import Group, make_group, paired
 
 _ALPHA = 0.05
 _LEAST_SEEDS = 2
@@ -112,16 +112,7 @@ def _row_key(record: Record) -> str:
 def _row(members: Sequence[Record], failed: Sequence[Record], where: Places) -> Row:
     first = members[0]
     members = sorted(members, key=lambda record: record.spec.seed)
-    group = Group(
-        name=first.spec.method,
-        method=first.spec.method,
-        task=first.spec.task,
-        point={},
-        records=tuple(members),
-        failed=tuple(failed),
-        hits=test_hits(members, where),
-        folders=tuple(where.run(record.run_id) for record in members),
-    )
+    group = make_group(first.spec.method, {}, members, failed, where)
     changed = {key: value for key, value in _changes(first).items() if key.startswith(("method.", "training."))}
     if changed:
         group = replace(group, name=f"{group.name} ({', '.join(f'{k}={show(v)}' for k, v in changed.items())})")

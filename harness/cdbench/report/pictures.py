@@ -4,12 +4,16 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
+from cdbench.inference import Hits, share_interval
 from cdbench.report import figures
-from cdbench.report.collect import Group, StudyData
-from cdbench.report.figures import Curves, Picture
+from cdbench.report.anatomy import anatomy
+from cdbench.report.collect import Group, StudyData, hits_of
+from cdbench.report.figures import Curves, Dot, Picture
 from cdbench.report.formats import percent
+from cdbench.report.mask_classes import plane, problem_classes
 
 Row = dict[str, Any]
 _CURVE = TypeAdapter(list[FiniteFloat])
@@ -44,12 +48,49 @@ def _thinned(values: Sequence[float], width: int = 25) -> list[float]:
     return [sum(block) / len(block) for block in blocks]
 
 
+def _dot(group: Group, hits: Hits, paper: float | None = None) -> Dot:
+    return Dot(group.name, float(hits.mean()), share_interval(hits), [float(row.mean()) for row in hits], paper)
+
+
 def _draw_accuracy(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    shown = [row for row in rows if row["mean"] is not None]
+    papers = {row["name"]: row["paper"] for row in rows}
+    shown = [_dot(group, group.hits, papers.get(group.name)) for group in data.groups if group.records]
     if not shown:
         return None
-    told = "; ".join(f"{row['name']} {percent(row['mean'])}" for row in shown)
-    return figures.accuracy_dots(shown, told)
+    caption = (
+        "Accuracy of each row. Dot: mean over seeds; bar: 95 % interval; upright ticks: single seeds; "
+        "hollow diamond: the value printed in the paper, for other models."
+    )
+    return figures.dots("accuracy", {"": shown}, caption)
+
+
+def _draw_shift(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    names = sorted({split for g in data.groups for each in g.answers for split in each if split.startswith("shift_")})
+    panels = {
+        name.removeprefix("shift_"): [
+            _dot(g, hits) for g in data.groups if (hits := hits_of(g.answers, name)) is not None
+        ]
+        for name in names
+    }
+    panels = {name: panel for name, panel in panels.items() if panel}
+    if not panels:
+        return None
+    caption = (
+        "Length shift: accuracy on problems longer than those trained on, none of them a twin of a training problem. Dot: mean "
+        "over seeds; bar: 95 % interval; upright ticks: single seeds."
+    )
+    return figures.dots("shift", panels, caption)
+
+
+def _draw_errors(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    bars = {}
+    for group in data.groups:
+        if found := anatomy(group.answers):
+            bars[group.name] = {kind: 1000 * n / found.problems for kind, n in found.kinds.items()}
+    if not bars:
+        return None
+    caption = "How held-out answers are wrong, of 1,000 problems, mean over seeds; the kinds are those of the table."
+    return figures.stacked_bars("errors", bars, "wrong answers of 1,000", caption)
 
 
 def _trained(data: StudyData) -> list[Group]:
@@ -112,7 +153,7 @@ def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         "Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, before "
         "(base) and after training; the first seed of each row."
     )
-    return figures.heat_maps(matrices, caption)
+    return figures.heat_maps("cka", matrices, ("teacher layer", "student layer"), caption)
 
 
 def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
@@ -124,6 +165,38 @@ def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     titles = ["mask entropy", "KL to the prior", "− within-class cosine", "mask cosine"]
     caption = "Mask discovery (paper A, figures 3 and 4): the terms of Appendix B, mean of student and teacher."
     return figures.panels("masks", titles, curves, caption)
+
+
+def _draw_planes(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    maps, told = {}, []
+    for group in (g for g in data.groups if g.method == "mask_discovery"):
+        for record in group.records[:3]:
+            if found := problem_classes(record.extras):
+                maps[f"seed {record.spec.seed}"] = plane(found)
+                sizes = np.bincount(found.classes)
+                told.append(f"seed {record.spec.seed}: classes of {', '.join(map(str, sizes))} problems")
+    if not maps:
+        return None
+    caption = (
+        "Latent classes of the training problems over the operand plane (paper A, 4.2); blank where there is no problem. "
+        "The classes of two seeds have nothing to do with each other's numbers."
+    )
+    return figures.planes("planes", maps, "; ".join(told), caption)
+
+
+def _draw_layers(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    group = next((g for g in data.groups if g.method == "mask_discovery" and g.records), None)
+    metrics = group.records[0].metrics if group else None
+    found = {name: m.by_layer for name, m in metrics.masks.items() if m.by_layer} if metrics else {}
+    if not found or not group:
+        return None
+    seed = group.records[0].spec.seed
+    caption = (
+        "Where the neurons of each class's mask lie: the share of a class's neurons in each layer, of the first seed."
+    )
+    maps = {f"{name}, seed {seed}": shares for name, shares in found.items()}
+    highest = max(value for shares in found.values() for row in shares for value in row)
+    return figures.heat_maps("mask-layers", maps, ("layer", "class"), caption, highest)
 
 
 def _k_curves(extras: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -156,10 +229,14 @@ def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 Draw = Callable[[StudyData, Sequence[Row]], Picture | None]
 _SECTIONS: tuple[Draw, ...] = (
     _draw_accuracy,
+    _draw_shift,
+    _draw_errors,
     _draw_dynamics,
     _draw_gradients,
     _draw_ablation,
     _draw_cka,
     _draw_masks,
+    _draw_planes,
+    _draw_layers,
     _draw_k,
 )

@@ -1,0 +1,389 @@
+"""What the templates show: rows of tables, sentences, figures. Every number comes from a record and names its runs."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from cdbench import __version__
+from cdbench.config import TEACHER, HubModel, Profile, ZooModel
+from cdbench.inference import Interval, share_interval
+from cdbench.report import ledger as forms
+from cdbench.report.anatomy import KINDS, Anatomy, anatomy
+from cdbench.report.claims import Verdict, counts, gradient_shares, judge
+from cdbench.report.collect import Group, StudyData, hits_of, mean_of, short
+from cdbench.report.formats import number, p_value, percent, points
+from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
+from cdbench.report.mask_classes import FEATURES, followed, problem_classes
+from cdbench.report.pictures import circuits_of, draw_all
+from cdbench.report.runs import run_page
+from cdbench.report.sensitivity import factor_effects
+
+Row = dict[str, Any]
+
+
+def build_context(data: StudyData) -> Row:
+    """Everything that the templates show."""
+    # The reference row is not trained: a study's training budget stands in the other rows.
+    trained = next((r for r in data.records if r.spec.method != TEACHER), data.records[0])
+    ledger = read_ledger()
+    rows = [table_row(group, data, ledger) for group in data.groups]
+    context = _of_study(data, trained.spec.profile) | _of_claims(data, ledger) | _of_rows(data) | _of_provenance(data)
+    context |= {
+        "rows": rows,
+        "shift_names": sorted({name for row in rows for name in row["shift"]}),
+        "grid": grid(data, ledger.failed_run),
+        "failed_claim": ledger.failed_run,
+        "pictures": draw_all(data, rows),
+        "circuits": circuits_of(data),
+    }
+    return context | {"sections": _sections(context)}
+
+
+def _of_study(data: StudyData, profile: Profile) -> Row:
+    return {
+        "title": data.saved.study.title,
+        "study": data.saved,
+        "version": __version__,
+        "written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "profile": profile,
+        "n_test": profile.data.test,
+        "differences": differences(profile, data),
+        "seeds": sorted({r.spec.seed for r in data.records}),
+        "command": data.saved.command,
+        "missing": data.missing,
+        "failures": data.failures,
+        "noted": [record for record in data.records if record.notes],
+    }
+
+
+def _of_claims(data: StudyData, ledger: Ledger) -> Row:
+    verdicts = judge(ledger.claim, data)
+    return {
+        "verdicts": [verdict_row(verdict) for verdict in verdicts],
+        "verdict_counts": counts(verdicts),
+        "ledger": [ledger_row(verdict) for verdict in verdicts],
+    }
+
+
+def _of_rows(data: StudyData) -> Row:
+    errors = [error_row(group, found) for group in data.groups if (found := anatomy(group.answers))]
+    by_carries: dict[int, int] = {}
+    for row in errors:
+        by_carries |= {n: problems for n, (problems, _) in row["by_carries"].items()}
+    return {
+        "errors": errors,
+        "error_table": [
+            {"row": row["name"], "strict": row["strict"], **row["kinds"], "runs": " ".join(row["run_ids"])}
+            for row in errors
+        ],
+        "kinds": KINDS,
+        "carry_counts": sorted(by_carries),
+        "carry_headers": [f"{n} ({by_carries[n]})" for n in sorted(by_carries)],
+        "effects": factor_effects(data.groups),
+        "mask_rows": mask_rows(data),
+        "features": FEATURES,
+        "costs": cost_rows(data),
+    }
+
+
+def _of_provenance(data: StudyData) -> Row:
+    return {
+        "runs": runs_of(data),
+        "environment": next((r.environment for r in data.records if r.environment), {}),
+        "commits": sorted({(r.code.commit, r.code.dirty) for r in data.records}),
+        "digests": {g.name: ", ".join(sorted({r.code.digest for r in (*g.records, *g.failed)})) for g in data.groups},
+        "mixed": mixed_versions(data),
+        "inputs": next((r.inputs for r in data.records if r.inputs), {}),
+        "first_prompt": next(((m.first_prompt, m.first_prompt_ids) for r in data.records if (m := r.metrics)), None),
+    }
+
+
+def _sections(context: Row) -> list[tuple[str, str]]:
+    """Anchors and names for the page's navigation."""
+    sections = {
+        "what": ("What was run", True),
+        "claims": ("Claims", True),
+        "grid": ("Failed run", context["grid"]),
+        "sensitivity": ("Sensitivity", context["grid"] or context["effects"]),
+        "table1": ("Rows" if context["grid"] else "Table 1", True),
+        "errors": ("Errors", context["errors"]),
+        "shift": ("Length shift", context["shift_names"]),
+        "dynamics": ("Dynamics", "figure-dynamics" in context["pictures"]),
+        "circuits": ("Circuits", context["circuits"]),
+        "masks": ("Masks", context["mask_rows"]),
+        "cost": ("Cost", context["costs"]),
+        "failures": ("Failures", True),
+        "provenance": ("Provenance", True),
+        "runs": ("Runs", True),
+    }
+    return [(anchor, name) for anchor, (name, there) in sections.items() if there]
+
+
+def verdict_row(verdict: Verdict) -> Row:
+    """One row of the claim ledger."""
+    claim, found = verdict.claim, verdict.evidence
+    shown = _SHOWN[found.unit] if found else None
+    paper: float | None = getattr(claim, "paper", None)
+    as_share = claim.decided_by in ("value", "at_point", "metric")
+    return {
+        "id": claim.id,
+        "says": claim.says,
+        "source": claim.source,
+        "verdict": verdict.outcome,
+        "paper": "–" if paper is None else percent(paper) if as_share else points(paper),
+        "asserted": asserted(claim),
+        "effect": shown(found.effect) if found and shown else "–",
+        "interval": f"[{shown(found.interval.low)}, {shown(found.interval.high)}]" if found and shown else "–",
+        "p_holm": None if verdict.p_holm is None else p_value(verdict.p_holm),
+        "seeds": found.seeds if found else None,
+        "why": verdict.why,
+        "run_ids": list(found.run_ids) if found else [],
+    }
+
+
+def ledger_row(verdict: Verdict) -> Row:
+    """The same for a spreadsheet: numbers as they are."""
+    found = verdict.evidence
+    return {
+        "id": verdict.claim.id,
+        "verdict": verdict.outcome,
+        "says": verdict.claim.says,
+        "source": verdict.claim.source,
+        "asserted": asserted(verdict.claim),
+        "unit": found.unit if found else "",
+        "paper": getattr(verdict.claim, "paper", None),
+        "effect": found.effect if found else None,
+        "low": found.interval.low if found else None,
+        "high": found.interval.high if found else None,
+        "p_holm": verdict.p_holm,
+        "seeds": found.seeds if found else None,
+        "seeds_to_decide": found.more_seeds if found and verdict.outcome == "inconclusive" else None,
+        "why": verdict.why,
+        "runs": " ".join(found.run_ids) if found else "",
+    }
+
+
+_SHOWN: dict[str, Callable[[float | None], str] | None] = {
+    "points": points,
+    "share": percent,
+    "correlation": number,
+    "ratio": number,
+    "mathematics": None,
+}
+
+
+def asserted(claim: Claim) -> str:
+    """What would have to be seen, in symbols."""
+    text = "–"
+    split = "" if getattr(claim, "split", "test") == "test" else f" on {getattr(claim, 'split', '')}"
+    match claim:
+        case forms.Difference():
+            text = f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
+        case forms.Equivalence():
+            text = f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
+        case forms.Order():
+            text = " > ".join(claim.rows)
+        case forms.Value():
+            text = f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
+        case forms.AtPoint():
+            where = ", ".join(f"{short(key)} = {value:g}" for key, value in claim.at.items())
+            text = f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
+        case forms.GradientShare():
+            text = f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
+        case forms.Metric():
+            ends = ("" if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
+            text = f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
+        case forms.Trend():
+            text = f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
+        case forms.Mathematics():
+            text = f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
+    return text + split
+
+
+def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
+    """One row of Table 1."""
+    # A swept row is not the paper's row, even where one of its points is.
+    printed = [] if group.point else ledger.table1
+    paper = next((row for row in printed if (row.method, row.task) == (group.method, group.task)), None)
+    teacher = data.group(TEACHER, group.task)
+    ok = bool(group.records)
+    shift = sorted({name for r in group.records if r.metrics for name in r.metrics.length_shift})
+    return {
+        "name": group.name,
+        "method": group.method,
+        "task": group.task,
+        "paper": paper.paper if paper else None,
+        "paper_source": paper.source if paper else "",
+        "mean": group.mean if ok else None,
+        "low": group.interval[0] if ok else None,
+        "high": group.interval[1] if ok else None,
+        "interval": group.interval if ok else None,
+        "per_seed": group.per_seed if ok else [],
+        "gap": group.mean - teacher.mean if ok and teacher and group.method != TEACHER else None,
+        "cka_debiased": group.metric("cka.debiased_mean"),
+        "cka_biased": group.metric("cka.biased_mean"),
+        "sparsity": group.metric("masks.student.sparsity"),
+        "overlap": group.metric("masks.student.overlap"),
+        "format_errors": group.metric("format_errors"),
+        "strict": group.metric("strict.value"),
+        "shift": {name: shift_of(group, name) for name in shift},
+        "seeds": len(group.records),
+        "identical": ok and len(group.records) > 1 and bool((group.hits == group.hits[0]).all()),
+        "failed": len(group.failed),
+        "params": next((r.params for r in group.records), {}),
+        "run_ids": group.run_ids,
+    }
+
+
+def shift_of(group: Group, name: str) -> tuple[float, Interval] | None:
+    """Accuracy on a length-shift set, with its interval over seeds and problems."""
+    hits = hits_of(group.answers, f"shift_{name}")
+    return None if hits is None else (float(hits.mean()), share_interval(hits))
+
+
+def error_row(group: Group, found: Anatomy) -> Row:
+    """How a row's answers fail: of 1,000 problems, mean over seeds."""
+    return {
+        "name": group.name,
+        "kinds": {kind: 1000 * n / found.problems for kind, n in found.kinds.items()},
+        "strict": group.metric("strict.value"),
+        "by_carries": found.by_carries,
+        "run_ids": group.run_ids,
+    }
+
+
+def cost_rows(data: StudyData) -> list[Row]:
+    """What each row took, mean over seeds; `ratio` to the training time of plain fine-tuning, where the study has it."""
+    reference = next((g for g in data.groups if g.method == "finetune" and g.records), None)
+    base = reference.metric_cost("train_seconds") if reference else None
+    found = []
+    for group in (g for g in data.groups if g.records):
+        seconds = group.metric_cost("train_seconds")
+        found.append(
+            {
+                "name": group.name,
+                "steps": group.metric_cost("steps"),
+                "train_seconds": seconds,
+                "ratio": seconds / base if seconds and base and group.metric_cost("steps") else None,
+                "train_memory": group.metric_cost("train_peak_memory_mib"),
+                "evaluate_seconds": group.metric_cost("evaluate_seconds"),
+                "run_ids": group.run_ids,
+            }
+        )
+    return found
+
+
+def mixed_versions(data: StudyData) -> list[str]:
+    """What speaks against comparing the runs of this report: sentences, none where one version made them all."""
+    told = []
+    if (n := len({r.code.evaluation for r in data.records if r.metrics})) > 1:
+        told.append(f"{n} versions of the evaluator judged them: rows of two of them cannot be compared.")
+    if changed := [g.name for g in data.groups if len({r.code.digest for r in (*g.records, *g.failed)}) > 1]:
+        told.append(f"The runs of {', '.join(changed)} were not all made by the same code.")
+    if (n := len({r.code.commit for r in data.records})) > 1:
+        told.append(f"They were made at {n} commits.")
+    return told
+
+
+def mask_rows(data: StudyData) -> list[Row]:
+    """One row a run with masks: sparsity, overlap, agreement of the two models, and what its classes follow."""
+    found = []
+    for group in data.groups:
+        for record in group.records:
+            if record.metrics and record.metrics.masks:
+                classes = problem_classes(record.extras)
+                found.append(
+                    {
+                        "name": group.name,
+                        "seed": record.spec.seed,
+                        "run_id": record.run_id,
+                        "masks": record.metrics.masks,
+                        "agreement": record.metrics.mask_agreement,
+                        "sizes": np.bincount(classes.classes).tolist() if classes else [],
+                        "follows": followed(classes) if classes else {},
+                    }
+                )
+    return found
+
+
+def runs_of(data: StudyData) -> list[Row]:
+    """A page a run, in the study's order."""
+    said = {
+        record.run_id: (answers, history)
+        for group in data.groups
+        for record, answers, history in zip(group.records, group.answers, group.histories, strict=True)
+    }
+    rows = {run_id: f"row-{i}" for i, group in enumerate(data.groups, 1) for run_id in group.run_ids}
+    return [run_page(r, rows[r.run_id], *said.get(r.run_id, ({}, []))) for r in data.records]
+
+
+def differences(profile: Profile, data: StudyData) -> list[str]:
+    """How this study differs from the paper's setting, in sentences made from the profile."""
+    told = []
+    for role, paper in (("teacher", "Llama-3-8B"), ("student", "Llama-3.2-1B")):
+        config = profile.teacher if role == "teacher" else profile.student
+        if isinstance(config, ZooModel):
+            told.append(
+                f"The {role} is a Llama of {config.layers} layers and width {config.hidden}, trained from scratch on this "
+                f"task; the paper's is {paper}, pretrained on text."
+            )
+        elif not (
+            isinstance(config, HubModel) and config.repo.endswith(paper.replace("Llama-3-8B", "Meta-Llama-3-8B"))
+        ):
+            told.append(
+                f"The {role} is {getattr(config, 'repo', getattr(config, 'path', ''))}; the paper's is {paper}."
+            )
+    training = profile.training
+    if training.epochs != 50:
+        told.append(f"{training.epochs} epochs instead of 50.")
+    if training.lr != 1e-4 or training.batch_size != 32:
+        told.append(f"Learning rate {training.lr:g} and batch size {training.batch_size} instead of 1e-4 and 32.")
+    leaked = next((r.inputs.get("test_twins_in_train") for r in data.records if r.inputs), None)
+    if profile.data.split == "strict":
+        told.append(
+            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
+            "paper's released split has 407 of 1,000."
+        )
+    else:
+        told.append(
+            f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
+        )
+    told.append(
+        "KL has the teacher's distribution first, as distillation and paper B have it; paper A's formula prints the "
+        "student's first."
+    )
+    told.append(
+        "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
+    )
+    told.append(
+        "The paper's code keeps the checkpoint of best test accuracy; here the test split chooses nothing (errata A10)."
+    )
+    if profile.name == "smoke":
+        told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
+    return told
+
+
+def grid(data: StudyData, failed: FailedRun) -> Row | None:
+    """The 2x2 of the failed-run study: λ down, learning rate across; None where the study sweeps something else."""
+    keys = ("method.alignment_weight", "training.lr")
+    groups = [g for g in data.groups if all(key in g.point for key in keys)]
+    if not groups:
+        return None
+    weights, lrs = (sorted({float(g.point[key]) for g in groups}) for key in keys)
+    cells: dict[tuple[float, float], Row] = {}
+    for group in groups:
+        weight, lr = (float(group.point[key]) for key in keys)
+        ok = bool(group.records)
+        cells[weight, lr] = {
+            "mean": group.mean if ok else None,
+            "interval": group.interval if ok else None,
+            "seeds": len(group.records),
+            "failed": len(group.failed),
+            "share": mean_of(gradient_shares(group, weight, "cka", "kl")),
+            "marked": weight == failed.weight and lr == failed.lr,
+            "run_ids": group.run_ids,
+        }
+    headers = [f"LR {lr:g}" for lr in lrs]
+    return {"weights": weights, "lrs": lrs, "headers": headers, "cells": cells}

@@ -1,0 +1,47 @@
+"""Text that somebody hostile may have written, made harmless for each format. HTML is the template engine's."""
+
+import re
+import unicodedata
+
+_TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+    '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}", "–": "--", "—": "---",
+    "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$", "≤": r"$\leq$", "≥": r"$\geq$",
+    "λ": r"$\lambda$", "Σ": r"$\Sigma$", "∇": r"$\nabla$", "‖": r"$\|$", "“": "``", "”": "''", "‘": "`", "’": "'",
+    "…": r"\ldots{}", "\u00a0": "~",
+}  # fmt: skip
+
+
+def tex(text: object) -> str:
+    """Text for a LaTeX table. A character that LaTeX's default fonts lack is named by its code point, never dropped."""
+    return "".join(_tex_character(c) for c in " ".join(str(text).split()))
+
+
+def _tex_character(character: str) -> str:
+    if character in _TEX:
+        return _TEX[character]
+    if character.isascii() and character.isprintable():
+        return character
+    # Accented Latin letters are in every font; of anything else one cannot be sure.
+    if unicodedata.name(character, "").startswith("LATIN") and ord(character) < 0x180:
+        return character
+    return f"[U+{ord(character):04X}]"
+
+
+def tex_comment(text: object) -> str:
+    """Text for a LaTeX comment: one line, printable ASCII, and no `^^`, which could end it."""
+    return re.sub(r"[^ -\]_-~]", "?", " ".join(str(text).split()))
+
+
+def markdown_cell(text: object) -> str:
+    """Text that cannot break out of a Markdown table."""
+    cell = (
+        re.sub(r"([\\|`\[\]!*_~#])", r"\\\1", str(text)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    )
+    return " ".join(cell.split())
+
+
+def csv_cell(value: object) -> object:
+    """A text that a spreadsheet would take for a formula gets an apostrophe."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

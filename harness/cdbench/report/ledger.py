@@ -1,0 +1,193 @@
+"""The ledger's forms: what a claim of the papers asserts, and what would decide it (`reports/claims.toml`).
+
+A claim asserts that an effect lies in a region: a difference above a margin, an equivalence within one, a share above 1. Margins
+stand in the file and are not changed to suit a result.
+"""
+
+import tomllib
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from cdbench.config import Closed, explain
+from cdbench.errors import UserError
+from cdbench.report.collect import reports_folder
+
+WEIGHT = "method.alignment_weight"
+
+
+class _Claim(Closed):
+    id: Annotated[str, Field(pattern=r"^[A-Z]\.[a-z0-9-]+$")]
+    says: str
+    source: str
+    only_with: Literal["paper"] | None = None
+    """The profile without whose models the claim says nothing."""
+
+
+class _OfRows(_Claim):
+    task: str
+    split: str = "test"
+    """`test`, or a length-shift set: the task that it was drawn by."""
+
+
+class Difference(_OfRows):
+    """The accuracy of `high` is more than `margin` above that of `low`."""
+
+    decided_by: Literal["difference"]
+    high: str
+    low: str
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    paper: float | None = None
+
+
+class Equivalence(_OfRows):
+    """The accuracies of `one` and `other` differ by less than `margin`."""
+
+    decided_by: Literal["equivalence"]
+    one: str
+    other: str
+    margin: Annotated[float, Field(gt=0, lt=1)]
+    paper: float | None = None
+
+
+class Order(_OfRows):
+    """Each of `rows` is above the next."""
+
+    decided_by: Literal["order"]
+    rows: Annotated[list[str], Field(min_length=2)]
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    paper: None = None
+
+
+class Value(_OfRows):
+    """The accuracy of `row` differs by less than `margin` from the paper's, which is of `paper_n` problems."""
+
+    decided_by: Literal["value"]
+    row: str
+    paper: Annotated[float, Field(ge=0, le=1)]
+    paper_n: Annotated[int, Field(gt=0)]
+    margin: Annotated[float, Field(gt=0, lt=1)]
+
+
+class AtPoint(_OfRows):
+    """At a point of a sweep the accuracy of `row` is at most `at_most`."""
+
+    decided_by: Literal["at_point"]
+    row: str
+    at: dict[str, float]
+    at_most: Annotated[float, Field(gt=0, lt=1)]
+    paper: float | None = None
+
+
+class GradientShare(_OfRows):
+    """At a point of a sweep `weight`·‖∇term‖ / ‖∇of‖ is above 1."""
+
+    decided_by: Literal["gradient_share"]
+    row: str
+    at: dict[str, float]
+    term: str
+    of: str
+    paper: None = None
+
+    @model_validator(mode="after")
+    def _has_its_weight(self) -> "GradientShare":
+        if WEIGHT not in self.at:
+            raise ValueError(f"{self.id}: `at` needs {WEIGHT}, by which the gradient is weighted")
+        return self
+
+
+class Metric(_OfRows):
+    """A number that the evaluator takes of each run of `row` lies between two bounds."""
+
+    decided_by: Literal["metric"]
+    row: str
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    unit: Literal["share", "correlation"] = "share"
+    paper: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "Metric":
+        if self.at_least is None and self.at_most is None:
+            raise ValueError(f"{self.id}: at_least, at_most or both say what is claimed")
+        return self
+
+
+class Trend(_OfRows):
+    """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign."""
+
+    decided_by: Literal["trend"]
+    row: str
+    series: str
+    against: str = "step"
+    sign: Literal[-1, 1]
+    paper: None = None
+
+
+class Mathematics(_Claim):
+    """Decided by a law of the conformance battery; `law_says` whether the law asserts the claim or denies it."""
+
+    decided_by: Literal["law"]
+    law: str
+    law_says: bool
+    paper: None = None
+
+
+class Undecidable(_Claim):
+    """What nothing here decides, and why."""
+
+    decided_by: Literal["nothing"]
+    why: str
+    paper: None = None
+
+
+Claim = Annotated[
+    Difference | Equivalence | Order | Value | AtPoint | GradientShare | Metric | Trend | Mathematics | Undecidable,
+    Field(discriminator="decided_by"),
+]
+
+
+class Printed(Closed):
+    """A row of the paper's Table 1; without a number where the paper has only words."""
+
+    task: str
+    method: str
+    source: str
+    paper: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class FailedRun(Closed):
+    """The paper's failed run, for the grid's marked cell."""
+
+    weight: float
+    lr: float
+    paper: str
+    source: str
+
+
+class Ledger(Closed):
+    """`reports/claims.toml`."""
+
+    table1: list[Printed]
+    failed_run: FailedRun
+    claim: list[Claim]
+
+
+def read_ledger() -> Ledger:
+    """What the papers print and claim.
+
+    Raises:
+        UserError: the file is missing, no TOML, or a claim is not of a known form; names the claim and the key.
+    """
+    path = reports_folder() / "claims.toml"
+    try:
+        ledger = Ledger.model_validate(tomllib.loads(path.read_text()))
+    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from None
+    except ValidationError as error:
+        raise explain(error, str(path)) from None
+    ids = [claim.id for claim in ledger.claim]
+    if twice := {each for each in ids if ids.count(each) > 1}:
+        raise UserError(f"{path}: two claims are called {min(twice)}")
+    return ledger

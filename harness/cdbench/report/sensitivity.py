@@ -1,0 +1,117 @@
+"""What each factor of a sweep does to the accuracy: main effects and interactions of a full factorial, paired over seeds."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations, pairwise
+
+import numpy as np
+
+from cdbench.config import TEACHER, Scalar, show
+from cdbench.inference import Hits, Interval, holm, mean_interval, paired_p
+from cdbench.report.collect import Group, short
+
+_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A contrast of a sweep.
+
+    Attributes:
+        name: "λ 0.01 → 0.05", or "λ × LR".
+        keys: the factors.
+        effect: mean change of accuracy, all other factors at each of their values in turn.
+        p: two-sided that it is 0, Holm-corrected over the study's effects.
+    """
+
+    name: str
+    method: str
+    task: str
+    keys: tuple[str, ...]
+    effect: float
+    interval: Interval
+    p: float
+    seeds: int
+    run_ids: tuple[str, ...]
+
+    @property
+    def reading(self) -> str:
+        """What interval and test say together."""
+        if self.seeds < 2:
+            return "one seed only: how far seeds differ is not known"
+        if self.p >= _ALPHA or self.interval.low <= 0 <= self.interval.high:
+            return "no effect shown"
+        if len(self.keys) > 1:
+            return "together they do more" if self.effect > 0 else "together they do less"
+        return "raises the accuracy" if self.effect > 0 else "lowers the accuracy"
+
+
+def factor_effects(groups: Sequence[Group]) -> list[Effect]:
+    """Main effects of each two neighbouring values, and the interaction of each two factors of two values.
+
+    Nothing of a method whose cells are not all there: an effect from half a factorial mixes its factors.
+    """
+    found: list[Effect] = []
+    rows = {(g.method, g.task, tuple(g.point)) for g in groups if g.point and g.method != TEACHER}
+    for method, task, keys in sorted(rows):
+        cells = {_key(g): g for g in groups if (g.method, g.task, tuple(g.point)) == (method, task, keys)}
+        found += _of_row(method, task, keys, cells)
+    corrected = holm([effect.p for effect in found])
+    return [replace(effect, p=p) for effect, p in zip(found, corrected, strict=True)]
+
+
+Cell = tuple[Scalar, ...]
+
+
+def _key(group: Group) -> Cell:
+    return tuple(group.point.values())
+
+
+def _of_row(method: str, task: str, keys: tuple[str, ...], cells: dict[Cell, Group]) -> list[Effect]:
+    levels = [list(dict.fromkeys(cell[i] for cell in cells)) for i in range(len(keys))]  # in the study's order
+    complete = len(cells) == math.prod(len(values) for values in levels)
+    seeds = sorted(set.intersection(*({r.spec.seed for r in group.records} for group in cells.values())))
+    if not complete or not seeds:
+        return []
+    hits = {cell: _of_seeds(group, seeds) for cell, group in cells.items()}
+    made: list[tuple[str, tuple[str, ...], dict[Cell, float]]] = []
+    for i, values in enumerate(levels):
+        for low, high in pairwise(values):
+            signs = {cell: (cell[i] == high) * 1.0 - (cell[i] == low) * 1.0 for cell in cells}
+            made.append((f"{short(keys[i])} {show(low)} → {show(high)}", (keys[i],), signs))
+    for i, j in combinations(range(len(keys)), 2):
+        if len(levels[i]) == len(levels[j]) == 2:
+            signs = {c: (1.0 if (c[i] == levels[i][1]) == (c[j] == levels[j][1]) else -1.0) for c in cells}
+            made.append((f"{short(keys[i])} × {short(keys[j])}", (keys[i], keys[j]), signs))
+    return [_contrast((name, method, task), names, signs, hits, cells) for name, names, signs in made]
+
+
+def _of_seeds(group: Group, seeds: Sequence[int]) -> Hits:
+    own = [r.spec.seed for r in group.records]
+    return group.hits[[own.index(seed) for seed in seeds]]
+
+
+def _contrast(
+    what: tuple[str, str, str],
+    keys: tuple[str, ...],
+    signs: dict[Cell, float],
+    hits: dict[Cell, Hits],
+    cells: dict[Cell, Group],
+) -> Effect:
+    """Mean over the cells with + less mean over those with −."""
+    above = np.mean([hits[cell] for cell, sign in signs.items() if sign > 0], axis=0)
+    below = np.mean([hits[cell] for cell, sign in signs.items() if sign < 0], axis=0)
+    values = above - below
+    name, method, task = what
+    return Effect(
+        name=name,
+        method=method,
+        task=task,
+        keys=keys,
+        effect=float(values.mean()),
+        interval=mean_interval(values),
+        p=paired_p(values),
+        seeds=len(values),
+        run_ids=tuple(run_id for cell, sign in signs.items() if sign for run_id in cells[cell].run_ids),
+    )
