@@ -17,10 +17,13 @@ with install_import_hook(["cdbench.objectives", "cdbench.circuits"], "beartype.b
     import cdbench.objectives.kl  # noqa: F401
 
 import json
+import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,6 +148,56 @@ def begun_runs(world: World, image: Image, mlflow_template: Path, tmp_path_facto
     assert done.returncode == 0, done.stderr
     shutil.rmtree(root / "runs" / "records" / world.spec("base").run_id)
     return root / "runs"
+
+
+@pytest.fixture(scope="session")
+def study(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a small paper_a and failed_run study in it."""
+    root = tmp_path_factory.mktemp("study")
+    (root / "runs").mkdir()
+    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
+    command = [sys.executable, "-m", "cdbench", "reproduce", "paper_a", "failed_run", "--profile", world.profile_file]
+    command += ["--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
+    done = subprocess.run([str(c) for c in command], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (root / "stderr.txt").write_text(done.stderr)
+    # Other seeds and epochs make another study, with a name of its own; the tests go by the plain one.
+    for name in ("paper_a-micro", "failed_run-micro"):
+        made = next((root / "runs").glob(f"{name}-??????"))
+        table = json.loads((made / "study.json").read_text()) | {"name": name}
+        (made / "study.json").write_text(json.dumps(table))
+        made.rename(root / "runs" / name)
+    return root
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+@pytest.fixture
+def server(port: int, tmp_path: Path, mlflow_template: Path) -> Iterator[str]:
+    """A real MLflow server on loopback."""
+    shutil.copyfile(mlflow_template, tmp_path / "server.db")
+    command = [
+        str(Path(sys.executable).with_name("mlflow")), "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
+        "--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "artifacts"),
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        else:
+            pytest.fail("the MLflow server did not come up in 60 s")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 9)
+        process.wait()
 
 
 Cli = Callable[..., "subprocess.CompletedProcess[str]"]

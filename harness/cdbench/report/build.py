@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
 from cdbench.report.collect import collect, reports_folder
 from cdbench.report.context import build_context
-from cdbench.report.escaping import csv_cell, markdown_cell, tex, tex_comment
+from cdbench.report.escaping import Escaped, csv_cell, markdown_cell, tex, tex_comment
 from cdbench.report.formats import number, p_value, percent, points, seconds
 
 PAGES = {
@@ -31,31 +31,35 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
         UserError: the study has no record yet, or a record or prediction file is damaged.
     """
     context = build_context(collect(saved, where))
-    folder, environment = saved.folder / "report", _environment()
+    folder = saved.folder / "report"
     for file, template in PAGES.items():
-        write_atomic(folder / file, environment.get_template(template).render(context), "the report")
+        rendered = _environment(Path(file).suffix).get_template(template).render(context)
+        write_atomic(folder / file, rendered, "the report")
     for file, key in TABLES.items():
         write_atomic(folder / file, to_csv(context[key]), "the report")
     return folder / "index.html"
 
 
-def _environment() -> Environment:
+_ESCAPES: dict[str, Callable[[object], str]] = {".md": markdown_cell, ".tex": tex}
+
+
+def _environment(suffix: str) -> Environment:
+    """Whatever an expression of a template gives is escaped for its format, unless a filter has done so."""
     environment = Environment(
         loader=FileSystemLoader(reports_folder() / "templates"),
-        # Only HTML is escaped as HTML; the other formats have filters of their own.
-        autoescape=lambda name: bool(name and name.endswith(".html.j2")),
+        autoescape=suffix == ".html" and (lambda name: bool(name and name.endswith(".html.j2"))),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    if escape := _ESCAPES.get(suffix):
+        environment.finalize = lambda value: value if isinstance(value, Escaped) else escape(value)
     environment.filters |= {
         "percent": percent,
         "points": points,
         "number": number,
         "seconds": seconds,
         "p": p_value,
-        "md": markdown_cell,
-        "tex": tex,
         "tex_comment": tex_comment,
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
     }

@@ -5,12 +5,19 @@ import unicodedata
 
 _TEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#", "%": r"\%", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}", "–": "--", "—": "---",
+    "^": r"\textasciicircum{}", "~": r"\textasciitilde{}", "<": "$<$", ">": "$>$", "|": "$|$", '"': "''",
+    "-": "{-}", "[": "{[}", "*": "{*}",  # after the end of a row the last two would be an option of it
+    "–": "--", "—": "---",
     "−": "$-$", "±": r"$\pm$", "×": r"$\times$", "·": r"$\cdot$", "→": r"$\to$", "≤": r"$\leq$", "≥": r"$\geq$",
     "λ": r"$\lambda$", "Σ": r"$\Sigma$", "∇": r"$\nabla$", "‖": r"$\|$", "“": "``", "”": "''", "‘": "`", "’": "'",
     "…": r"\ldots{}", "\u00a0": "~",
 }  # fmt: skip
+
+
+class Escaped(str):
+    """Text that has been escaped for the format at hand and is not escaped again."""
+
+    __slots__ = ()
 
 
 def tex(text: object) -> str:
@@ -29,9 +36,9 @@ def _tex_character(character: str) -> str:
     return f"[U+{ord(character):04X}]"
 
 
-def tex_comment(text: object) -> str:
+def tex_comment(text: object) -> Escaped:
     """Text for a LaTeX comment: one line, printable ASCII, and no `^^`, which could end it."""
-    return re.sub(r"[^ -\]_-~]", "?", " ".join(str(text).split()))
+    return Escaped(re.sub(r"[^ -\]_-~]", "?", " ".join(str(text).split())))
 
 
 def markdown_cell(text: object) -> str:

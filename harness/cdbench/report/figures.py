@@ -112,6 +112,7 @@ def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Pictur
                 if dot.paper is not None:
                     one.plot(dot.paper, y, marker="D", markerfacecolor="none", markeredgecolor=_INK, linestyle="none")
             one.set_yticks(range(len(panel)), [dot.name for dot in reversed(panel)], fontsize=10 if lone else 8)
+            one.locator_params(axis="x", nbins=8 if lone else 4)
             one.xaxis.set_major_formatter(PercentFormatter(xmax=1))
             one.set_title(title, fontsize=10)
         figure.supxlabel("accuracy on held-out problems", fontsize=10)

@@ -40,8 +40,10 @@ class Effect:
         """What interval and test say together."""
         if self.seeds < 2:
             return "one seed only: how far seeds differ is not known"
-        if self.p >= _ALPHA or self.interval.low <= 0 <= self.interval.high:
+        if self.interval.low <= 0 <= self.interval.high:
             return "no effect shown"
+        if self.p >= _ALPHA:
+            return "the interval shows an effect, the test corrected for the number of factors does not"
         if len(self.keys) > 1:
             return "together they do more" if self.effect > 0 else "together they do less"
         return "raises the accuracy" if self.effect > 0 else "lowers the accuracy"

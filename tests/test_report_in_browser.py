@@ -1,0 +1,84 @@
+"""The report in a real headless Chromium without a network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from browser import browser, needs_browser, tab
+
+pytestmark = needs_browser
+NAMES = ["paper_a-micro", "failed_run-micro"]
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as started:
+        yield started
+
+
+def page_of(study: Path, name: str) -> str:
+    return (study / "runs" / name / "report" / "index.html").as_uri()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 820, 1280])
+def test_the_page_is_whole_silent_and_accessible(
+    name: str, scheme: str, width: int, study: Path, chromium: Any
+) -> None:
+    with tab(chromium, width=width, scheme=scheme) as opened:
+        opened.page.goto(page_of(study, name))
+        assert opened.said == [] and opened.outside == []
+        assert opened.page.locator("figure").count() >= 6
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll, the page does not
+        assert opened.faults() == []
+
+
+def test_axe_does_find_faults_on_a_page_that_has_some(tmp_path: Path, chromium: Any) -> None:
+    bad = "<html><body><main><h1>x</h1><img src='data:,'><p style='color:#ccc;background:#fff'>pale</p></main></body></html>"
+    (tmp_path / "bad.html").write_text(bad)
+    with tab(chromium) as opened:
+        opened.page.goto((tmp_path / "bad.html").as_uri())
+        found = " ".join(opened.faults())
+    assert "image-alt" in found and "color-contrast" in found and "html-has-lang" in found
+
+
+def test_a_run_id_leads_to_the_page_of_that_run_and_back_to_its_row(study: Path, chromium: Any) -> None:
+    with tab(chromium) as opened:
+        page = opened.page
+        page.goto(page_of(study, NAMES[0]))
+        assert page.locator("article:visible").count() == 0
+        page.locator("#row-4 summary").click()
+        link = page.locator("#row-4 .ids a").first
+        run_id = link.inner_text()
+        link.click()
+        shown = page.locator("article:visible")
+        assert shown.count() == 1 and run_id in shown.locator("h2").inner_text()
+        assert shown.locator("dt", has_text="accuracy").first.is_visible()
+        assert opened.faults() == []
+        shown.get_by_role("link", name="its row").click()
+        assert page.url.endswith("#row-4") and page.locator("article:visible").count() == 0
+
+
+def test_the_keyboard_alone_reaches_the_sections_and_scrolls_the_tables(study: Path, chromium: Any) -> None:
+    with tab(chromium, width=390) as opened:
+        page = opened.page
+        page.goto(page_of(study, NAMES[0]))
+        for _ in range(2):
+            page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#claims")
+        table = page.locator("[aria-label='Claims and verdicts']")
+        table.focus()
+        for _ in range(5):
+            page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.querySelector('[aria-label=\"Claims and verdicts\"]').scrollLeft > 0")
+
+
+def test_pages_of_runs_cost_the_first_view_nothing(study: Path, chromium: Any) -> None:
+    with tab(chromium) as opened:
+        opened.page.goto(page_of(study, NAMES[0]))
+        heights = opened.page.evaluate("[...document.querySelectorAll('article')].map(a => a.offsetHeight)")
+    assert heights == [0] * 23

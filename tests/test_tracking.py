@@ -1,0 +1,62 @@
+"""MLflow against a real store and a real server."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conftest import Cli, World
+
+
+def mlflow_runs(uri: str, experiment: str) -> tuple[list, object]:  # type: ignore[type-arg]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    return list(client.search_runs([found.experiment_id], max_results=500)), client
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(study: Path, cli: Cli) -> None:
+    uri = f"sqlite:///{study / 'runs' / 'mlflow.db'}"
+    cli("sync", "paper_a-micro", "--runs", study / "runs")
+    for _ in range(2):
+        runs, client = mlflow_runs(uri, "cdbench/paper_a-micro")
+        children = [r for r in runs if r.data.tags["cdbench.kind"] == "run"]
+        parents = [r for r in runs if r.data.tags["cdbench.kind"] == "study"]
+        assert (len(parents), len(children)) == (1, 23)
+        assert {r.data.tags["mlflow.parentRunId"] for r in children} == {parents[0].info.run_id}
+        kl = next(r for r in children if r.data.tags["cdbench.method"] == "kl")
+        record = json.loads((study / "runs/records" / kl.data.tags["cdbench.run_id"] / "record.json").read_text())
+        assert kl.data.metrics["final/accuracy"] == record["metrics"]["accuracy"]["value"]
+        assert kl.data.params["training.lr"] == "0.001"
+        steps = [m.step for m in client.get_metric_history(kl.info.run_id, "train/loss/kl")]  # type: ignore[attr-defined]
+        assert steps == list(range(1, 9))
+        # As after a sync that died in the middle: send again what was not marked complete.
+        client.delete_tag(kl.info.run_id, "cdbench.complete")  # type: ignore[attr-defined]
+        done = cli("sync", "paper_a-micro", "--runs", study / "runs")
+        assert done.returncode == 0, done.stderr
+        assert "1 records sent, 22 were there already" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_server_that_is_down_costs_nothing_and_sync_brings_it_up_to_date(
+    study: Path, port: int, server: str, cli: Cli, world: World, tmp_path: Path
+) -> None:
+    nobody = f"http://127.0.0.1:{port + 1 if port < 65535 else port - 1}"
+    quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
+    args = ["--runs", study / "runs", "--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
+    down = cli("reproduce", "failed_run", "--profile", world.profile_file, "--mlflow", nobody, *args, **quick)
+    assert down.returncode == 0, down.stderr
+    assert "cannot be brought up to date" in down.stderr and "cdbench sync failed_run-micro-" in down.stderr
+    late = cli("sync", "failed_run-micro", "--mlflow", nobody, "--runs", study / "runs", **quick)
+    assert late.returncode == 4
+    assert "Traceback" not in late.stderr
+    for expected in ("9 records sent, 0 were there", "0 records sent, 9 were there"):
+        done = cli("sync", "failed_run-micro", "--mlflow", server, "--runs", study / "runs")
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    runs, _ = mlflow_runs(server, "cdbench/failed_run-micro")
+    assert len(runs) == 10
