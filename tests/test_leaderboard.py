@@ -1,7 +1,10 @@
 """Places with ties, over real records of the smallest pair."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +68,106 @@ def test_a_board_that_cannot_be_shown_is_one_sentence(cli: Cli, args: list[str],
     path.write_text(path.read_text().replace('"correct": false', '"correct": true', 1) + "\n")
     altered = cli("leaderboard", "show")
     assert altered.returncode == 2 and str(path) in altered.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with two methods of two seeds in it."""
+    runs = tmp_path_factory.mktemp("board") / "runs"
+    runs.mkdir()
+    shutil.copyfile(mlflow_template, runs / "mlflow.db")
+    for method in ("base", "finetune"):
+        command = [
+            sys.executable,
+            "-m",
+            "cdbench",
+            "run",
+            method,
+            "--profile",
+            world.profile_file,
+            "--store",
+            world.store,
+        ]
+        command += ["--runs", runs, "--seeds", "0,1"]
+        done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return runs
+
+
+@pytest.fixture
+def written(finished: Path, cli: Cli, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "runs")
+    done = cli("leaderboard", "write")
+    assert done.returncode == 0, done.stderr
+    return tmp_path / "LEADERBOARD.md"
+
+
+def test_a_written_board_holds_and_is_the_same_when_it_is_written_again(written: Path, cli: Cli) -> None:
+    checked = cli("leaderboard", "check")
+    assert checked.returncode == 0, checked.stdout
+    assert "5 of 5 runs were held against their records" in checked.stdout
+    before = written.read_text()
+    assert cli("leaderboard", "write").returncode == 0
+    assert written.read_text() == before
+    shown = json.loads(cli("leaderboard", "show", "--json").stdout)
+    for row in shown[0]["rows"]:
+        assert f"{100 * row['accuracy']:.1f} %" in before and all(run_id in before for run_id in row["run_ids"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (r"\| \d+\.\d %", "| 99.9 %", "does not follow from the answers in the file"),
+        (r"\| 1 = \|", "| 2 |", "does not follow from the answers in the file"),
+        (r'"answers": "..', '"answers": "//', "does not follow"),
+        (r"`cdbench run finetune", "`cdbench run my_finetune", "does not follow"),
+    ],
+)
+def test_a_board_that_was_edited_by_hand_is_refused(old: str, new: str, words: str, written: Path, cli: Cli) -> None:
+    text = written.read_text()
+    edited = re.sub(old, lambda _: new, text, count=1)
+    assert edited != text
+    written.write_text(edited)
+    done = cli("leaderboard", "check")
+    assert done.returncode == 3 and words in done.stdout and "LEADERBOARD.md" in done.stderr
+
+
+def test_answers_made_up_consistently_are_refused_by_the_records(written: Path, cli: Cli, tmp_path: Path) -> None:
+    from cdbench.report.board import pack
+    from cdbench.report.leaderboard import as_markdown, read_boards
+
+    (board,) = read_boards(written.read_text(), written)
+    rows = list(board.rows)
+    i = next(i for i, row in enumerate(rows) if row.method == "finetune")
+    perfect = rows[i].runs[0].model_copy(update={"answers": pack([1.0] * board.problems)})
+    rows[i] = rows[i].model_copy(update={"runs": [perfect, *rows[i].runs[1:]]})
+    written.write_text(as_markdown([board.model_copy(update={"rows": rows})]))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 3 and f"finetune, run {perfect.run_id}: answers is not its record's" in done.stdout
+    # Where the record is not there, it says that it was not looked at.
+    shutil.rmtree(tmp_path / "runs" / "records" / perfect.run_id)
+    absent = cli("leaderboard", "check")
+    assert absent.returncode == 0 and "4 of 5 runs" in absent.stdout and "1 have none here" in absent.stdout
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: "# Leaderboard\n", "does not end in the data"),
+        (lambda text: text.replace('"problems": 96', '"problems": 9', 1), "the answers are not those to 9 problems"),
+        (lambda text: text.replace('"seed"', '"sed"', 1), "seed' is missing"),
+        (lambda text: text.replace('"answers": "', '"answers": "!', 1), "answers"),
+    ],
+)
+def test_a_board_that_cannot_be_read_is_one_sentence(damage, words: str, written: Path, cli: Cli) -> None:  # type: ignore[no-untyped-def]
+    written.write_text(damage(written.read_text()))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr
+    missing = cli("leaderboard", "check", "NOWHERE.md")
+    assert missing.returncode == 2 and "cdbench leaderboard write" in missing.stderr
+
+
+def test_the_repositorys_own_leaderboard_follows_from_its_answers(cli: Cli) -> None:
+    file = Path(__file__).parents[1] / "LEADERBOARD.md"
+    done = cli("leaderboard", "check", file)
+    assert done.returncode == 0, done.stdout + done.stderr

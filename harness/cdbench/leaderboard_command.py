@@ -1,14 +1,18 @@
 """`cdbench leaderboard`: what was run here, by place, with ties shown as ties."""
 
 import json
+from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdbench import plan
+from cdbench.errors import AnswerBad, UserError
+from cdbench.files import write_atomic
 
 if TYPE_CHECKING:
-    from cdbench.report.leaderboard import Board, Row
+    from cdbench.report.board import Board, Row
 
 
 @click.group()
@@ -18,6 +22,8 @@ def leaderboard() -> None:
     \b
     cdbench leaderboard add my_method.py
     cdbench leaderboard show --task addition_2digit --json
+    cdbench leaderboard write
+    cdbench leaderboard check
     """
 
 
@@ -33,60 +39,112 @@ def show(task: str | None, as_json: bool, runs: str | None) -> None:
     """
     from cdbench.report.leaderboard import boards
 
-    found = boards(plan.places(runs, None), task)
+    where = plan.places(runs, None)
+    found = boards(where, task)
     if as_json:
-        click.echo(json.dumps([board_json(board) for board in found], indent=1))
+        click.echo(json.dumps([board_json(board, where) for board in found], indent=1))
         return
     for board in found:
         click.echo(board_text(board))
+
+
+@leaderboard.command()
+@click.option("--into", "file", type=click.Path(path_type=Path, dir_okay=False), default="LEADERBOARD.md", show_default=True,
+              help="File to write.")  # fmt: skip
+@click.option("--task", help="Only this task's boards.")
+@click.option("--profile", help="Only this profile's boards.")
+@click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
+def write(file: Path, task: str | None, profile: str | None, runs: str | None) -> None:
+    """Write the boards as Markdown, with the answers that they follow from, so that anybody can check them.
+
+    \b
+    cdbench leaderboard write --profile tiny
+    """
+    from cdbench.report.leaderboard import as_markdown, boards
+
+    found = [board for board in boards(plan.places(runs, None), task) if profile in (None, board.profile)]
+    if not found:
+        raise UserError(f"no finished run of profile '{profile}'; cdbench leaderboard show has what there is")
+    write_atomic(file, as_markdown(found), "the leaderboard")
+    click.echo(file)
+
+
+@leaderboard.command()
+@click.argument("file", type=click.Path(path_type=Path), default="LEADERBOARD.md")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
+def check(file: Path, as_json: bool, runs: str | None) -> None:
+    """Compute a written leaderboard again: its places from its answers, its answers from the records that are here.
+
+    \b
+    cdbench leaderboard check                   # ./LEADERBOARD.md; exit code 3 where it does not hold
+    """
+    from cdbench.report.leaderboard import check as examine
+
+    found = examine(file, plan.places(runs, None))
+    if as_json:
+        click.echo(json.dumps(asdict(found), indent=1))
+    else:
+        for sentence in found.wrong:
+            click.echo(sentence)
+        absent = found.runs - found.present
+        if not found.wrong:
+            click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
+                       f"against their records{f', {absent} have none here' if absent else ''}")  # fmt: skip
+    if found.wrong:
+        raise AnswerBad(f"{file} does not hold: {len(found.wrong)} {'fault' if len(found.wrong) == 1 else 'faults'}")
 
 
 def boards_with(where: plan.Places, task: str, method: str) -> "list[Board]":
     """The boards of a task on which a method stands."""
     from cdbench.report.leaderboard import boards
 
-    return [board for board in boards(where, task) if any(row.group.method == method for row in board.rows)]
+    return [board for board in boards(where, task) if any(row.method == method for row in board.rows)]
 
 
-def board_json(board: "Board") -> dict[str, Any]:
+def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
     """A board for machines."""
+    from cdbench.report.board import placed
+
     return {
         "task": board.task,
         "profile": board.profile,
         "heldout": board.heldout,
         "evaluation": board.evaluation,
         "problems": board.problems,
-        "rows": [row_json(row) for row in board.rows],
+        "rows": [_row_json(row, where) for row in placed(board)],
     }
 
 
-def row_json(row: "Row") -> dict[str, Any]:
-    """A row for machines."""
-    group = row.group
+def _row_json(row: "Row", where: plan.Places) -> dict[str, Any]:
+    entry = row.entry
+    page = where.study(entry.study) / "report" / "index.html" if entry.study else None
     return {
         "place": row.place,
         "tied": row.tied,
-        "name": row.name,
+        "name": entry.name,
         "why_unplaced": row.why,
-        "accuracy": group.mean,
-        "low": group.interval.low,
-        "high": group.interval.high,
-        "seeds": len(group.records),
-        "failed": len(group.failed),
-        "cka_debiased": group.metric("cka.debiased_mean"),
-        "train_seconds": group.metric_cost("train_seconds"),
-        "peak_memory_mib": group.metric_cost("train_peak_memory_mib"),
+        "accuracy": row.accuracy,
+        "low": row.interval.low,
+        "high": row.interval.high,
+        "seeds": len(entry.runs),
+        "failed": entry.failed,
+        "cka_debiased": entry.mean("cka_debiased"),
+        "train_seconds": entry.mean("train_seconds"),
+        "peak_memory_mib": entry.mean("peak_memory_mib"),
         "better_than": list(row.better_than),
         "worse_than": list(row.worse_than),
-        "command": row.command,
-        "commit": row.commit,
-        "code": row.code,
-        "run_ids": group.run_ids,
+        "command": entry.command,
+        "commit": entry.commit,
+        "code": entry.code,
+        "run_ids": entry.run_ids,
+        "report": f"{page}#run-{entry.run_ids[0]}" if page else None,
     }
 
 
 def board_text(board: "Board") -> str:
     """A board for people."""
+    from cdbench.report.board import placed
     from cdbench.report.formats import number, percent
 
     evaluation = f"evaluation {board.evaluation[:8]}" if board.evaluation else "evaluated by an older version"
@@ -94,16 +152,18 @@ def board_text(board: "Board") -> str:
         f"{board.task}, profile {board.profile}: {board.problems} held-out problems ({board.heldout[:8]}), {evaluation}"
     ]
     table = [("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "better than")]
-    for row in board.rows:
-        group = row.group
+    rows = placed(board)
+    ranked = sum(row.place is not None for row in rows)
+    for row in rows:
+        entry = row.entry
         place = row.why if row.place is None else f"{row.place}{'=' if row.tied else ''}"
-        seconds = group.metric_cost("train_seconds")
-        failed = f" (+{len(group.failed)} failed)" if group.failed else ""
+        seconds = entry.mean("train_seconds")
+        failed = f" (+{entry.failed} failed)" if entry.failed else ""
         table.append(
             (
-                place, row.name, percent(group.mean), f"[{percent(group.interval.low)}, {percent(group.interval.high)}]",
-                f"{len(group.records)}{failed}", number(group.metric("cka.debiased_mean")),
-                "–" if seconds is None else f"{seconds:.0f} s", _others(row, board),
+                place, entry.name, percent(row.accuracy), f"[{percent(row.interval.low)}, {percent(row.interval.high)}]",
+                f"{len(entry.runs)}{failed}", number(entry.mean("cka_debiased")),
+                "–" if seconds is None else f"{seconds:.0f} s", _others(row, ranked),
             )
         )  # fmt: skip
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
@@ -114,8 +174,7 @@ def board_text(board: "Board") -> str:
     return "\n".join(lines)
 
 
-def _others(row: "Row", board: "Board") -> str:
-    ranked = [other for other in board.rows if other.place is not None]
+def _others(row: "Row", ranked: int) -> str:
     if row.place is None or not row.better_than:
         return "–"
-    return "all others" if len(row.better_than) == len(ranked) - 1 else ", ".join(row.better_than)
+    return "all others" if len(row.better_than) == ranked - 1 else ", ".join(row.better_than)

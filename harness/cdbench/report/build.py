@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
 from cdbench.report.collect import collect, reports_folder
 from cdbench.report.context import build_context
-from cdbench.report.escaping import Escaped, csv_cell, markdown_cell, tex, tex_comment
+from cdbench.report.escaping import Escaped, csv_cell, markdown_cell, markdown_code, tex, tex_comment
 from cdbench.report.formats import number, p_value, percent, points, seconds
 
 PAGES = {
@@ -32,15 +32,19 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
     """
     context = build_context(collect(saved, where))
     folder = saved.folder / "report"
-    for file, template in PAGES.items():
-        rendered = _environment(Path(file).suffix).get_template(template).render(context)
-        write_atomic(folder / file, rendered, "the report")
+    for file, name in PAGES.items():
+        write_atomic(folder / file, template(name).render(context), "the report")
     for file, key in TABLES.items():
         write_atomic(folder / file, to_csv(context[key]), "the report")
     return folder / "index.html"
 
 
 _ESCAPES: dict[str, Callable[[object], str]] = {".md": markdown_cell, ".tex": tex}
+
+
+def template(name: str) -> Template:
+    """A template of reports/templates; its name's end before `.j2` says how its text is escaped."""
+    return _environment(Path(name.removesuffix(".j2")).suffix).get_template(name)
 
 
 def _environment(suffix: str) -> Environment:
@@ -61,6 +65,7 @@ def _environment(suffix: str) -> Environment:
         "seconds": seconds,
         "p": p_value,
         "tex_comment": tex_comment,
+        "md_code": markdown_code,
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
     }
     return environment

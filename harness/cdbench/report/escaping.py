@@ -49,6 +49,11 @@ def markdown_cell(text: object) -> str:
     return " ".join(cell.split())
 
 
+def markdown_code(text: object) -> Escaped:
+    """Text for a code span, where nothing can be escaped: what would end the span or the line is left out."""
+    return Escaped(re.sub(r"[`|<>\s\\()\[\]]+", " ", str(text)).strip())
+
+
 def csv_cell(value: object) -> object:
     """A text that a spreadsheet would take for a formula gets an apostrophe."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,66 +1,25 @@
-"""The leaderboard: rows are records, places are never given by a difference inside the noise.
+"""The leaderboard: rows are records. `LEADERBOARD.md` holds the answers that its places follow from, so it can be checked.
 
-A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
-one method with its hyperparameters, its training budget and its code, over several seeds. Its place is one more than the number
-of rows that are significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board); rows that
-nothing sets apart share a place. A row of one seed has none: how far its seeds differ is not known.
+Whoever has the file can compute every number in it again; whoever has the records can hold it against them.
 """
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import combinations
+from dataclasses import dataclass
+from pathlib import Path
 
-from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, show
+from pydantic import TypeAdapter, ValidationError
+
+from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, explain, show
 from cdbench.errors import UserError
-from cdbench.inference import holm, paired_p
-from cdbench.plan import Places, flat
+from cdbench.plan import STUDY_FILE, Places, flat
 from cdbench.record import RECORD, Record, read
-from cdbench.report.collect import Group, make_group, paired
+from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.build import template
+from cdbench.report.collect import Answers, read_answers
 
-_ALPHA = 0.05
-_LEAST_SEEDS = 2
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a board.
-
-    Attributes:
-        group: its runs and their answers.
-        command: what runs it.
-        place: None for the reference, and where nothing can be said.
-        tied: whether another row has its place.
-        better_than, worse_than: rows that it differs from significantly.
-        why: why it has no place.
-    """
-
-    group: Group
-    command: str
-    commit: str
-    code: str
-    place: int | None = None
-    tied: bool = False
-    better_than: tuple[str, ...] = ()
-    worse_than: tuple[str, ...] = ()
-    why: str = ""
-
-    @property
-    def name(self) -> str:
-        """The row's name, unique on its board."""
-        return self.group.name
-
-
-@dataclass(frozen=True)
-class Board:
-    """Rows that can be compared."""
-
-    task: str
-    profile: str
-    heldout: str
-    evaluation: str
-    problems: int
-    rows: tuple[Row, ...]
+_BOARDS = TypeAdapter(list[Board])
+_FENCE = "```json\n", "\n```\n"
 
 
 def boards(where: Places, task: str | None = None) -> list[Board]:
@@ -83,22 +42,36 @@ def boards(where: Places, task: str | None = None) -> list[Board]:
         inputs = (str(record.inputs.get(key, "")) for key in ("heldout", "teacher", "student"))
         split.setdefault((record.spec.task, record.code.evaluation, *inputs), []).append(record)
     failed = [record for record in mine if record.metrics is None]
-    return [_board(records, failed, where) for _, records in sorted(split.items())]
+    studies = _studies(where)
+    return [_board(records, failed, studies, where) for _, records in sorted(split.items())]
 
 
-def _board(records: Sequence[Record], failed: Sequence[Record], where: Places) -> Board:
+def _studies(where: Places) -> dict[str, set[str]]:
+    """Run id -> studies with a report that shows it."""
+    found: dict[str, set[str]] = {}
+    for path in where.runs.glob(f"*/{STUDY_FILE}"):
+        if (path.parent / "report" / "index.html").is_file():
+            for run_id in json.loads(path.read_text())["run_ids"]:
+                found.setdefault(run_id, set()).add(path.parent.name)
+    return found
+
+
+def _board(records: Sequence[Record], failed: Sequence[Record], studies: dict[str, set[str]], where: Places) -> Board:
     rows: dict[str, list[Record]] = {}
     for record in records:
         rows.setdefault(_row_key(record), []).append(record)
-    made = [_row(members, [r for r in failed if _row_key(r) == key], where) for key, members in rows.items()]
+    made = []
+    for key, members in sorted(rows.items()):
+        lost = sum(_row_key(r) == key for r in failed)
+        shown = set.intersection(*(studies.get(r.run_id, set()) for r in members))
+        made.append(_row(members, lost, min(shown, default=""), where))
     first = records[0]
     return Board(
         task=first.spec.task,
         profile=first.spec.profile.name,
         heldout=str(first.inputs.get("heldout", "")),
         evaluation=first.code.evaluation,
-        problems=made[0].group.hits.shape[1],
-        rows=_placed(_named_apart(made)),
+        rows=_named_apart(made),
     )
 
 
@@ -109,18 +82,42 @@ def _row_key(record: Record) -> str:
     return json.dumps([record.spec.method, params, training, code], sort_keys=True)
 
 
-def _row(members: Sequence[Record], failed: Sequence[Record], where: Places) -> Row:
+def _row(members: Sequence[Record], failed: int, study: str, where: Places) -> RowEntry:
     first = members[0]
     members = sorted(members, key=lambda record: record.spec.seed)
-    group = make_group(first.spec.method, {}, members, failed, where)
+    name = first.spec.method
     changed = {key: value for key, value in _changes(first).items() if key.startswith(("method.", "training."))}
     if changed:
-        group = replace(group, name=f"{group.name} ({', '.join(f'{k}={show(v)}' for k, v in changed.items())})")
+        name += f" ({', '.join(f'{k}={show(v)}' for k, v in changed.items())})"
     seeds = ",".join(str(record.spec.seed) for record in members)
     method = "base" if first.spec.method == TEACHER else first.spec.method  # the teacher runs beside every row
     words = ["cdbench", "run", method, "--task", first.spec.task, "--profile", first.spec.profile.name]
     words += ["--seeds", seeds] + [word for k, v in _changes(first).items() for word in ("--set", f"{k}={show(v)}")]
-    return Row(group, " ".join(words), first.code.commit, first.code.digest)
+    return RowEntry(
+        name=name,
+        method=first.spec.method,
+        command=" ".join(words),
+        commit=first.code.commit,
+        code=first.code.digest,
+        study=study,
+        failed=failed,
+        runs=[_run(record, read_answers(record, where.run(record.run_id))) for record in members],
+    )
+
+
+def _run(record: Record, answers: Answers) -> RunEntry:
+    assert record.metrics is not None
+    cka = record.metrics.cka
+    return RunEntry(
+        run_id=record.run_id,
+        seed=record.spec.seed,
+        problems=len(answers["test"]),
+        answers=pack([p.correct for p in answers["test"]]),
+        predictions=record.artefacts["predictions.jsonl"],
+        cka_debiased=cka.debiased_mean if cka else None,
+        train_seconds=record.cost.get("train_seconds"),
+        peak_memory_mib=record.cost.get("train_peak_memory_mib"),
+    )
 
 
 def _changes(record: Record) -> dict[str, Scalar]:
@@ -136,41 +133,88 @@ def _settings(profile: Profile) -> dict[str, Scalar]:
     return flat(profile.model_dump(mode="json", exclude={"name", "description", "limits"}))
 
 
-def _named_apart(rows: Sequence[Row]) -> list[Row]:
+def _named_apart(rows: Sequence[RowEntry]) -> list[RowEntry]:
     """Two versions of one method's code are two rows; their names say so."""
     names = [row.name for row in rows]
     return [
-        row
-        if names.count(row.name) == 1
-        else replace(row, group=replace(row.group, name=f"{row.name} [code {row.code[:6]}]"))
+        row if names.count(row.name) == 1 else row.model_copy(update={"name": f"{row.name} [code {row.code[:6]}]"})
         for row in rows
     ]
 
 
-def _placed(rows: Sequence[Row]) -> tuple[Row, ...]:
-    judged = [i for i, row in enumerate(rows) if row.group.method != TEACHER and len(row.group.hits) >= _LEAST_SEEDS]
-    pairs, p_values = [], []
-    for i, j in combinations(judged, 2):
-        hits = paired(rows[i].group, rows[j].group)
-        if hits is not None and len(hits[0]) >= _LEAST_SEEDS:
-            difference = hits[0] - hits[1]
-            pairs.append((i, j) if difference.mean() > 0 else (j, i))
-            p_values.append(paired_p(difference))
-    better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
-    places = {i: 1 + sum(winner != i and loser == i for winner, loser in better) for i in judged}
-    made = []
-    for i, row in enumerate(rows):
-        if i in places:
-            made.append(
-                replace(
-                    row,
-                    place=places[i],
-                    tied=list(places.values()).count(places[i]) > 1,
-                    better_than=tuple(rows[loser].name for winner, loser in sorted(better) if winner == i),
-                    worse_than=tuple(rows[winner].name for winner, loser in sorted(better) if loser == i),
-                )
-            )
-        else:
-            why = "reference" if row.group.method == TEACHER else "one seed"
-            made.append(replace(row, why=why))
-    return tuple(sorted(made, key=lambda row: (row.why != "reference", row.place or 10**6, -row.group.mean)))
+def as_markdown(boards: Sequence[Board]) -> str:
+    """LEADERBOARD.md: the boards for people, then the same as data."""
+    data = json.dumps([board.model_dump(mode="json") for board in boards], indent=1)
+    shown = [(board, placed(board)) for board in boards]
+    return template("leaderboard.md.j2").render(boards=shown) + _FENCE[0] + data + _FENCE[1]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was held against what. `wrong` is empty where the file is right."""
+
+    runs: int
+    present: int
+    wrong: list[str]
+
+
+def check(file: Path, where: Places) -> Checked:
+    """Computes a leaderboard file again from its own data, and its data from those of the records it names that are here.
+
+    Raises:
+        UserError: the file is missing, or holds no data that can be understood.
+    """
+    text = _text(file)
+    boards = read_boards(text, file)
+    wrong = []
+    if (made := as_markdown(boards)) != text:
+        pairs = zip(made.splitlines(), text.splitlines(), strict=False)
+        line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(made.count("\n"), text.count("\n")) + 1)
+        wrong.append(
+            f"{file}, line {line} does not follow from the answers in the file: it was edited, or written by another version"
+        )
+    entries = [(board, row, run) for board in boards for row in board.rows for run in row.runs]
+    here = [entry for entry in entries if (where.run(entry[2].run_id) / RECORD).is_file()]
+    for board, row, run in here:
+        wrong += _against_record(board, row, run, where)
+    return Checked(len(entries), len(here), wrong)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except FileNotFoundError:
+        raise UserError(f"{file} does not exist; cdbench leaderboard write makes it from the records") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} cannot be read: {error}") from None
+
+
+def read_boards(text: str, file: Path) -> list[Board]:
+    """The data at the end of a leaderboard file.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    _, begins, rest = text.rpartition(_FENCE[0])
+    data, ends, _ = rest.partition(_FENCE[1])
+    if not begins or not ends:
+        raise UserError(
+            f"{file} does not end in the data that it was made from; cdbench leaderboard write makes it anew"
+        )
+    try:
+        return _BOARDS.validate_json(data)
+    except ValidationError as error:
+        raise explain(error, str(file)) from None
+
+
+def _against_record(board: Board, row: RowEntry, run: RunEntry, where: Places) -> list[str]:
+    record = read(where.run(run.run_id))
+    what = f"{row.name}, run {run.run_id}"
+    if record.metrics is None:
+        return [f"{what}: its record has no result ({record.status})"]
+    if (record.code.digest, record.code.evaluation) != (row.code, board.evaluation):
+        return [f"{what}: its record was made by other code ({record.code.digest}) than the file says ({row.code})"]
+    mine = _run(record, read_answers(record, where.run(run.run_id)))
+    # What it cost differs from one time to the next; what it answered does not.
+    kept = ("seed", "problems", "answers", "predictions", "cka_debiased")
+    return [f"{what}: {key} is not its record's" for key in kept if getattr(mine, key) != getattr(run, key)]

@@ -1,0 +1,162 @@
+"""A leaderboard as data: what was run, what it answered, and the places that follow. Reads and writes nothing.
+
+A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
+one method with its hyperparameters, its training budget and its code, over several seeds. Its place is one more than the number
+of rows that are significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board); rows that
+nothing sets apart share a place. A row of one seed has none: how far its seeds differ is not known.
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from typing import Annotated, Self
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cdbench.config import TEACHER, Closed
+from cdbench.inference import Hits, Interval, holm, paired_p, share_interval
+from cdbench.report.collect import mean_of
+
+_ALPHA = 0.05
+_LEAST_SEEDS = 2
+
+
+def pack(hits: Sequence[float]) -> str:
+    """Right and wrong answers as text: a bit a problem, base64."""
+    return base64.b64encode(np.packbits(np.array(hits) > 0).tobytes()).decode()
+
+
+class RunEntry(Closed):
+    """A run: what it answered, and where that stands."""
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    seed: int
+    problems: Annotated[int, Field(ge=2)]
+    answers: str
+    """`pack` of what it solved of the held-out problems."""
+    predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its predictions.jsonl."""
+    cka_debiased: float | None
+    train_seconds: float | None
+    peak_memory_mib: float | None
+
+    @model_validator(mode="after")
+    def _has_an_answer_a_problem(self) -> Self:
+        if len(base64.b64decode(self.answers, validate=True)) != -(-self.problems // 8):
+            raise ValueError(f"run {self.run_id}: the answers are not those to {self.problems} problems")
+        return self
+
+    @property
+    def hits(self) -> Hits:
+        """[problems], 1 where the answer was right."""
+        bits = np.unpackbits(np.frombuffer(base64.b64decode(self.answers), np.uint8), count=self.problems)
+        return bits.astype(np.float64)
+
+
+class RowEntry(Closed):
+    """A row: its runs, by seed, and what made them. `study` is one whose report shows it, if there is one."""
+
+    name: str
+    method: str
+    command: str
+    commit: str
+    code: str
+    study: str
+    failed: int
+    runs: Annotated[list[RunEntry], Field(min_length=1)]
+
+    @property
+    def hits(self) -> Hits:
+        """[seeds, problems]."""
+        return np.array([run.hits for run in self.runs])
+
+    @property
+    def run_ids(self) -> list[str]:
+        """The runs behind the row."""
+        return [run.run_id for run in self.runs]
+
+    def mean(self, key: str) -> float | None:
+        """Mean over seeds of a number that some runs have."""
+        return mean_of([value for run in self.runs if (value := getattr(run, key)) is not None])
+
+
+class Board(Closed):
+    """Rows that can be compared."""
+
+    task: str
+    profile: str
+    heldout: str
+    evaluation: str
+    rows: Annotated[list[RowEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_one_set_of_problems(self) -> Self:
+        if len({run.problems for row in self.rows for run in row.runs}) > 1:
+            raise ValueError(f"board {self.task}: its runs answered different numbers of problems")
+        return self
+
+    @property
+    def problems(self) -> int:
+        """How many held-out problems."""
+        return self.rows[0].runs[0].problems
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row in its place.
+
+    Attributes:
+        place: None for the reference, and where nothing can be said.
+        tied: whether another row has its place.
+        better_than, worse_than: rows that it differs from significantly.
+        why: why it has no place.
+    """
+
+    entry: RowEntry
+    accuracy: float
+    interval: Interval
+    place: int | None = None
+    tied: bool = False
+    better_than: tuple[str, ...] = ()
+    worse_than: tuple[str, ...] = ()
+    why: str = ""
+
+
+def placed(board: Board) -> list[Row]:
+    """The rows in their order: the reference, then by place, then by accuracy."""
+    rows = board.rows
+    judged = [i for i, row in enumerate(rows) if row.method != TEACHER and len(row.runs) >= _LEAST_SEEDS]
+    pairs, p_values = [], []
+    for i, j in combinations(judged, 2):
+        difference = _paired(rows[i], rows[j])
+        if len(difference) >= _LEAST_SEEDS:
+            pairs.append((i, j) if difference.mean() > 0 else (j, i))
+            p_values.append(paired_p(difference))
+    better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
+    places = {i: 1 + sum(loser == i for _, loser in better) for i in judged}
+    made = []
+    for i, entry in enumerate(rows):
+        hits = entry.hits
+        row = Row(entry, float(hits.mean()), share_interval(hits))
+        if i not in places:
+            made.append(replace(row, why="reference" if entry.method == TEACHER else "one seed"))
+            continue
+        made.append(
+            replace(
+                row,
+                place=places[i],
+                tied=list(places.values()).count(places[i]) > 1,
+                better_than=tuple(rows[loser].name for winner, loser in sorted(better) if winner == i),
+                worse_than=tuple(rows[winner].name for winner, loser in sorted(better) if loser == i),
+            )
+        )
+    return sorted(made, key=lambda row: (row.why != "reference", row.place or 10**6, -row.accuracy, row.entry.name))
+
+
+def _paired(a: RowEntry, b: RowEntry) -> Hits:
+    """Difference on the seeds that both have, [seeds, problems]."""
+    first, second = ({run.seed: run.hits for run in row.runs} for row in (a, b))
+    common = sorted(first.keys() & second.keys())
+    return np.array([first[seed] - second[seed] for seed in common])
