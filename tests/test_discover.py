@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ import pytest
 
 from cdbench import discover, plugins
 from cdbench.errors import UserError
+from conftest import Cli
 
 Write = Callable[[str, str, str], Path]
 GOOD = '''"""A method that does nothing."""
@@ -111,3 +113,42 @@ def test_hyperparameters_are_checked_by_name_and_type() -> None:
     with pytest.raises(UserError, match="reduction = 'max'"):
         discover.make_method("cka_cd", {"reduction": "max"})
     assert discover.make_method("cka_cd", {"alignment_weight": 0.05}).alignment_weight == 0.05  # type: ignore[attr-defined]
+
+
+def distribution(site: Path, target: str, *, with_files: bool = True) -> dict[str, str]:
+    """Lays out an installed package `circuit_ideas` that names `target` as its plug-ins; returns the environment to find it."""
+    info = site / "circuit_ideas-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: circuit-ideas\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[cdbench.plugins]\nideas = {target}\n")
+    package = site / "circuit_ideas"
+    (package / "bench" / "methods").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('finding imports nothing')\n")
+    if with_files:
+        (package / "bench" / "methods" / "from_a_package.py").write_text(GOOD)
+    return {"PYTHONPATH": str(site)}
+
+
+def test_an_installed_package_brings_its_methods_by_entry_point(tmp_path: Path, cli: Cli) -> None:
+    env = distribution(tmp_path / "site", "circuit_ideas.bench")
+    listed = cli("list", **env)
+    assert listed.returncode == 0, listed.stderr
+    assert "from_a_package" in listed.stdout and "A method that does nothing." in listed.stdout
+    dry = cli("run", "from_a_package", "-n", **env)
+    assert dry.returncode == 0 and "from_a_package" in dry.stdout
+    loaded = subprocess.run(
+        [sys.executable, "-c", "from cdbench import discover; print(discover.load('methods', 'from_a_package').__name__)"],
+        env=os.environ | env, capture_output=True, text=True,
+    )  # fmt: skip
+    assert loaded.stdout == "Nothing\n", loaded.stderr
+    # Where only named folders are searched, as in a container, it is not there.
+    assert "from_a_package" not in cli("list", CDBENCH_PLUGINS_ONLY="1", **env).stdout
+    # Named twice, found once.
+    both = cli("list", CDBENCH_PLUGINS=str(tmp_path / "site" / "circuit_ideas" / "bench"), **env)
+    assert both.returncode == 0 and both.stdout.count("from_a_package") == 1
+
+
+@pytest.mark.parametrize("target", ["no_such_package", "circuit_ideas.nowhere"])
+def test_an_entry_point_that_leads_nowhere_is_an_error_that_names_it(target: str, tmp_path: Path, cli: Cli) -> None:
+    done = cli("list", **distribution(tmp_path / "site", target))
+    assert done.returncode == 2 and "entry point 'ideas' names" in done.stderr and "Traceback" not in done.stderr

@@ -23,12 +23,13 @@ def find(kind: Kind) -> dict[str, Path]:
     """Name -> file of every plug-in of this kind, sorted by name. Imports none of them.
 
     Raises:
-        UserError: a folder in CDBENCH_PLUGINS is missing, two files claim one name, or a name is no Python name.
+        UserError: a folder that CDBENCH_PLUGINS or an entry point names is missing, two files claim one name, or a name is no
+            Python name.
     """
     found: dict[str, Path] = {}
-    for root in plugins.roots():
+    for root, origin in plugins.sources():
         if not root.is_dir():
-            raise UserError(f"CDBENCH_PLUGINS names {root}, which is not a folder")
+            raise UserError(f"{origin} names {root}, which is not a folder")
         for path in sorted((root / kind).glob("*.py")):
             name = path.stem
             if name.startswith("_"):

@@ -143,6 +143,7 @@ def _environment(kind: str, spec: RunSpec, gpus: tuple[str, ...]) -> dict[str, s
         "PYTHONHASHSEED": "0",
         "PYTHONPATH": "/opt/cdbench",
         "PYTHONDONTWRITEBYTECODE": "1",
+        plugins.NAMED_ONLY: "1",
         "CDBENCH_PLUGINS": os.pathsep.join(dict.fromkeys(str(Path(name).parent) for name in _plugin_folders(kind))),
     }
     return values | ({GPUS: str(len(gpus))} if gpus else {})
