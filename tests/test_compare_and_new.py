@@ -79,9 +79,9 @@ def test_a_new_method_runs_as_it_is_written_and_is_short(cli: Cli, args: list[st
 def test_a_new_task_runs_as_it_is_written_and_is_short(cli: Cli, tmp_path: Path) -> None:
     made = cli("new", "task", "my_task")
     assert made.returncode == 0, made.stderr
-    assert "CDBENCH_PLUGINS=. cdbench run finetune --task my_task --profile smoke" in made.stdout
+    assert "cdbench run finetune --task tasks/my_task.py --profile smoke" in made.stdout
     assert len((tmp_path / "tasks" / "my_task.py").read_text().splitlines()) < 30
-    done = cli("run", "finetune", "--task", "my_task", "--profile", "smoke", CDBENCH_PLUGINS=str(tmp_path))
+    done = cli("run", "finetune", "--task", "tasks/my_task.py", "--profile", "smoke")
     assert done.returncode == 0, done.stderr
     assert "finetune / my_task" in done.stdout
 

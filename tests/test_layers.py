@@ -23,6 +23,8 @@ LAYERS = [
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},
     {"session", "build_command", "bundle", "check_command", "compare_command", "leaderboard_command", "new_command"},
+    {"plugin_test"},
+    {"test_command"},
     {"cli"},
     {"__main__"},
 ]

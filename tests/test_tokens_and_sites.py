@@ -127,3 +127,11 @@ def generate_ended(llama, tokenizer, example: Example) -> bool:  # type: ignore[
     """Whether the model puts end of text right after the answer."""
     ids = torch.tensor([prompt_ids(tokenizer, example.prompt + example.answer)])
     return bool(llama(input_ids=ids).logits[0, -1].argmax() == tokenizer.eos_token_id)
+
+
+def test_a_text_that_the_tokenizer_cannot_read_is_refused_and_shown_as_it_would_be_read() -> None:
+    from cdbench.errors import UserError
+    from cdbench.zoo import make_tokenizer
+
+    with pytest.raises(UserError, match="no token for some of '1 and 2 make 3'.*<unk>"):
+        encode(make_tokenizer(), [Example("1 and 2 make ", "3", (1, 2))])

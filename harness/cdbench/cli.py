@@ -23,6 +23,7 @@ from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
 from cdbench.leaderboard_command import board_text, boards_with, leaderboard
 from cdbench.new_command import new
+from cdbench.test_command import test
 
 _EPILOG = "Exit codes: 0 done, 1 a run failed, 2 wrong input, 3 finished but the answer is bad, 4 the environment lacks something, 130 interrupted."  # noqa: E501
 
@@ -71,6 +72,7 @@ main.add_command(check)
 main.add_command(compare)
 main.add_command(leaderboard)
 main.add_command(new)
+main.add_command(test)
 Command = Callable[..., None]
 
 
@@ -230,8 +232,7 @@ def run(method: str, task: str, **options: Any) -> None:
     cdbench run cka_cd --set method.alignment_weight=0.05 --seeds 0,1,2 --profile smoke
     cdbench run theirs.py --runner docker       # somebody else's method, without trusting it
     """
-    if method.endswith(".py"):
-        method = plan.bring(Path(method), plan.places(options["runs"], options["store"]))
+    method, task = _brought(method, task, plan.places(options["runs"], options["store"]))
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
     _run_studies([study], options | {"only": None, "no_report": True})
 
@@ -248,13 +249,21 @@ def add(method: str, task: str, **options: Any) -> None:
     cdbench leaderboard add theirs.py --runner docker --seeds 0,1,2,3,4
     """
     where = plan.places(options["runs"], options["store"])
-    if method.endswith(".py"):
-        method = plan.bring(Path(method), where)
+    method, task = _brought(method, task, where)
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
     _run_studies([study], options | {"only": None, "no_report": True})
     if not options["dry_run"] and not options["as_json"]:
         for board in boards_with(where, task, method):
             click.echo("\n" + board_text(board))
+
+
+def _brought(method: str, task: str, where: plan.Places) -> tuple[str, str]:
+    """Names of a method and a task, either of which may have been given as a file."""
+    if method.endswith(".py"):
+        method = plan.bring(Path(method), where)
+    if task.endswith(".py"):
+        task = plan.bring(Path(task), where, "tasks")
+    return method, task
 
 
 def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> None:

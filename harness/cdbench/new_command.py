@@ -13,7 +13,7 @@ from cdbench.files import explained
 
 _NEXT = {
     "method": "cdbench run {file} --profile smoke",
-    "task": "CDBENCH_PLUGINS={root} cdbench run finetune --task {name} --profile smoke",
+    "task": "cdbench run finetune --task {file} --profile smoke",
 }
 
 
@@ -53,8 +53,8 @@ def new(kind: str, name: str, folder: Path) -> None:
 
     \b
     cdbench new method my_method        # my_method.py; then: cdbench run my_method.py --profile smoke
-    cdbench new task my_task            # tasks/my_task.py; then: CDBENCH_PLUGINS=. cdbench run finetune --task my_task
+    cdbench new task my_task            # tasks/my_task.py; then: cdbench run finetune --task tasks/my_task.py
     """
     file = write_starter(kind, name, folder)
     click.echo(f"{file}: change it; it runs as it is:")
-    click.echo(f"  {_NEXT[kind].format(file=file, root=folder, name=name)}")
+    click.echo(f"  {_NEXT[kind].format(file=file)}")

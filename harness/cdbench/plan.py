@@ -18,7 +18,7 @@ from cdbench.config import (
     plan_specs,
     profile_table,
 )
-from cdbench.discover import check_file, find, locate, static_fields
+from cdbench.discover import Kind, check_file, find, locate, static_fields
 from cdbench.errors import UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.provenance import code_of
@@ -62,31 +62,36 @@ class Places:
         return self.runs / name
 
 
-def places(runs: str | None, store: str | None) -> Places:
-    """Flag, then CDBENCH_RUNS and CDBENCH_STORE, then ./runs and ./runs/store. Methods brought there are found from now on."""
+def places(runs: str | None, store: str | None, *, search: bool = True) -> Places:
+    """Flag, then CDBENCH_RUNS and CDBENCH_STORE, then ./runs and ./runs/store.
+
+    What was brought there is found from now on, unless `search` is off.
+    """
     root = Path(runs or os.environ.get("CDBENCH_RUNS") or "runs").resolve()
     where = Places(root, Path(store or os.environ.get("CDBENCH_STORE") or root / "store").resolve())
-    if where.plugins.is_dir():
+    if search and where.plugins.is_dir():
         plugins.include(where.plugins)
     return where
 
 
-def bring(file: Path, where: Places) -> str:
-    """Copies a method file to where it is found from now on; returns the method's name.
+def bring(file: Path, where: Places, kind: Kind = "methods") -> str:
+    """Copies a plug-in file to where it is found from now on; returns its name.
 
     Raises:
-        UserError: no such file, or another method has its name.
+        UserError: no such file, or another plug-in of that kind has its name.
     """
     try:
         source = file.read_bytes()
     except OSError as error:
-        raise UserError(f"method file {file} cannot be read: {error.strerror}") from None
+        raise UserError(f"{kind[:-1]} file {file} cannot be read: {error.strerror}") from None
     check_file(file)
-    target = where.plugins / "methods" / file.name
-    taken = find("methods").get(file.stem)
-    if taken and taken != target:
-        raise UserError(f"there is a method '{file.stem}' already ({taken}); rename {file.name}")
-    write_atomic(target, source, "the method")
+    target = where.plugins / kind / file.name
+    taken = find(kind).get(file.stem)
+    if taken and taken not in (target, file.resolve()):
+        raise UserError(f"there is a {kind[:-1]} '{file.stem}' already ({taken}); rename {file.name}")
+    if taken == file.resolve():
+        return file.stem  # found as it is
+    write_atomic(target, source, f"the {kind[:-1]}")
     plugins.include(where.plugins)
     return file.stem
 

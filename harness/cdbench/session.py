@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from cdbench import lm_eval_tasks, record
-from cdbench.config import TEACHER, build_profile, layered_overrides
+from cdbench.config import TEACHER, RunSpec, build_profile, layered_overrides
 from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json
@@ -32,7 +32,7 @@ from cdbench.scoring import share
 from cdbench.seeds import digest
 
 _SYNC_SECONDS = 900
-_REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
+REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
 """What two runs of one spec on one machine must have in common, byte for byte."""
 
 
@@ -229,6 +229,21 @@ def verify(where: Places, run_id: str) -> list[str]:
     return differences + _compare(done.metrics.model_dump(mode="json"), again, "the weights say")
 
 
+def run_specs(specs: Sequence[RunSpec], where: Places, runner: Runner) -> dict[str, Record]:
+    """Runs specs that belong to no study, one at a time, into `where`; a record per run id.
+
+    Raises:
+        EnvironmentLacks: nothing can be run here.
+    """
+    first = specs[0]
+    study = single_run_study(first.method, first.task, first.profile.name, [spec.seed for spec in specs])
+    runs = tuple(PlannedRun(spec, "run", "asked for") for spec in specs)
+    plan = Plan(study.name, study, first.profile.name, runs, tuple(spec.run_id for spec in specs), {})
+    runner.require(list(specs), where.scratch)
+    with _display(Console(stderr=True), len(specs)) as display:
+        return Schedule(plan, where, runner, display, jobs=1).run()
+
+
 def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
     """Runs a run's spec once more, from the store's models, in a folder of its own; what differs from the record, one line each.
 
@@ -242,14 +257,8 @@ def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
             f"run {run_id} was made by other code (digest {done.code.digest}, commit {done.code.commit[:12]}) than this "
             f"(digest {own.digest}); check that commit out to run it again"
         )
-    study = single_run_study(done.spec.method, done.spec.task, done.spec.profile.name, [done.spec.seed])
-    planned = PlannedRun(done.spec, "run", "to be compared with its record")
-    plan = Plan(study.name, study, done.spec.profile.name, (planned,), (run_id,), {})
-    with tempfile.TemporaryDirectory(prefix="cdbench-rerun-") as name:
-        places = Places(Path(name), where.store)
-        runner.require([done.spec], places.scratch)
-        with closing(runner), _display(Console(stderr=True), 1) as display:
-            again = Schedule(plan, places, runner, display, jobs=1).run()[run_id]
+    with tempfile.TemporaryDirectory(prefix="cdbench-rerun-") as name, closing(runner):
+        again = run_specs([done.spec], Places(Path(name), where.store), runner)[run_id]
     if again.status != done.status:
         return [f"status: the record says {done.status}, this time it is {again.status} ({again.error})"]
     differences = []
@@ -259,7 +268,7 @@ def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
         )
     differences += [
         f"{file} is another one this time: something in the method or the machine is not fixed by spec and seed"
-        for file in _REPEATABLE
+        for file in REPEATABLE
         if done.artefacts.get(file) != again.artefacts.get(file)
     ]
     return differences

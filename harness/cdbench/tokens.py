@@ -63,7 +63,8 @@ def answer_ids(tokenizer: "PreTrainedTokenizerFast", example: Example) -> list[i
     """An answer's tokens, then end of text.
 
     Raises:
-        UserError: the tokenizer joins prompt and answer, so that prompt + answer is not a prefix plus a rest.
+        UserError: the tokenizer joins prompt and answer, so that prompt + answer is not a prefix plus a rest, or has no token
+            for a part of them.
     """
     answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
     whole = list(tokenizer(example.prompt + example.answer)["input_ids"])
@@ -71,6 +72,12 @@ def answer_ids(tokenizer: "PreTrainedTokenizerFast", example: Example) -> list[i
         raise UserError(
             f"this tokenizer joins prompt and answer of {example.prompt + example.answer!r} into other tokens than "
             "prompt and answer have alone; end the prompt at a token boundary (as '=' is for Llama)"
+        )
+    plain = list(tokenizer(example.prompt + example.answer, add_special_tokens=False)["input_ids"])
+    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in plain:
+        raise UserError(
+            f"this tokenizer has no token for some of {example.prompt + example.answer!r}: it would be read as "
+            f"{tokenizer.decode(plain)!r}. The small models read digits, '+', '-', '=' and spaces"
         )
     return [*answer, int(tokenizer.eos_token_id)]
 
