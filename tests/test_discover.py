@@ -152,3 +152,12 @@ def test_an_installed_package_brings_its_methods_by_entry_point(tmp_path: Path, 
 def test_an_entry_point_that_leads_nowhere_is_an_error_that_names_it(target: str, tmp_path: Path, cli: Cli) -> None:
     done = cli("list", **distribution(tmp_path / "site", target))
     assert done.returncode == 2 and "entry point 'ideas' names" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_fields_of_a_loss_term_in_the_same_file_are_not_the_methods(use: Write) -> None:
+    source = GOOD.replace(
+        "@dataclass(frozen=True)\nclass Nothing(Method):",
+        "@dataclass(frozen=True)\nclass Own:\n    name: str = 'own'\n\n"
+        "class Base(Method):\n    width: int = 3\n\n@dataclass(frozen=True)\nclass Nothing(Base):",
+    )
+    assert discover.static_fields(use("methods", "nothing", source)) == {"width": 3, "strength": 0.5}

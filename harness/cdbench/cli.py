@@ -251,7 +251,7 @@ def add(method: str, task: str, **options: Any) -> None:
     where = plan.places(options["runs"], options["store"])
     method, task = _brought(method, task, where)
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
-    _run_studies([study], options | {"only": None, "no_report": True})
+    _run_studies([study], options | {"only": None, "no_report": False})
     if not options["dry_run"] and not options["as_json"]:
         for board in boards_with(where, task, method):
             click.echo("\n" + board_text(board))

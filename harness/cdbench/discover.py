@@ -93,10 +93,17 @@ def summary(path: Path) -> str:
 
 
 def static_fields(path: Path) -> dict[str, Scalar | None]:
-    """The fields of the classes in a plug-in file, read without importing it; None where the default is no constant."""
+    """The fields of a plug-in's class, read without importing it; None where the default is no constant.
+
+    Other classes of the file, a loss term for one, have fields of their own, which are not the plug-in's.
+    """
+    known = {"Method", "ObjectiveMethod", "Task"}
     found: dict[str, Scalar | None] = {}
-    for node in ast.walk(_parse(path)):
-        for entry in node.body if isinstance(node, ast.ClassDef) else ():
+    for node in _parse(path).body:
+        if not isinstance(node, ast.ClassDef) or not {ast.unparse(base).split(".")[-1] for base in node.bases} & known:
+            continue
+        known.add(node.name)  # a base class of its own in the same file
+        for entry in node.body:
             if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
                 value = entry.value.value if isinstance(entry.value, ast.Constant) else None
                 found[entry.target.id] = value if isinstance(value, bool | int | float | str) else None
