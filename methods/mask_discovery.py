@@ -84,6 +84,7 @@ class MaskDiscovery(Method):
             # One line each, so that a record of four thousand problems can still be read.
             "problem_classes": {
                 "operands": ";".join(" ".join(map(str, example.operands)) for example in problem.train),
+                "answers": " ".join(example.answer for example in problem.train),
                 "classes": " ".join(map(str, classes.tolist())),
             },
         }

@@ -94,3 +94,16 @@ def test_the_evaluator_says_it_of_exported_masks() -> None:
     shares = torch.tensor(summarise_masks(student, 2).by_layer)
     assert shares.shape == (4, 2)
     torch.testing.assert_close(shares.sum(1), torch.ones(4))
+
+
+def test_classes_that_neither_model_uses_are_no_agreement() -> None:
+    """Two empty classes would overlap alike in both models, and four of them among eight always come out significant."""
+    significant = 0
+    for seed in range(60):
+        draw = np.random.default_rng(seed)
+        student, teacher = np.zeros((8, 60), bool), np.zeros((8, 90), bool)
+        student[:4], teacher[:4] = draw.random((4, 60)) < 0.3, draw.random((4, 90)) < 0.3
+        found = overlap_agreement(student, teacher)
+        assert found is not None and (found.classes, found.shuffles) == (4, 24)
+        significant += found.p < 0.05
+    assert significant <= 8

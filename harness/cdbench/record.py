@@ -67,6 +67,7 @@ class Agreement(_Model):
     above_null: float
     p: float
     shuffles: int
+    classes: int
 
 
 class MaskAgreement(_Model):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from cdbench.seeds import seed_for
 
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
 _EXACT_CLASSES = 8
 _DRAWN = 10_000
 _BLOCK = 1000
@@ -32,15 +33,18 @@ class Agreement:
         null_mean: mean over the shuffles.
         p: one-sided, the share of shuffles that agree as well or better (the unshuffled one counts, so never 0).
         shuffles: how many; all there are for up to 8 classes.
+        classes: how many were compared. A class without a neuron in one of the models says nothing of how the two agree; two
+            such classes would look like agreement.
     """
 
     value: float
     null_mean: float
     p: float
     shuffles: int
+    classes: int
 
 
-def class_overlaps(on: NDArray[np.bool_]) -> Array:
+def class_overlaps(on: Flags) -> Array:
     """Jaccard index of the neurons on in each two classes: [classes, neurons] -> [classes, classes]; 0 where both have none."""
     flags = on.astype(np.float64)
     both = flags @ flags.T
@@ -51,7 +55,7 @@ def class_overlaps(on: NDArray[np.bool_]) -> Array:
     return overlaps
 
 
-def layer_shares(on: NDArray[np.bool_], layers: int) -> Array:
+def layer_shares(on: Flags, layers: int) -> Array:
     """How a class's neurons are spread over the layers: [classes, layers * neurons] -> [classes, layers], rows sum to 1.
 
     A class without a neuron is spread evenly: it says nothing of depth.
@@ -83,11 +87,12 @@ def depth_distance(a: Array, b: Array) -> Array:
     return np.asarray((np.where(crossing, triangles, ends) * width / 2).sum(-1))
 
 
-def overlap_agreement(student: NDArray[np.bool_], teacher: NDArray[np.bool_]) -> Agreement | None:
+def overlap_agreement(student: Flags, teacher: Flags) -> Agreement | None:
     """Correlation, over pairs of classes, of how much they overlap in the student and in the teacher.
 
-    None where one of the models has the same overlap for all pairs, or there are fewer than 3 classes or more than 128.
+    None where one of the models has the same overlap for all pairs, or fewer than 3 classes or more than 128 have neurons in both.
     """
+    student, teacher = _used(student, teacher)
     if not 3 <= len(student) <= _MOST_CLASSES:
         return None
     first, second = class_overlaps(student), class_overlaps(teacher)
@@ -106,18 +111,23 @@ def overlap_agreement(student: NDArray[np.bool_], teacher: NDArray[np.bool_]) ->
     return _against_null(correlation, len(first))
 
 
-def depth_agreement(
-    student: NDArray[np.bool_], teacher: NDArray[np.bool_], layers: tuple[int, int]
-) -> Agreement | None:
+def depth_agreement(student: Flags, teacher: Flags, layers: tuple[int, int]) -> Agreement | None:
     """Mean depth distance of a class's neurons in the two models, with its sign turned: more is alike.
 
-    `layers` is the student's and the teacher's number. None for fewer than 2 classes or more than 128.
+    `layers` is the student's and the teacher's number. None where fewer than 2 classes or more than 128 have neurons in both.
     """
+    student, teacher = _used(student, teacher)
     if not 2 <= len(student) <= _MOST_CLASSES:
         return None
     distances = depth_distance(layer_shares(student, layers[0]), layer_shares(teacher, layers[1]))
     rows = np.arange(len(distances))
     return _against_null(lambda orders: -np.asarray(distances[rows, orders].mean(1)), len(distances))
+
+
+def _used(student: Flags, teacher: Flags) -> tuple[Flags, Flags]:
+    """The classes that have neurons in both models."""
+    used = student.any(1) & teacher.any(1)
+    return student[used], teacher[used]
 
 
 def _against_null(statistic: Callable[[NDArray[np.int64]], Array], classes: int) -> Agreement:
@@ -131,4 +141,4 @@ def _against_null(statistic: Callable[[NDArray[np.int64]], Array], classes: int)
     value = float(statistic(own[None])[0])
     null = np.concatenate([statistic(orders[i : i + _BLOCK]) for i in range(0, len(orders), _BLOCK)])
     as_good = null >= value - 1e-12  # ties are ties, whatever the last bit says
-    return Agreement(value, float(null.mean()), float(as_good.mean()), len(null))
+    return Agreement(value, float(null.mean()), float(as_good.mean()), len(null), classes)
