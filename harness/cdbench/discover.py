@@ -50,8 +50,10 @@ def check_file(path: Path) -> None:
     """Checks a plug-in file without importing it.
 
     Raises:
-        UserError: its name is no name, it cannot be parsed, or it imports the package's internals.
+        UserError: its name is no plug-in's, it cannot be parsed, or it imports the package's internals.
     """
+    if path.suffix != ".py" or path.stem.startswith("_"):
+        raise UserError(f"{path} cannot be a plug-in: its name must end in .py and not begin with '_'")
     _require_name(path)
     _refuse_internals(path, _parse(path))
 

@@ -90,7 +90,8 @@ def depth_distance(a: Array, b: Array) -> Array:
 def overlap_agreement(student: Flags, teacher: Flags) -> Agreement | None:
     """Correlation, over pairs of classes, of how much they overlap in the student and in the teacher.
 
-    None where one of the models has the same overlap for all pairs, or fewer than 3 classes or more than 128 have neurons in both.
+    None where one of the models has the same overlap for all pairs, or fewer than 3 classes or more than 128 have neurons in
+    both.
     """
     student, teacher = _used(student, teacher)
     if not 3 <= len(student) <= _MOST_CLASSES:
