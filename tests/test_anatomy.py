@@ -59,6 +59,8 @@ def test_other_prompts_have_no_carries_to_tell(prompt: str) -> None:
         ("sum of 27 and 64: ", "91", "81", "tens"),  # nothing is known of the carries
         ("27+64=", "91", "9" * 5000, "several digits"),
         ("what?", "yes", "12", "several digits"),
+        ("27+64=", "91", "091", "written otherwise"),
+        ("27+64=", "91", "٩١", "written otherwise"),
     ],
 )
 def test_each_wrong_answer_has_the_kind_that_a_teacher_would_give_it(

@@ -82,7 +82,7 @@ def test_an_order_is_as_good_as_its_weakest_step() -> None:
     order = Order(id="T.o", says="", source="", decided_by="order", task=TASK, rows=["a", "b", "c"])
     assert one(order, row("a", 0.9), row("b", 0.7), row("c", 0.5)).outcome == "supported"
     broken = one(order, row("a", 0.9), row("b", 0.5), row("c", 0.7))
-    assert broken.outcome == "refuted" and "b − c -20" in broken.why
+    assert broken.outcome == "refuted" and "b − c −20" in broken.why
 
 
 def test_what_a_study_does_not_have_is_not_tested_and_says_why() -> None:

@@ -1,5 +1,6 @@
 """Places with ties, over real records of the smallest pair."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -7,8 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from pydantic import ValidationError
 
+from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.leaderboard import as_markdown, read_boards
 from conftest import Cli, World
 
 
@@ -133,9 +138,6 @@ def test_a_board_that_was_edited_by_hand_is_refused(old: str, new: str, words: s
 
 
 def test_answers_made_up_consistently_are_refused_by_the_records(written: Path, cli: Cli, tmp_path: Path) -> None:
-    from cdbench.report.board import pack
-    from cdbench.report.leaderboard import as_markdown, read_boards
-
     (board,) = read_boards(written.read_text(), written)
     rows = list(board.rows)
     i = next(i for i, row in enumerate(rows) if row.method == "finetune")
@@ -148,6 +150,40 @@ def test_answers_made_up_consistently_are_refused_by_the_records(written: Path, 
     shutil.rmtree(tmp_path / "runs" / "records" / perfect.run_id)
     absent = cli("leaderboard", "check")
     assert absent.returncode == 0 and "4 of 5 runs" in absent.stdout and "1 have none here" in absent.stdout
+
+
+def forged(board: Board, change: str) -> Board:
+    rows = {row.method: row for row in board.rows}
+    base, finetune = rows["base"], rows["finetune"]
+    others = [row for row in board.rows if row.method == "teacher"]
+    changed = {
+        "names exchanged": [base.model_copy(update={"name": "finetune"}), finetune.model_copy(update={"name": "base"})],
+        "runs exchanged": [
+            base.model_copy(update={"runs": finetune.runs}),
+            finetune.model_copy(update={"runs": base.runs}),
+        ],
+        "a rival left out": [finetune],
+        "a seed left out": [base, finetune.model_copy(update={"runs": finetune.runs[:1]})],
+        "called the reference": [base.model_copy(update={"method": "teacher"}), finetune],
+        "another command": [base, finetune.model_copy(update={"command": "cdbench run better"})],
+        "failures hidden": [base.model_copy(update={"failed": 3}), finetune],
+    }
+    if change == "another task":
+        return board.model_copy(update={"task": "multiplication"})
+    return board.model_copy(update={"rows": [*others, *changed[change]]})
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["names exchanged", "runs exchanged", "a rival left out", "a seed left out", "called the reference", "another command",
+     "failures hidden", "another task"],
+)  # fmt: skip
+def test_a_forgery_that_is_consistent_in_itself_is_refused_by_the_records(change: str, written: Path, cli: Cli) -> None:
+    (board,) = read_boards(written.read_text(), written)
+    written.write_text(as_markdown([forged(board, change)]))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 3, done.stdout
+    assert "does not follow" not in done.stdout  # the file alone would not show it
 
 
 @pytest.mark.parametrize(
@@ -171,3 +207,59 @@ def test_the_repositorys_own_leaderboard_follows_from_its_answers(cli: Cli) -> N
     file = Path(__file__).parents[1] / "LEADERBOARD.md"
     done = cli("leaderboard", "check", file)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def row(name: str, accuracy: float, seeds: tuple[int, ...], n: int = 1000) -> RowEntry:
+    """A row whose runs solve about this share of the same problems."""
+    rng = np.random.default_rng(sum(map(ord, name)))
+    ease = np.random.default_rng(0).random(n)
+    runs = []
+    for seed in seeds:
+        hits = (ease + 0.02 * rng.standard_normal(n) < accuracy).astype(float)
+        run_id = hashlib.sha256(f"{name}{seed}".encode()).hexdigest()
+        runs.append(
+            RunEntry(
+                run_id=run_id[:16], seed=seed, problems=n, answers=pack(list(hits)), predictions=run_id, cka_debiased=None,
+                train_seconds=None, peak_memory_mib=None,
+            )
+        )  # fmt: skip
+    return RowEntry(name=name, method=name, command="", commit="", code="", study="", failed=0, runs=runs)
+
+
+def board_of(*rows: RowEntry) -> Board:
+    return Board(task="t", profile="p", heldout="h", evaluation="e", rows=list(rows))
+
+
+def test_answers_survive_packing_bit_by_bit() -> None:
+    for n in (2, 7, 8, 9, 1001):
+        hits = np.random.default_rng(n).random(n) < 0.5
+        entry = row("x", 0.5, (0,), n).runs[0].model_copy(update={"answers": pack(list(hits.astype(float)))})
+        assert (entry.hits == hits).all()
+
+
+def test_rows_that_share_no_seed_are_compared_as_two_samples_and_not_called_ties() -> None:
+    found = {
+        each.entry.name: each for each in placed(board_of(row("good", 0.9, (0, 1, 2)), row("bad", 0.3, (5, 6, 7))))
+    }
+    assert (found["good"].place, found["bad"].place) == (1, 2) and found["good"].better_than == ("bad",)
+    near = placed(board_of(row("one", 0.6, (0, 1)), row("two", 0.605, (1, 2))))
+    assert [each.place for each in near] == [1, 1] and all(each.tied for each in near)
+
+
+def test_a_run_that_is_listed_twice_counts_for_no_seed() -> None:
+    once = row("x", 0.5, (0,))
+    with pytest.raises(ValidationError, match="two of its runs have the same seed"):
+        RowEntry.model_validate(once.model_dump() | {"runs": [once.runs[0].model_dump()] * 3})
+    with pytest.raises(ValidationError, match="a run stands on it twice"):
+        board_of(once, once.model_copy(update={"name": "y"}))
+
+
+def test_settings_other_than_the_trainings_make_a_row_of_their_own(
+    finished: Path, cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    shutil.rmtree(tmp_path / "runs")
+    shutil.copytree(finished, tmp_path / "runs")
+    assert cli("run", "finetune", *args, "--seeds", "0,1", "--set", "circuits.top_k=1").returncode == 0
+    (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
+    mine = [each for each in board["rows"] if each["name"].startswith("finetune")]
+    assert [each["seeds"] for each in mine] == [2, 2] and len({each["name"] for each in mine}) == 2

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from cdbench.containers.images import Image
 from conftest import Cli, World
 
 METHOD = '''"""A method of somebody's own, from nowhere in particular."""
@@ -122,6 +123,9 @@ GOOD = 'Example(f"{a}+{b}=", str(a + b), (a, b))'
         ("", 'Example(f"{a % 30}+{b % 30}=", str(a % 30 + b % 30), (a % 30, b % 30))', "size"),
         ('length_shift = ("nowhere",)', GOOD, "there is no task nowhere"),
         ("", "1 / 0", "ZeroDivisionError"),
+        ("", "exit(0)", "SystemExit"),
+        ("length_shift = None", GOOD, "TypeError"),
+        ("", 'Example(f"{a}+{b}=", str(a + b), None)', "TypeError"),
     ],
 )
 def test_a_fault_of_a_task_is_named(extra: str, example: str, said: str, tried: Trial) -> None:
@@ -140,6 +144,26 @@ def test_what_is_worth_knowing_and_no_fault_is_a_note(tried: Trial) -> None:
     assert code == 0 and "note  tokens" in out
 
 
-def test_a_file_that_is_not_there_is_one_sentence(cli: Cli) -> None:
+def test_a_file_that_cannot_be_a_plugin_is_one_sentence(cli: Cli, tmp_path: Path) -> None:
     done = cli("test", "nowhere.py")
     assert done.returncode == 2 and "nowhere.py does not exist" in done.stderr
+    folder = cli("test", tmp_path)
+    assert folder.returncode == 2 and "is a folder" in folder.stderr
+    (tmp_path / "_under.py").write_text("x = 1")
+    under = cli("test", "_under.py")
+    assert under.returncode == 3 and "not begin with '_'" in under.stdout
+
+
+@pytest.mark.docker
+def test_a_file_that_is_tried_in_a_container_is_not_imported_outside(
+    cli: Cli, world: World, tmp_path: Path, image: Image
+) -> None:
+    act = f"open({str(tmp_path / 'escaped')!r}, 'w')"
+    (tmp_path / "mine.py").write_text(act + "\n" + METHOD.format(body=TRAINING.format(act="pass")))
+    where = ["--profile", world.profile_file, "--store", world.store, "--runner", "docker", "--image", image.tag]
+    done = cli("test", "mine.py", *where)
+    assert done.returncode == 3 and "FAIL  run" in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / "escaped").exists()
+    (tmp_path / "task.py").write_text(TASK.format(extra="", example=GOOD))
+    task = cli("test", "task.py", *where)
+    assert task.returncode == 2 and "draws where cdbench itself runs" in task.stderr

@@ -130,6 +130,18 @@ def paired_p(difference: Hits, edge: float = 0.0) -> float:
     return 2 * spread(difference).tail(abs(float(difference.mean()) - edge))
 
 
+def unpaired_p(a: Hits, b: Hits) -> float:
+    """Two-sided p that two rows have the same mean, each [its seeds, problems], with no seed in common.
+
+    The spreads of both are added, as of independent samples: the problems are the same, so this says rather too little.
+    """
+    x, y = spread(a), spread(b)
+    joint = Spread(
+        x.of_seeds + y.of_seeds, min(x.seeds, y.seeds), x.of_problems + y.of_problems, min(x.problems, y.problems)
+    )
+    return 2 * joint.tail(abs(float(a.mean() - b.mean())))
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """McNemar's exact test (1947): two-sided p that of the problems that one run alone solved each is either's by a fair coin."""
     if only_first + only_second == 0:

@@ -90,7 +90,7 @@ def check(file: Path, as_json: bool, runs: str | None) -> None:
         absent = found.runs - found.present
         if not found.wrong:
             click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
-                       f"against their records{f', {absent} have none here' if absent else ''}")  # fmt: skip
+                       f"against their records{f', {absent} have none here' if absent else ''}, but for cost")  # fmt: skip
     if found.wrong:
         raise AnswerBad(f"{file} does not hold: {len(found.wrong)} {'fault' if len(found.wrong) == 1 else 'faults'}")
 

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import random
+import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ Verdict = Literal["ok", "note", "FAIL"]
 _TASK = "addition_2digit"
 _DRAWS = 300
 _DIFFERENT = 100
+_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -59,11 +61,12 @@ def kind_of(file: Path) -> Kind:
         UserError: no such file.
     """
     if not file.is_file():
-        raise UserError(f"{file} does not exist; give the path of a file with a method or a task in it")
+        what = "is a folder" if file.is_dir() else "does not exist"
+        raise UserError(f"{file} {what}; give the path of a file with a method or a task in it")
     with contextlib.suppress(SyntaxError, ValueError, RecursionError):
         for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
             if isinstance(node, ast.ClassDef) and any(
-                ast.unparse(base).split(".")[-1] == "Task" for base in node.bases
+                isinstance(e, ast.FunctionDef) and e.name == "draw" for e in node.body
             ):
                 return "tasks"
     return "methods"
@@ -72,6 +75,10 @@ def kind_of(file: Path) -> Kind:
 def examine(file: Path, where: Places, runner: Runner, profile: str, tell: Tell) -> None:
     """Holds a plug-in file against its contract, demand by demand; stops at one that the others need."""
     kind = kind_of(file)
+    if kind == "tasks" and runner.isolated:
+        raise UserError(
+            f"{file} is a task: it draws where cdbench itself runs, so read it, then test it with --runner local"
+        )
     with tempfile.TemporaryDirectory(prefix="cdbench-test-") as name:
         own = Places(Path(name) / "runs", where.store)
         try:
@@ -92,7 +99,7 @@ def _demand(name: str, advice: str) -> Iterator[None]:
         yield
     except CdbenchError as error:
         raise Unmet(f"{name}: {error}", advice) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plug-in that exits must not end the test of it
         raise Unmet(f"{name}: {type(error).__name__}: {printable(str(error), 300)}", advice) from error
 
 
@@ -111,11 +118,16 @@ def _file(file: Path, own: Places, kind: Kind, tell: Tell) -> str:
 
 
 def _method(name: str, own: Places, runner: Runner, profile: str, tell: Tell) -> None:
-    advice = "One class that subclasses ObjectiveMethod or Method, decorated @dataclass(frozen=True), each field with a default."
-    with _demand("contract", advice):
-        method = discover.make_method(name, {})
-    fields = ", ".join(f"{f.name}={getattr(method, f.name)!r}" for f in dataclasses.fields(method))  # type: ignore[arg-type]
-    tell(Finding("contract", "ok", f"{type(method).__name__}: {fields or 'no hyperparameters'}"))
+    if runner.isolated:
+        tell(
+            Finding(
+                "contract",
+                "note",
+                "not imported here, where nothing holds it; the run in a container says whether it holds",
+            )
+        )
+    else:
+        _class(name, tell)
     first, second, other = (
         RunSpec(profile=build_profile(profile, {}), method=name, task=_TASK, seed=seed) for seed in (0, 0, 1)
     )
@@ -158,6 +170,14 @@ def _method(name: str, own: Places, runner: Runner, profile: str, tell: Tell) ->
         tell(Finding("seeds", "ok", "another seed is another run"))
 
 
+def _class(name: str, tell: Tell) -> None:
+    advice = "One class that subclasses ObjectiveMethod or Method, decorated @dataclass(frozen=True), each field with a default."
+    with _demand("contract", advice):
+        method = discover.make_method(name, {})
+    fields = ", ".join(f"{f.name}={getattr(method, f.name)!r}" for f in dataclasses.fields(method))  # type: ignore[arg-type]
+    tell(Finding("contract", "ok", f"{type(method).__name__}: {fields or 'no hyperparameters'}"))
+
+
 _ADVICE = {
     "gradient": "A weighted term must reach the student: read it by inputs.student(site), and do not detach it, call .item() on "
     "it, or compute it under torch.no_grad().",
@@ -188,34 +208,33 @@ def _traceback(folder: Path) -> str:
 
 
 def _task(name: str, tell: Tell) -> None:
-    with _demand("contract", "One class that subclasses Task and has draw(self, rng) -> Example."):
+    with _demand("contract", "One class that subclasses Task and has draw(self, rng) -> Example."), _in_time():
         task = discover.make_task(name)
-    tell(Finding("contract", "ok", f"{type(task).__name__}, length shift: {', '.join(task.length_shift) or 'none'}"))
+        shifts = [str(other) for other in task.length_shift]
+    tell(Finding("contract", "ok", f"{type(task).__name__}, length shift: {', '.join(shifts) or 'none'}"))
     others = discover.find("tasks")
-    if wrong := [other for other in task.length_shift if other not in others or other == name]:
+    if wrong := [other for other in shifts if other not in others or other == name]:
         raise Unmet(
             f"length shift: there is no task {', '.join(wrong)}",
             f"length_shift names other tasks: {', '.join(others)}.",
         )
     advice = "draw returns Example(prompt, answer, operands): texts that are not empty, and of plain arithmetic the right answer."
-    with _demand("examples", advice):
+    with _demand("examples", advice), _in_time():
         examples = [task.draw(random.Random(seed)) for seed in range(_DRAWS)]
         for example in examples:
             check(example, name)
-    if missing := next((e for e in examples if any(str(o) not in e.prompt for o in e.operands)), None):
-        said = f"examples: the operands {missing.operands} do not stand in the prompt {missing.prompt!r}"
-        raise Unmet(said, "operands are the numbers of the prompt: twins are found by them.")
+        missing = next((e for e in examples if any(str(o) not in e.prompt for o in e.operands)), None)
+        if missing:
+            raise UserError(f"the operands {missing.operands} do not stand in the prompt {missing.prompt!r}")
     tell(Finding("examples", "ok", f"such as {examples[0].prompt}{examples[0].answer}"))
-    if examples != [task.draw(random.Random(seed)) for seed in range(_DRAWS)]:
-        raise Unmet(
-            "determinism: the same generator drew other examples", "All randomness comes from rng, which draw is given."
-        )
-    different = len({example.prompt for example in examples})
-    if different < _DIFFERENT:
-        raise Unmet(
-            f"determinism: {_DRAWS} generators drew {different} different prompts",
-            "Draw from rng, and from enough problems.",
-        )
+    with _demand("determinism", "All randomness comes from rng, which draw is given."), _in_time():
+        if examples != [task.draw(random.Random(seed)) for seed in range(_DRAWS)]:
+            raise UserError("the same generator drew other examples")
+        different = len({example.prompt for example in examples})
+        if different < _DIFFERENT:
+            raise UserError(
+                f"{_DRAWS} generators drew {different} different prompts: draw from rng, and from enough problems"
+            )
     tell(
         Finding(
             "determinism",
@@ -224,9 +243,8 @@ def _task(name: str, tell: Tell) -> None:
         )
     )
     data = build_profile("tiny", {}).data
-    with _demand(
-        "size", "The tiny profile wants 5,500 different problems, no twins of which are on two sides of a split."
-    ):
+    advice = "The tiny profile wants 5,500 different problems, no twins of which are on two sides of a split."
+    with _demand("size", advice), _in_time():
         splits = make_splits(task, name, data)
     tell(
         Finding(
@@ -236,6 +254,22 @@ def _task(name: str, tell: Tell) -> None:
         )
     )
     _tokens(examples, tell)
+
+
+@contextlib.contextmanager
+def _in_time() -> Iterator[None]:
+    """Ends what hangs: a task draws in this process."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"no end after {_SECONDS} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(_SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _tokens(examples: Sequence[object], tell: Tell) -> None:

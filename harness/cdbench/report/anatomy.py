@@ -17,10 +17,11 @@ KINDS = {
     "no integer": "the continuation begins with no integer (errata A12)",
     "carry": "off by exactly 10, 100, …, where a carry (or borrow) was dropped, or one made up",
     "units": "only the units digit is wrong",
-    "tens": "only the tens digit is wrong, and it is no carry",
-    "hundreds and up": "only one digit above the tens is wrong, and it is no carry",
+    "tens": "only the tens digit is wrong, and no carry of a plain sum or difference explains it",
+    "hundreds and up": "only one digit above the tens is wrong, and no such carry explains it",
     "sign": "the right number with the wrong sign",
-    "several digits": "more than one digit is wrong",
+    "written otherwise": "the right number, not written as the answer is: 091 for 91",
+    "several digits": "more than one digit is wrong, or the answer is no integer",
 }
 _PLAIN = re.compile(r"\s*(\d+)\s*([+-])\s*(\d+)\s*=\s*")
 _LONGEST = 400
@@ -66,6 +67,8 @@ def kind_of(prediction: Prediction) -> str | None:
         said, truth = int(prediction.first_integer), int(prediction.answer)
     except ValueError:  # a task whose answers are no integers
         return "several digits"
+    if said == truth:
+        return "written otherwise"
     if said == -truth:
         return "sign"
     if (said < 0) == (truth < 0) and _is_carry(abs(said) - abs(truth), prediction.prompt):

@@ -1,9 +1,10 @@
 """A leaderboard as data: what was run, what it answered, and the places that follow. Reads and writes nothing.
 
 A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
-one method with its hyperparameters, its training budget and its code, over several seeds. Its place is one more than the number
-of rows that are significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board); rows that
-nothing sets apart share a place. A row of one seed has none: how far its seeds differ is not known.
+one method with its settings and its code, over several seeds. Its place is one more than the number of rows that are
+significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board; rows that share fewer than two
+seeds as two samples); rows that nothing sets apart share a place. A row of one seed has none: how far its seeds differ is not
+known.
 """
 
 import base64
@@ -16,11 +17,14 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cdbench.config import TEACHER, Closed
-from cdbench.inference import Hits, Interval, holm, paired_p, share_interval
+from cdbench.inference import Hits, Interval, holm, paired_p, share_interval, unpaired_p
 from cdbench.report.collect import mean_of
 
 _ALPHA = 0.05
 _LEAST_SEEDS = 2
+
+
+_Cost = Annotated[float, Field(ge=0, lt=1e12)]
 
 
 def pack(hits: Sequence[float]) -> str:
@@ -38,9 +42,9 @@ class RunEntry(Closed):
     """`pack` of what it solved of the held-out problems."""
     predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of its predictions.jsonl."""
-    cka_debiased: float | None
-    train_seconds: float | None
-    peak_memory_mib: float | None
+    cka_debiased: Annotated[float, Field(ge=-1e6, le=1e6)] | None
+    train_seconds: _Cost | None
+    peak_memory_mib: _Cost | None
 
     @model_validator(mode="after")
     def _has_an_answer_a_problem(self) -> Self:
@@ -63,9 +67,15 @@ class RowEntry(Closed):
     command: str
     commit: str
     code: str
-    study: str
-    failed: int
+    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]*$")]
+    failed: Annotated[int, Field(ge=0)]
     runs: Annotated[list[RunEntry], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _has_each_seed_once(self) -> Self:
+        if len({run.seed for run in self.runs}) < len(self.runs):
+            raise ValueError(f"row {self.name}: two of its runs have the same seed")
+        return self
 
     @property
     def hits(self) -> Hits:
@@ -92,9 +102,12 @@ class Board(Closed):
     rows: Annotated[list[RowEntry], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _has_one_set_of_problems(self) -> Self:
+    def _has_one_set_of_problems_and_each_run_once(self) -> Self:
         if len({run.problems for row in self.rows for run in row.runs}) > 1:
             raise ValueError(f"board {self.task}: its runs answered different numbers of problems")
+        ids = [run_id for row in self.rows for run_id in row.run_ids]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"board {self.task}: a run stands on it twice")
         return self
 
     @property
@@ -130,10 +143,9 @@ def placed(board: Board) -> list[Row]:
     judged = [i for i, row in enumerate(rows) if row.method != TEACHER and len(row.runs) >= _LEAST_SEEDS]
     pairs, p_values = [], []
     for i, j in combinations(judged, 2):
-        difference = _paired(rows[i], rows[j])
-        if len(difference) >= _LEAST_SEEDS:
-            pairs.append((i, j) if difference.mean() > 0 else (j, i))
-            p_values.append(paired_p(difference))
+        gap, p = _compared(rows[i], rows[j])
+        pairs.append((i, j) if gap > 0 else (j, i))
+        p_values.append(p)
     better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
     places = {i: 1 + sum(loser == i for _, loser in better) for i in judged}
     made = []
@@ -155,8 +167,11 @@ def placed(board: Board) -> list[Row]:
     return sorted(made, key=lambda row: (row.why != "reference", row.place or 10**6, -row.accuracy, row.entry.name))
 
 
-def _paired(a: RowEntry, b: RowEntry) -> Hits:
-    """Difference on the seeds that both have, [seeds, problems]."""
+def _compared(a: RowEntry, b: RowEntry) -> tuple[float, float]:
+    """Difference of two rows and its p: paired over the seeds that both have, or as of two samples where they share too few."""
     first, second = ({run.seed: run.hits for run in row.runs} for row in (a, b))
     common = sorted(first.keys() & second.keys())
-    return np.array([first[seed] - second[seed] for seed in common])
+    if len(common) >= _LEAST_SEEDS:
+        difference = np.array([first[seed] - second[seed] for seed in common])
+        return float(difference.mean()), paired_p(difference)
+    return float(a.hits.mean() - b.hits.mean()), unpaired_p(a.hits, b.hits)

@@ -73,7 +73,8 @@ def _environment(suffix: str) -> Environment:
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
     """CSV of the scalar columns."""
-    columns = [key for key, value in rows[0].items() if not isinstance(value, list | tuple | dict)] if rows else []
+    several = {key for row in rows for key, value in row.items() if isinstance(value, list | tuple | dict)}
+    columns = [key for key in rows[0] if key not in several] if rows else []
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats as distributions
 
-from cdbench.config import TEACHER, HubModel, Profile
+from cdbench.config import HubModel, Profile
 from cdbench.files import printable
 from cdbench.inference import (
     MOST_SEEDS,
@@ -31,7 +31,7 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
 )
-from cdbench.report.collect import Group, StudyData, hits_of, paired
+from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
 from cdbench.report.formats import points
 from cdbench.report.ledger import (
     WEIGHT,
@@ -52,7 +52,6 @@ from cdbench.stats import Proportion, wilson
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not tested here")
 Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
-_UNTRAINED = (TEACHER, "base")
 _ALPHA = 0.05
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
 """Paper A's teacher and student."""
@@ -192,7 +191,7 @@ def _hits(group: Group, claim: Any) -> Hits:
 
 def _is_fixed(group: Group) -> bool:
     """No seed changes it."""
-    return group.method in _UNTRAINED
+    return group.method in UNTRAINED
 
 
 def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group, Group]:

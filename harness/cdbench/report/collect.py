@@ -19,6 +19,8 @@ from cdbench.predictions import Prediction
 from cdbench.record import RECORD, Record, check_history, read
 from cdbench.scoring import read_predictions
 
+UNTRAINED = (TEACHER, "base")
+"""Rows that no training and no seed changes."""
 Answers = Mapping[str, Sequence[Prediction]]
 
 
@@ -108,6 +110,15 @@ class StudyData:
     def group(self, method: str, task: str | None = None) -> Group | None:
         """The first row with a result of this method (and task)."""
         found = (g for g in self.groups if g.method == method and g.records and task in (None, g.task))
+        return next(found, None)
+
+    def beside(self, group: Group, method: str) -> Group | None:
+        """The row with a result of this method that a row is to be compared with: same task, same point of the sweep."""
+
+        def fits(other: Group) -> bool:
+            return all(group.point.get(key, value) == value for key, value in other.point.items())
+
+        found = (g for g in self.groups if g.method == method and g.records and g.task == group.task and fits(g))
         return next(found, None)
 
     @property

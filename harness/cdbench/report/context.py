@@ -51,6 +51,7 @@ def _of_study(data: StudyData, profile: Profile) -> Row:
         "n_test": profile.data.test,
         "differences": differences(profile, data),
         "seeds": sorted({r.spec.seed for r in data.records}),
+        "tasks": sorted({r.spec.task for r in data.records}),
         "command": data.saved.command,
         "missing": data.missing,
         "failures": data.failures,
@@ -69,9 +70,10 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
 
 def _of_rows(data: StudyData) -> Row:
     errors = [error_row(group, found) for group in data.groups if (found := anatomy(group.answers))]
-    by_carries: dict[int, int] = {}
+    counted: dict[int, set[int]] = {}
     for row in errors:
-        by_carries |= {n: problems for n, (problems, _) in row["by_carries"].items()}
+        for n, (problems, _) in row["by_carries"].items():
+            counted.setdefault(n, set()).add(problems)
     return {
         "errors": errors,
         "error_table": [
@@ -79,8 +81,9 @@ def _of_rows(data: StudyData) -> Row:
             for row in errors
         ],
         "kinds": KINDS,
-        "carry_counts": sorted(by_carries),
-        "carry_headers": [f"{n} ({by_carries[n]})" for n in sorted(by_carries)],
+        "carry_counts": sorted(counted),
+        # Rows of two tasks have not the same problems.
+        "carry_headers": [f"{n} ({min(counted[n])})" if len(counted[n]) == 1 else str(n) for n in sorted(counted)],
         "effects": factor_effects(data.groups),
         "mask_rows": mask_rows(data),
         "features": FEATURES,
@@ -207,7 +210,7 @@ def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
     # A swept row is not the paper's row, even where one of its points is.
     printed = [] if group.point else ledger.table1
     paper = next((row for row in printed if (row.method, row.task) == (group.method, group.task)), None)
-    teacher = data.group(TEACHER, group.task)
+    teacher = data.beside(group, TEACHER)
     ok = bool(group.records)
     shift = sorted({name for r in group.records if r.metrics for name in r.metrics.length_shift})
     return {
@@ -234,6 +237,7 @@ def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
         "failed": len(group.failed),
         "params": next((r.params for r in group.records), {}),
         "run_ids": group.run_ids,
+        "runs": " ".join(group.run_ids),
     }
 
 
@@ -256,11 +260,11 @@ def error_row(group: Group, found: Anatomy) -> Row:
 
 def cost_rows(data: StudyData) -> list[Row]:
     """What each row took, mean over seeds; `ratio` to the training time of plain fine-tuning, where the study has it."""
-    reference = next((g for g in data.groups if g.method == "finetune" and g.records), None)
-    base = reference.metric_cost("train_seconds") if reference else None
     found = []
     for group in (g for g in data.groups if g.records):
         seconds = group.metric_cost("train_seconds")
+        reference = data.beside(group, "finetune")
+        base = reference.metric_cost("train_seconds") if reference else None
         found.append(
             {
                 "name": group.name,
@@ -341,7 +345,9 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
     if training.lr != 1e-4 or training.batch_size != 32:
         told.append(f"Learning rate {training.lr:g} and batch size {training.batch_size} instead of 1e-4 and 32.")
     leaked = next((r.inputs.get("test_twins_in_train") for r in data.records if r.inputs), None)
-    if profile.data.split == "strict":
+    if leaked is None:
+        told.append("How many test problems have a twin in the training split is not known: no run got so far.")
+    elif profile.data.split == "strict":
         told.append(
             f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
             "paper's released split has 407 of 1,000."
@@ -369,7 +375,8 @@ def grid(data: StudyData, failed: FailedRun) -> Row | None:
     """The 2x2 of the failed-run study: λ down, learning rate across; None where the study sweeps something else."""
     keys = ("method.alignment_weight", "training.lr")
     groups = [g for g in data.groups if all(key in g.point for key in keys)]
-    if not groups:
+    # A third factor, a second method or task would put two rows into one cell.
+    if {tuple(g.point) for g in groups} != {keys} or len({(g.method, g.task) for g in groups}) != 1:
         return None
     weights, lrs = (sorted({float(g.point[key]) for g in groups}) for key in keys)
     cells: dict[tuple[float, float], Row] = {}

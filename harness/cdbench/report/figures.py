@@ -29,9 +29,12 @@ _COLOURS = (
     "#8C8C8C",
     "#A6761D",
 )
+COLOURS = len(_COLOURS)
+"""How many things can be told apart by colour."""
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (8, 2)), "-", "--")
 _STYLE = {
     "svg.fonttype": "none",
+    "text.parse_math": False,  # a row may be called $x$
     "font.family": "sans-serif",
     "font.size": 10,
     "text.color": _INK,

@@ -4,7 +4,7 @@ Whoever has the file can compute every number in it again; whoever has the recor
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, explain, show
 from cdbench.errors import UserError
-from cdbench.plan import STUDY_FILE, Places, flat
+from cdbench.plan import STUDY_FILE, Places, flat, read_study
 from cdbench.record import RECORD, Record, read
 from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
@@ -51,7 +51,7 @@ def _studies(where: Places) -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
     for path in where.runs.glob(f"*/{STUDY_FILE}"):
         if (path.parent / "report" / "index.html").is_file():
-            for run_id in json.loads(path.read_text())["run_ids"]:
+            for run_id in read_study(path.parent.name, where).run_ids:
                 found.setdefault(run_id, set()).add(path.parent.name)
     return found
 
@@ -60,11 +60,12 @@ def _board(records: Sequence[Record], failed: Sequence[Record], studies: dict[st
     rows: dict[str, list[Record]] = {}
     for record in records:
         rows.setdefault(_row_key(record), []).append(record)
-    made = []
-    for key, members in sorted(rows.items()):
-        lost = sum(_row_key(r) == key for r in failed)
+    made: list[tuple[Record, RowEntry]] = []
+    for _, members in sorted(rows.items()):
+        asked = {_asked(record) for record in members}
+        lost = sum(_asked(record) in asked for record in failed)
         shown = set.intersection(*(studies.get(r.run_id, set()) for r in members))
-        made.append(_row(members, lost, min(shown, default=""), where))
+        made.append((members[0], _row(members, lost, min(shown, default=""), where)))
     first = records[0]
     return Board(
         task=first.spec.task,
@@ -76,18 +77,27 @@ def _board(records: Sequence[Record], failed: Sequence[Record], studies: dict[st
 
 
 def _row_key(record: Record) -> str:
-    code = "" if record.spec.method == TEACHER else record.code.digest
-    training = record.spec.profile.training.model_dump(mode="json") if record.spec.method != TEACHER else {}
+    """What runs of one row have in common: all but the seed."""
+    if record.spec.method == TEACHER:
+        return TEACHER  # not trained: whatever the settings of a study, it is the same model
     params = record.params or record.spec.params
-    return json.dumps([record.spec.method, params, training, code], sort_keys=True)
+    return json.dumps([record.spec.method, params, _settings(record.spec.profile), record.code.digest], sort_keys=True)
+
+
+def _asked(record: Record) -> str:
+    """The same from the spec alone: a run that failed may not have come to know its hyperparameters."""
+    spec = record.spec
+    return json.dumps(
+        [spec.method, spec.task, spec.params, _settings(spec.profile), record.code.digest], sort_keys=True
+    )
 
 
 def _row(members: Sequence[Record], failed: int, study: str, where: Places) -> RowEntry:
     first = members[0]
-    members = sorted(members, key=lambda record: record.spec.seed)
+    # The teacher of several studies is one run under several ids.
+    members = sorted({record.spec.seed: record for record in reversed(members)}.values(), key=lambda r: r.spec.seed)
     name = first.spec.method
-    changed = {key: value for key, value in _changes(first).items() if key.startswith(("method.", "training."))}
-    if changed:
+    if changed := {} if name == TEACHER else _changes(first):
         name += f" ({', '.join(f'{k}={show(v)}' for k, v in changed.items())})"
     seeds = ",".join(str(record.spec.seed) for record in members)
     method = "base" if first.spec.method == TEACHER else first.spec.method  # the teacher runs beside every row
@@ -133,13 +143,18 @@ def _settings(profile: Profile) -> dict[str, Scalar]:
     return flat(profile.model_dump(mode="json", exclude={"name", "description", "limits"}))
 
 
-def _named_apart(rows: Sequence[RowEntry]) -> list[RowEntry]:
-    """Two versions of one method's code are two rows; their names say so."""
-    names = [row.name for row in rows]
-    return [
-        row if names.count(row.name) == 1 else row.model_copy(update={"name": f"{row.name} [code {row.code[:6]}]"})
-        for row in rows
-    ]
+def _named_apart(rows: Sequence[tuple[Record, RowEntry]]) -> list[RowEntry]:
+    """Rows of one name get what they differ in added to it: settings, or the code."""
+    made = []
+    for record, row in rows:
+        same = [other for other, entry in rows if entry.name == row.name]
+        mine = _settings(record.spec.profile)
+        differ = {k: v for k, v in mine.items() if any(_settings(r.spec.profile).get(k) != v for r in same)}
+        apart = [f"{key}={show(value)}" for key, value in differ.items()]
+        if any(other.code.digest != record.code.digest for other in same):
+            apart.append(f"code {record.code.digest[:6]}")
+        made.append(row.model_copy(update={"name": f"{row.name} [{', '.join(apart)}]"}) if apart else row)
+    return made
 
 
 def as_markdown(boards: Sequence[Board]) -> str:
@@ -161,23 +176,73 @@ class Checked:
 def check(file: Path, where: Places) -> Checked:
     """Computes a leaderboard file again from its own data, and its data from those of the records it names that are here.
 
+    A board whose runs are all here must be the one that would be written today, but for what it cost: a row or a seed that was
+    left out is a fault as much as one that was made up.
+
     Raises:
         UserError: the file is missing, or holds no data that can be understood.
     """
     text = _text(file)
-    boards = read_boards(text, file)
+    told = read_boards(text, file)
     wrong = []
-    if (made := as_markdown(boards)) != text:
+    if (made := as_markdown(told)) != text:
         pairs = zip(made.splitlines(), text.splitlines(), strict=False)
         line = next((i for i, (a, b) in enumerate(pairs, 1) if a != b), min(made.count("\n"), text.count("\n")) + 1)
         wrong.append(
             f"{file}, line {line} does not follow from the answers in the file: it was edited, or written by another version"
         )
-    entries = [(board, row, run) for board in boards for row in board.rows for run in row.runs]
-    here = [entry for entry in entries if (where.run(entry[2].run_id) / RECORD).is_file()]
-    for board, row, run in here:
-        wrong += _against_record(board, row, run, where)
-    return Checked(len(entries), len(here), wrong)
+    ids = [run.run_id for board in told for row in board.rows for run in row.runs]
+    here = {run_id for run_id in ids if (where.run(run_id) / RECORD).is_file()}
+    ours = boards(where) if here else []
+    for board in told:
+        wrong += _against_records(board, ours, here)
+    return Checked(len(ids), len(here), wrong)
+
+
+def _against_records(board: Board, ours: Sequence[Board], here: set[str]) -> list[str]:
+    own = {run_id for row in board.rows for run_id in row.run_ids}
+    mine = [each for each in ours if own & {run_id for row in each.rows for run_id in row.run_ids}]
+    wrong = []
+    if len(mine) > 1:
+        wrong.append(f"{board.task}: the file puts on one board what cannot be compared")
+    for each in mine:
+        keys = ("task", "profile", "heldout", "evaluation")
+        wrong += [
+            f"{board.task}: {key} is not its records'" for key in keys if getattr(each, key) != getattr(board, key)
+        ]
+    rows = [row for each in mine for row in each.rows]
+    by_run = {run_id: row for row in rows for run_id in row.run_ids}
+    for row in board.rows:
+        wrong += _row_against_records(row, by_run, here)
+    if own <= here:
+        wrong += [
+            f"{row.name} has its records here and is not in the file" for row in rows if not own & set(row.run_ids)
+        ]
+    return wrong
+
+
+def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: set[str]) -> list[str]:
+    wrong = []
+    for run in row.runs:
+        if run.run_id not in here:
+            continue
+        if (ours := by_run.get(run.run_id)) is None:
+            wrong.append(f"{row.name}, run {run.run_id}: its record has no result, or is not of this board")
+            continue
+        mine = next(each for each in ours.runs if each.run_id == run.run_id)
+        what = f"{row.name}, run {run.run_id}"
+        wrong += [f"{what}: {key} is not its record's" for key in _KEPT if getattr(mine, key) != getattr(run, key)]
+        if row.code != ours.code or row.method != ours.method:
+            wrong.append(f"{what}: its record is of {ours.method}, code {ours.code}")
+    if set(row.run_ids) <= here and not wrong:
+        ours = by_run[row.run_ids[0]]
+        keys = ("name", "command", "commit", "failed", "run_ids")
+        wrong += [f"{row.name}: {key} is not its records'" for key in keys if getattr(row, key) != getattr(ours, key)]
+    return wrong
+
+
+_KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased")
+"""What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
 
 def _text(file: Path) -> str:
@@ -202,19 +267,9 @@ def read_boards(text: str, file: Path) -> list[Board]:
             f"{file} does not end in the data that it was made from; cdbench leaderboard write makes it anew"
         )
     try:
-        return _BOARDS.validate_json(data)
+        found = _BOARDS.validate_json(data)
     except ValidationError as error:
         raise explain(error, str(file)) from None
-
-
-def _against_record(board: Board, row: RowEntry, run: RunEntry, where: Places) -> list[str]:
-    record = read(where.run(run.run_id))
-    what = f"{row.name}, run {run.run_id}"
-    if record.metrics is None:
-        return [f"{what}: its record has no result ({record.status})"]
-    if (record.code.digest, record.code.evaluation) != (row.code, board.evaluation):
-        return [f"{what}: its record was made by other code ({record.code.digest}) than the file says ({row.code})"]
-    mine = _run(record, read_answers(record, where.run(run.run_id)))
-    # What it cost differs from one time to the next; what it answered does not.
-    kept = ("seed", "problems", "answers", "predictions", "cka_debiased")
-    return [f"{what}: {key} is not its record's" for key in kept if getattr(mine, key) != getattr(run, key)]
+    if not found:
+        raise UserError(f"{file} holds no board")
+    return found

@@ -125,6 +125,12 @@ def _draw_gradients(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     return figures.panels("gradients", ["‖∇KL‖", "‖∇CKA loss‖"], curves, caption)
 
 
+def _of_the_first(data: StudyData) -> str:
+    """Says so where there are several tasks and one is shown."""
+    tasks = list(dict.fromkeys(r.spec.task for r in data.records))
+    return f"; of {tasks[0]}, the first of {len(tasks)} tasks" if len(tasks) > 1 else ""
+
+
 def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     circuits = circuits_of(data)
     if circuits is None:
@@ -135,7 +141,7 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     }
     caption = (
         f"Mean-ablation impact of each MLP layer, before training, on {circuits['n']} problems of the training split "
-        "(paper A, 4.1.2)."
+        f"(paper A, 4.1.2){_of_the_first(data)}."
     )
     return figures.ablation_bars(models, caption)
 
@@ -151,7 +157,7 @@ def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         return None
     caption = (
         "Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, before "
-        "(base) and after training; the first seed of each row."
+        f"(base) and after training; the first seed of each row{_of_the_first(data)}."
     )
     return figures.heat_maps("cka", matrices, ("teacher layer", "student layer"), caption)
 
@@ -169,12 +175,14 @@ def _draw_masks(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 def _draw_planes(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     maps, told = {}, []
-    for group in (g for g in data.groups if g.method == "mask_discovery"):
+    masked = [g for g in data.groups if g.method == "mask_discovery" and g.records]
+    for group in masked:
         for record in group.records[:3]:
-            if found := problem_classes(record.extras):
-                maps[f"seed {record.spec.seed}"] = plane(found)
-                sizes = np.bincount(found.classes)
-                told.append(f"seed {record.spec.seed}: classes of {', '.join(map(str, sizes))} problems")
+            found = problem_classes(record.extras)
+            if found and found.classes.max() < figures.COLOURS:
+                name = f"seed {record.spec.seed}" if len(masked) == 1 else f"{group.name}, seed {record.spec.seed}"
+                maps[name] = plane(found)
+                told.append(f"{name}: classes of {', '.join(map(str, np.bincount(found.classes)))} problems")
     if not maps:
         return None
     caption = (

@@ -7,9 +7,9 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-from cdbench.config import TEACHER, Scalar, show
+from cdbench.config import Scalar, show
 from cdbench.inference import Hits, Interval, holm, mean_interval, paired_p
-from cdbench.report.collect import Group, short
+from cdbench.report.collect import UNTRAINED, Group, short
 
 _ALPHA = 0.05
 
@@ -45,17 +45,18 @@ class Effect:
         if self.p >= _ALPHA:
             return "the interval shows an effect, the test corrected for the number of factors does not"
         if len(self.keys) > 1:
-            return "together they do more" if self.effect > 0 else "together they do less"
+            return "not additive: what one factor does depends on the other"
         return "raises the accuracy" if self.effect > 0 else "lowers the accuracy"
 
 
 def factor_effects(groups: Sequence[Group]) -> list[Effect]:
     """Main effects of each two neighbouring values, and the interaction of each two factors of two values.
 
-    Nothing of a method whose cells are not all there: an effect from half a factorial mixes its factors.
+    Nothing of a method whose cells are not all there (an effect from half a factorial mixes its factors), of cells with other
+    problems, and of rows that nothing trains.
     """
     found: list[Effect] = []
-    rows = {(g.method, g.task, tuple(g.point)) for g in groups if g.point and g.method != TEACHER}
+    rows = {(g.method, g.task, tuple(g.point)) for g in groups if g.point and g.method not in UNTRAINED}
     for method, task, keys in sorted(rows):
         cells = {_key(g): g for g in groups if (g.method, g.task, tuple(g.point)) == (method, task, keys)}
         found += _of_row(method, task, keys, cells)
@@ -74,7 +75,7 @@ def _of_row(method: str, task: str, keys: tuple[str, ...], cells: dict[Cell, Gro
     levels = [list(dict.fromkeys(cell[i] for cell in cells)) for i in range(len(keys))]  # in the study's order
     complete = len(cells) == math.prod(len(values) for values in levels)
     seeds = sorted(set.intersection(*({r.spec.seed for r in group.records} for group in cells.values())))
-    if not complete or not seeds:
+    if not complete or not seeds or not _same_problems(list(cells.values())):
         return []
     hits = {cell: _of_seeds(group, seeds) for cell, group in cells.items()}
     made: list[tuple[str, tuple[str, ...], dict[Cell, float]]] = []
@@ -86,7 +87,14 @@ def _of_row(method: str, task: str, keys: tuple[str, ...], cells: dict[Cell, Gro
         if len(levels[i]) == len(levels[j]) == 2:
             signs = {c: (1.0 if (c[i] == levels[i][1]) == (c[j] == levels[j][1]) else -1.0) for c in cells}
             made.append((f"{short(keys[i])} × {short(keys[j])}", (keys[i], keys[j]), signs))
-    return [_contrast((name, method, task), names, signs, hits, cells) for name, names, signs in made]
+    used = {cell: replace(g, records=tuple(r for r in g.records if r.spec.seed in seeds)) for cell, g in cells.items()}
+    return [_contrast((name, method, task), names, signs, hits, used) for name, names, signs in made]
+
+
+def _same_problems(groups: Sequence[Group]) -> bool:
+    """Only answers to the same problems can be paired: a sweep may have drawn others."""
+    prompts = [[p.prompt for p in g.answers[0]["test"]] for g in groups if g.answers]
+    return len({g.hits.shape[1] for g in groups}) == 1 and all(each == prompts[0] for each in prompts)
 
 
 def _of_seeds(group: Group, seeds: Sequence[int]) -> Hits:
@@ -115,5 +123,5 @@ def _contrast(
         interval=mean_interval(values),
         p=paired_p(values),
         seeds=len(values),
-        run_ids=tuple(run_id for cell, sign in signs.items() if sign for run_id in cells[cell].run_ids),
+        run_ids=tuple(r.run_id for cell, sign in signs.items() if sign for r in cells[cell].records),
     )
