@@ -1,10 +1,14 @@
 """MLflow against a real store and a real server."""
 
 import json
+import re
+import urllib.parse
+from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from browser import browser, needs_browser, tab
 from conftest import Cli, World
 
 
@@ -60,3 +64,28 @@ def test_a_server_that_is_down_costs_nothing_and_sync_brings_it_up_to_date(
         assert expected in done.stdout
     runs, _ = mlflow_runs(server, "cdbench/failed_run-micro")
     assert len(runs) == 10
+
+
+@needs_browser
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_person_finds_compares_and_plots_the_runs_in_a_browser(study: Path, server: str, cli: Cli) -> None:
+    done = cli("sync", "paper_a-micro", "--mlflow", server, "--runs", study / "runs")
+    assert done.returncode == 0, done.stderr
+    runs, client = mlflow_runs(server, "cdbench/paper_a-micro")
+    experiment = client.get_experiment_by_name("cdbench/paper_a-micro").experiment_id  # type: ignore[attr-defined]
+    kl = [r for r in runs if r.data.tags.get("cdbench.method") == "kl"]
+    record = json.loads((study / "runs/records" / kl[0].data.tags["cdbench.run_id"] / "record.json").read_text())
+    assert kl[0].info.start_time == datetime.fromisoformat(record["started"]).timestamp() * 1000  # not when it was sent
+    with browser() as started, tab(started, width=1600, offline=False) as opened:
+        page = opened.page
+        query = "workflowType=machine_learning&compareRunsMode=CHART"
+        page.goto(f"{server}/#/experiments/{experiment}/runs?{query}")
+        page.get_by_role("gridcell").filter(has_text="paper_a-micro").locator("button").first.click()  # its +
+        page.get_by_text("/ addition_2digit / seed").nth(3).wait_for()  # the rows that are in view
+        page.get_by_text(re.compile(r"\([1-9]\d*\)")).first.wait_for()  # charts: "final (8)"
+        chosen = urllib.parse.quote(json.dumps([r.info.run_id for r in kl]))
+        page.goto(f"{server}/#/compare-runs?runs={chosen}&experiments={urllib.parse.quote(json.dumps([experiment]))}")
+        for seed in (0, 1):
+            page.get_by_text(f"kl lr=0.001 / addition_2digit / seed {seed}").first.wait_for()
+        assert all(url.startswith((server, "data:", "blob:")) for url in opened.asked)

@@ -8,6 +8,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,8 +68,10 @@ def _send(client: "MlflowClient", study: SavedStudy, where: Places) -> tuple[int
         for run in _all_runs(client, experiment)
         if "cdbench.run_id" in run.data.tags
     }
+    records = [read(where.run(run_id)) for run_id in study.run_ids if (where.run(run_id) / RECORD).exists()]
     parent = known.get((study.name, None)) or client.create_run(
         experiment,
+        start_time=min((_milliseconds(record.started) for record in records), default=None),
         run_name=study.name,
         tags={"cdbench.run_id": study.name, "cdbench.kind": "study", "mlflow.note.content": study.study.description},
     )
@@ -87,8 +90,14 @@ def _send(client: "MlflowClient", study: SavedStudy, where: Places) -> tuple[int
         child = known.get((run_id, stamp))
         _send_record(client, experiment, parent.info.run_id, read(folder), folder, stamp, child)
         sent += 1
-    client.set_terminated(parent.info.run_id, "FINISHED")
+    ended = max((_milliseconds(record.ended) for record in records), default=None)
+    client.set_terminated(parent.info.run_id, "FINISHED", end_time=ended)
     return sent, there
+
+
+def _milliseconds(when: str) -> int:
+    """A record's time as MLflow has it: when it ran, not when it was sent."""
+    return round(datetime.fromisoformat(when).timestamp() * 1000)
 
 
 def _experiment(client: "MlflowClient", name: str, where: Places) -> str:
@@ -117,6 +126,7 @@ def _send_record(  # noqa: PLR0913  (a record and where it goes)
     if child is None:
         child = client.create_run(
             experiment,
+            start_time=_milliseconds(record.started),
             run_name=record.spec.label,
             tags={
                 "mlflow.parentRunId": parent,
@@ -143,7 +153,7 @@ def _send_record(  # noqa: PLR0913  (a record and where it goes)
     for name in (RECORD, "predictions.jsonl"):
         if (folder / name).exists():
             client.log_artifact(run_id, str(folder / name))
-    client.set_terminated(run_id, _STATUS.get(record.status, "FAILED"))
+    client.set_terminated(run_id, _STATUS.get(record.status, "FAILED"), end_time=_milliseconds(record.ended))
     client.set_tag(run_id, "cdbench.complete", "yes")
 
 
@@ -162,17 +172,17 @@ def _parameters(record: Record) -> dict[str, object]:
 def _points(record: Record, folder: Path) -> Iterator[Any]:
     from mlflow.entities import Metric
 
-    last_step, last_time = 0, 0
+    last_time = 0
     history = folder / "history.jsonl"
     for line in history.read_text().splitlines() if history.exists() else ():
         row = json.loads(line)
-        last_step, last_time = row.pop("step"), row.pop("time")
+        step, last_time = row.pop("step"), row.pop("time")
         for key, value in row.items():
             if math.isfinite(value):
-                yield Metric(f"train/{key}", float(value), last_time, last_step)
+                yield Metric(f"train/{key}", float(value), last_time, step)
     if record.metrics is not None:
         for key, value in final_metrics(record.metrics).items():
-            yield Metric(f"final/{key}", value, last_time, last_step)
+            yield Metric(f"final/{key}", value, last_time, 0)  # one value at step 0 is drawn as a bar a run
 
 
 def final_metrics(metrics: Metrics) -> dict[str, float]:
