@@ -24,6 +24,7 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
     spread,
+    unpaired_p,
 )
 from cdbench.stats import wilson
 
@@ -151,3 +152,22 @@ def test_a_number_of_each_run_has_students_interval() -> None:
     assert seed_interval([1.0]) is None
     low, high = seed_interval([1.0, 2.0, 3.0]) or (math.nan, math.nan)
     assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-5)
+
+
+@pytest.mark.parametrize("seeds", [(2, 2), (3, 5)])
+def test_two_rows_without_a_common_seed_are_hardly_ever_called_different_by_chance(seeds: tuple[int, int]) -> None:
+    """The problems are the same and are counted as others: the test says too little, never too much."""
+    rng = np.random.default_rng(sum(seeds))
+    called = 0
+    for _ in range(400):
+        ease = rng.random(200)
+        rows = [(ease + 0.2 * rng.standard_normal((n, 200)) + 0.02 * rng.standard_normal((n, 1)) < 0.7) for n in seeds]
+        called += unpaired_p(*(row.astype(float) for row in rows)) < 0.05
+    assert called / 400 <= 0.05
+
+
+def test_two_rows_that_do_differ_are_told_apart_without_a_common_seed() -> None:
+    rng = np.random.default_rng(0)
+    good, bad = ((rng.random((3, 1000)) < share).astype(float) for share in (0.9, 0.5))
+    assert unpaired_p(good, bad) < 0.001
+    assert unpaired_p(good, bad) == unpaired_p(bad, good)

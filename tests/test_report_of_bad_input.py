@@ -1,0 +1,99 @@
+"""Records that lack something: a clear sentence or a marked gap, never a crash, never a made-up number."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdbench.plan import Places, read_study
+from cdbench.report.build import write_report
+
+Change = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture
+def reported(study: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Copies a study, changes its records, writes its report; returns the report's folder."""
+
+    def write(name: str, change: Change) -> Path:
+        shutil.copytree(study / "runs", tmp_path / "runs")
+        for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+            table = json.loads(path.read_text())
+            change(table)
+            path.write_text(json.dumps(table))
+        where = Places(tmp_path / "runs", tmp_path / "runs" / "store")
+        return write_report(read_study(name, where), where).parent
+
+    return write
+
+
+def failed(table: dict[str, Any]) -> None:
+    table |= {"status": "timeout", "error": "no end after 5 minutes", "metrics": None, "inputs": {}}
+
+
+@pytest.mark.parametrize("name", ["paper_a-micro", "failed_run-micro"])
+def test_a_study_of_failures_alone_has_a_page_that_says_so(name: str, reported: Callable[..., Path]) -> None:
+    folder = reported(name, failed)
+    page = (folder / "index.html").read_text()
+    assert "of 23 runs came to no result" in page or "of 9 runs came to no result" in page
+    assert page.count('class="bad">no result') >= 5 and "no end after 5 minutes" in page
+    assert "is not known: no run got so far" in page and "None of" not in page
+    with (folder / "table1.csv").open() as file:
+        assert {row["mean"] for row in csv.DictReader(file)} == {""}
+    with (folder / "claims.csv").open() as file:
+        decided = [row for row in csv.DictReader(file) if row["verdict"] != "not tested here"]
+    assert all(row["unit"] == "mathematics" for row in decided)
+
+
+def test_a_row_that_failed_in_part_says_how_many_and_why(reported: Callable[..., Path]) -> None:
+    def change(table: dict[str, Any]) -> None:
+        if table["spec"]["method"] == "kl" and table["spec"]["seed"] == 1:
+            failed(table)
+
+    folder = reported("paper_a-micro", change)
+    with (folder / "table1.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert (rows["kl"]["seeds"], rows["kl"]["failed"]) == ("1", "1") and rows["kl"]["mean"]
+    assert "interval" not in rows["kl"]  # a column is a column in every row
+    assert "1 of 2 runs of kl came to no result" in (folder / "index.html").read_text()
+
+
+def test_runs_of_several_versions_are_told_apart(reported: Callable[..., Path]) -> None:
+    def change(table: dict[str, Any]) -> None:
+        if table["spec"]["seed"] == 1:
+            table["code"] |= {"commit": "f" * 40, "digest": "0" * 16, "evaluation": "1" * 16}
+
+    folder = reported("paper_a-micro", change)
+    for file in ("index.html", "report.md"):
+        text = (folder / file).read_text()
+        assert "Runs of different versions stand in this report." in text
+        assert "2 versions of the evaluator" in text and "2 commits" in text
+
+
+def test_records_from_before_a_field_was_kept_have_gaps_there(reported: Callable[..., Path]) -> None:
+    def change(table: dict[str, Any]) -> None:
+        table["code"].pop("evaluation")
+        table["extras"].pop("problem_classes", None)
+        if table["metrics"]:
+            table["metrics"].pop("mask_agreement")
+            for masks in table["metrics"]["masks"].values():
+                masks.pop("by_layer")
+
+    page = (reported("paper_a-micro", change) / "index.html").read_text()
+    assert "figure-planes" not in page and "figure-mask-layers" not in page
+    assert 'id="masks"' in page and "evaluated by an older version" in page
+
+
+def test_one_seed_decides_nothing_that_seeds_change(reported: Callable[..., Path]) -> None:
+    def change(table: dict[str, Any]) -> None:
+        if table["spec"]["seed"] == 1:
+            failed(table)
+
+    folder = reported("paper_a-micro", change)
+    with (folder / "claims.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["unit"] == "points"]
+    assert rows and {row["verdict"] for row in rows} == {"inconclusive"}
