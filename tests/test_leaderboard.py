@@ -29,7 +29,7 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert cli("new", "method", "my_method").returncode == 0
     added = cli("leaderboard", "add", "my_method.py", *args, "--seeds", "0,1")
     assert added.returncode == 0, added.stderr
-    assert "nothing sets these rows apart" in added.stdout and "my_method" in added.stdout
+    assert "as many rows are significantly better" in added.stdout and "my_method" in added.stdout
     (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
     rows = {row["name"]: row for row in board["rows"]}
     assert set(rows) == {"teacher", "base", "my_method"}
@@ -263,3 +263,27 @@ def test_settings_other_than_the_trainings_make_a_row_of_their_own(
     (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
     mine = [each for each in board["rows"] if each["name"].startswith("finetune")]
     assert [each["seeds"] for each in mine] == [2, 2] and len({each["name"] for each in mine}) == 2
+
+
+def test_the_same_code_at_another_commit_makes_the_same_row(written: Path, cli: Cli, tmp_path: Path) -> None:
+    for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+        table = json.loads(path.read_text())
+        table["code"] |= {"commit": "f" * 40, "dirty": False}
+        path.write_text(json.dumps(table))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0, done.stdout
+
+
+def test_time_limits_make_no_row_of_their_own_and_changes_in_the_tree_are_shown(
+    written: Path, cli: Cli, tmp_path: Path
+) -> None:
+    for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+        table = json.loads(path.read_text())
+        if table["spec"]["seed"] == 1:
+            table["spec"]["profile"]["timeout_minutes"] += 7
+            table["code"]["dirty"] = True
+            path.write_text(json.dumps(table))
+    (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
+    rows = {row["name"]: row for row in board["rows"]}
+    assert set(rows) == {"teacher", "base", "finetune"} and rows["finetune"]["seeds"] == 2
+    assert rows["finetune"]["commit"].endswith("+changes")

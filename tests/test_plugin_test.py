@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cdbench.containers.images import Image
+from cdbench.plugin_test import kind_of
 from conftest import Cli, World
 
 METHOD = '''"""A method of somebody's own, from nowhere in particular."""
@@ -142,6 +143,14 @@ def test_what_is_worth_knowing_and_no_fault_is_a_note(tried: Trial) -> None:
     words = TASK.format(extra="", example='Example(f"{a} and {b} make ", str(a + b), (a, b))')
     code, out, _ = tried(words)
     assert code == 0 and "note  tokens" in out
+
+
+def test_a_file_is_a_task_by_what_it_inherits_whatever_its_names(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("from cdbench.api import Task as Base\nclass Mine(Base):\n    draw = None\n")
+    (tmp_path / "b.py").write_text(
+        "from cdbench.api import Method\nclass Helper:\n    def draw(self): ...\nclass Mine(Method): ...\n"
+    )
+    assert (kind_of(tmp_path / "a.py"), kind_of(tmp_path / "b.py")) == ("tasks", "methods")
 
 
 def test_a_file_that_cannot_be_a_plugin_is_one_sentence(cli: Cli, tmp_path: Path) -> None:

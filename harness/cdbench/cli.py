@@ -196,7 +196,11 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, str]]:
             continue
         result = f"{done.metrics.accuracy.value:.1%}" if done.metrics else done.error
         rows.append(
-            {"name": folder.name, "summary": f"{done.status:<11} {done.spec.label}  {result}", "status": done.status}
+            {
+                "name": folder.name,
+                "summary": f"{done.status:<11} {done.spec.profile.name}  {done.spec.label}  {result}",
+                "status": done.status,
+            }
         )
     return rows
 

@@ -64,10 +64,15 @@ def kind_of(file: Path) -> Kind:
         what = "is a folder" if file.is_dir() else "does not exist"
         raise UserError(f"{file} {what}; give the path of a file with a method or a task in it")
     with contextlib.suppress(SyntaxError, ValueError, RecursionError):
-        for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
-            if isinstance(node, ast.ClassDef) and any(
-                isinstance(e, ast.FunctionDef) and e.name == "draw" for e in node.body
-            ):
+        tree = ast.parse(file.read_text(errors="replace"))
+        imported = (
+            node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "cdbench.api"
+        )
+        names = {each.asname or each.name for node in imported for each in node.names if each.name == "Task"} | {
+            "api.Task"
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and names & {ast.unparse(base) for base in node.bases}:
                 return "tasks"
     return "methods"
 
@@ -281,5 +286,5 @@ def _tokens(examples: Sequence[object], tell: Tell) -> None:
         encode(make_tokenizer(), [e for e in examples if isinstance(e, Example)])
         tell(Finding("tokens", "ok", "the small models' tokenizer reads every prompt and answer"))
     except CdbenchError as error:
-        advice = "The paper's pair reads all text (--profile paper)."
+        advice = "The paper's pair reads all text: run it with --profile paper."
         tell(Finding("tokens", "note", str(error), advice))

@@ -3,7 +3,7 @@
 A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
 one method with its settings and its code, over several seeds. Its place is one more than the number of rows that are
 significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board; rows that share fewer than two
-seeds as two samples); rows that nothing sets apart share a place. A row of one seed has none: how far its seeds differ is not
+seeds as two samples); rows with as many better ones share a place. A row of one seed has none: how far its seeds differ is not
 known.
 """
 

@@ -173,6 +173,11 @@ def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = N
                 raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
             return group
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
+    swept = any((group.method, group.task) == (name, claim.task) for group in data.groups)
+    if swept and not at:
+        raise NotTested(
+            f"this study sweeps {name}: none of its rows is the paper's, even where one has the paper's values"
+        )
     raise NotTested(f"this study has no row {name} on {claim.task}{where}")
 
 
@@ -362,7 +367,9 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
         if len(both) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
             found.append(float(distributions.spearmanr(x, y).statistic))
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
-    return _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
+    evidence = _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
+    low, high = evidence.interval  # no correlation is beyond 1
+    return replace(evidence, interval=Interval(max(-1.0, low), min(1.0, high)))
 
 
 _BLOCKS = 20

@@ -149,17 +149,20 @@ def verdict_row(verdict: Verdict) -> Row:
 def ledger_row(verdict: Verdict) -> Row:
     """The same for a spreadsheet: numbers as they are."""
     found = verdict.evidence
+    in_points = isinstance(verdict.claim, forms.Difference | forms.Equivalence | forms.Order | forms.Value)
+    scale = 100 if in_points else 1
+    paper = getattr(verdict.claim, "paper", None)
     return {
         "id": verdict.claim.id,
         "verdict": verdict.outcome,
         "says": verdict.claim.says,
         "source": verdict.claim.source,
         "asserted": asserted(verdict.claim),
-        "unit": found.unit if found else "",
-        "paper": getattr(verdict.claim, "paper", None),
-        "effect": found.effect if found else None,
-        "low": found.interval.low if found else None,
-        "high": found.interval.high if found else None,
+        "unit": "points" if in_points else found.unit if found else "",
+        "paper": None if paper is None else scale * paper,
+        "effect": scale * found.effect if found else None,
+        "low": scale * found.interval.low if found else None,
+        "high": scale * found.interval.high if found else None,
         "p_holm": verdict.p_holm,
         "seeds": found.seeds if found else None,
         "seeds_to_decide": found.more_seeds if found and verdict.outcome == "inconclusive" else None,
@@ -344,30 +347,39 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
         told.append(f"{training.epochs} epochs instead of 50.")
     if training.lr != 1e-4 or training.batch_size != 32:
         told.append(f"Learning rate {training.lr:g} and batch size {training.batch_size} instead of 1e-4 and 32.")
-    leaked = next((r.inputs.get("test_twins_in_train") for r in data.records if r.inputs), None)
-    if leaked is None:
-        told.append("How many test problems have a twin in the training split is not known: no run got so far.")
-    elif profile.data.split == "strict":
-        told.append(
-            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
-            "paper's released split has 407 of 1,000."
-        )
-    else:
-        told.append(
-            f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
-        )
-    told.append(
-        "KL has the teacher's distribution first, as distillation and paper B have it; paper A's formula prints the "
-        "student's first."
-    )
-    told.append(
-        "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
-    )
+    told += [_leak(profile, data), *_readings(data)]
     told.append(
         "The paper's code keeps the checkpoint of best test accuracy; here the test split chooses nothing (errata A10)."
     )
     if profile.name == "smoke":
         told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
+    return told
+
+
+def _leak(profile: Profile, data: StudyData) -> str:
+    leaked = next((r.inputs.get("test_twins_in_train") for r in data.records if r.inputs), None)
+    if leaked is None:
+        return "How many test problems have a twin in the training split is not known: no run got so far."
+    if profile.data.split == "strict":
+        return (
+            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
+            "paper's released split has 407 of 1,000."
+        )
+    return f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
+
+
+def _readings(data: StudyData) -> list[str]:
+    """Of what this study has rows for."""
+    told = []
+    if any(r.params.get("direction") == "teacher_first" for r in data.records):
+        told.append(
+            "KL has the teacher's distribution first, as distillation and paper B have it; paper A's formula prints the "
+            "student's first."
+        )
+    if {"base", "finetune"} <= {group.method for group in data.groups}:
+        told.append(
+            "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
+        )
     return told
 
 
@@ -392,5 +404,7 @@ def grid(data: StudyData, failed: FailedRun) -> Row | None:
             "marked": weight == failed.weight and lr == failed.lr,
             "run_ids": group.run_ids,
         }
+    if (failed.weight, failed.lr) not in cells:
+        return None
     headers = [f"LR {lr:g}" for lr in lrs]
     return {"weights": weights, "lrs": lrs, "headers": headers, "cells": cells}

@@ -107,7 +107,7 @@ def _row(members: Sequence[Record], failed: int, study: str, where: Places) -> R
         name=name,
         method=first.spec.method,
         command=" ".join(words),
-        commit=first.code.commit,
+        commit=first.code.commit[:12] + ("+changes" if any(record.code.dirty for record in members) else ""),
         code=first.code.digest,
         study=study,
         failed=failed,
@@ -140,7 +140,9 @@ def _changes(record: Record) -> dict[str, Scalar]:
 
 
 def _settings(profile: Profile) -> dict[str, Scalar]:
-    return flat(profile.model_dump(mode="json", exclude={"name", "description", "limits"}))
+    # What no number depends on makes no row of its own; a run id leaves it out, too.
+    apart = {"name", "description", "limits", "timeout_minutes", "gpu_memory_gib"}
+    return flat(profile.model_dump(mode="json", exclude=apart))
 
 
 def _named_apart(rows: Sequence[tuple[Record, RowEntry]]) -> list[RowEntry]:
@@ -236,7 +238,8 @@ def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: se
             wrong.append(f"{what}: its record is of {ours.method}, code {ours.code}")
     if set(row.run_ids) <= here and not wrong:
         ours = by_run[row.run_ids[0]]
-        keys = ("name", "command", "commit", "failed", "run_ids")
+        # Not the commit: whoever makes the runs again at a later one, from the same code, has the same row.
+        keys = ("name", "command", "failed", "run_ids")
         wrong += [f"{row.name}: {key} is not its records'" for key in keys if getattr(row, key) != getattr(ours, key)]
     return wrong
 

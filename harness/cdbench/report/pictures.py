@@ -109,9 +109,9 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     if not kept:
         return None
     caption = (
-        "Training dynamics (paper A, figures 5 to 7): validation accuracy after each epoch, and each term's unweighted value "
-        "(means of 25 steps). Line: mean over seeds; band: lowest to highest seed. The CKA loss is the biased one that is "
-        "trained on."
+        "Training dynamics of the paper's rows and one control (paper A, figures 5 to 7): validation accuracy after each epoch, "
+        "each term's unweighted value and the weighted total (means of 25 steps). Line: mean over seeds; band: lowest to "
+        "highest seed. The CKA loss is the biased one that is trained on."
     )
     return figures.panels("dynamics", [t for t, _ in kept], [c for _, c in kept], caption)
 
@@ -152,12 +152,13 @@ def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         group = data.group(method)
         metrics = group.records[0].metrics if group else None
         if metrics and metrics.cka:
-            matrices[f"{method}, seed {group.records[0].spec.seed}" if group else method] = metrics.cka.debiased
+            matrices[f"{group.name}, seed {group.records[0].spec.seed}" if group else method] = metrics.cka.debiased
     if not matrices:
         return None
+    when = "before (base) and after training" if data.group("base") else "after training"
     caption = (
-        "Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, before "
-        f"(base) and after training; the first seed of each row{_of_the_first(data)}."
+        f"Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, {when}; "
+        f"the first seed of each row{_of_the_first(data)}."
     )
     return figures.heat_maps("cka", matrices, ("teacher layer", "student layer"), caption)
 
