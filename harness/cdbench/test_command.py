@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--profile", default="smoke", show_default=True, help="Models and budgets that a method is tried with.")
 @click.option("--runner", type=click.Choice(["local", "docker"]), default="local", show_default=True,
               envvar="CDBENCH_RUNNER", help="Where a method is tried; docker for one that you have not read.")  # fmt: skip
-@click.option("--image", help="Image of --runner docker.")
+@click.option("--image", envvar="CDBENCH_IMAGE", help="Image of --runner docker.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON on stdout.")
 @click.option("--store", help="Folder of shared artefacts [CDBENCH_STORE; RUNS/store].")
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
