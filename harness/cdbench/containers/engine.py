@@ -21,6 +21,9 @@ def connect(timeout: float = 60) -> Any:
     import docker
     from docker.errors import DockerException
 
+    # The SDK leaves its socket open where there is nothing to connect to.
+    if address().startswith("unix://") and not Path(address().removeprefix("unix://")).exists():
+        raise EnvironmentLacks(f"no container engine answers at {address()}: {_advice('No such file')}")
     try:
         client = docker.DockerClient.from_env(timeout=timeout)
         client.ping()
