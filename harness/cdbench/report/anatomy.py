@@ -5,14 +5,15 @@ the two integers show is told.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from cdbench.predictions import NO_ANSWER, Prediction
-from cdbench.report.collect import Answers
 
+Answers = Mapping[str, Sequence[Prediction]]
+"""What a run said, split by split."""
 KINDS = {
     "no integer": "the continuation begins with no integer (errata A12)",
     "carry": "off by exactly 10, 100, …, where a carry (or borrow) was dropped, or one made up",

@@ -1,7 +1,7 @@
 """From records to the numbers of the report. Pure: reads files, draws nothing."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,13 +15,12 @@ from cdbench.errors import UserError
 from cdbench.files import sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
-from cdbench.predictions import Prediction
 from cdbench.record import RECORD, Record, check_history, read
+from cdbench.report.anatomy import Anatomy, Answers, anatomy
 from cdbench.scoring import read_predictions
 
 UNTRAINED = (TEACHER, "base")
 """Rows that no training and no seed changes."""
-Answers = Mapping[str, Sequence[Prediction]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,11 @@ class Group:
     def run_ids(self) -> list[str]:
         """The runs behind this row."""
         return [r.run_id for r in (*self.records, *self.failed)]
+
+    @cached_property
+    def anatomy(self) -> Anatomy | None:
+        """How its answers are wrong, worked out once for table and picture; None without a run."""
+        return anatomy(self.answers)
 
     @cached_property
     def histories(self) -> list[list[dict[str, float]]]:
@@ -107,9 +111,9 @@ class StudyData:
     missing: tuple[str, ...]
     records: tuple[Record, ...] = field(default_factory=tuple)
 
-    def group(self, method: str, task: str | None = None) -> Group | None:
-        """The first row with a result of this method (and task)."""
-        found = (g for g in self.groups if g.method == method and g.records and task in (None, g.task))
+    def group(self, method: str) -> Group | None:
+        """The first row with a result of this method."""
+        found = (g for g in self.groups if g.method == method and g.records)
         return next(found, None)
 
     def beside(self, group: Group, method: str) -> Group | None:

@@ -10,7 +10,7 @@ from cdbench import __version__
 from cdbench.config import TEACHER, HubModel, Profile, ZooModel
 from cdbench.inference import Interval, share_interval
 from cdbench.report import ledger as forms
-from cdbench.report.anatomy import KINDS, Anatomy, anatomy
+from cdbench.report.anatomy import KINDS, Anatomy
 from cdbench.report.claims import Verdict, counts, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
@@ -69,7 +69,7 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
 
 
 def _of_rows(data: StudyData) -> Row:
-    errors = [error_row(group, found) for group in data.groups if (found := anatomy(group.answers))]
+    errors = [error_row(group, found) for group in data.groups if (found := group.anatomy)]
     counted: dict[int, set[int]] = {}
     for row in errors:
         for n, (problems, _) in row["by_carries"].items():
@@ -385,7 +385,7 @@ def _readings(data: StudyData) -> list[str]:
 
 def grid(data: StudyData, failed: FailedRun) -> Row | None:
     """The 2x2 of the failed-run study: λ down, learning rate across; None where the study sweeps something else."""
-    keys = ("method.alignment_weight", "training.lr")
+    keys = (forms.WEIGHT, "training.lr")
     groups = [g for g in data.groups if all(key in g.point for key in keys)]
     # A third factor, a second method or task would put two rows into one cell.
     if {tuple(g.point) for g in groups} != {keys} or len({(g.method, g.task) for g in groups}) != 1:

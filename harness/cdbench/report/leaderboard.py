@@ -14,9 +14,10 @@ from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, e
 from cdbench.errors import UserError
 from cdbench.plan import STUDY_FILE, Places, flat, read_study
 from cdbench.record import RECORD, Record, read
+from cdbench.report.anatomy import Answers
 from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
-from cdbench.report.collect import Answers, read_answers
+from cdbench.report.collect import read_answers
 
 _BOARDS = TypeAdapter(list[Board])
 _FENCE = "```json\n", "\n```\n"

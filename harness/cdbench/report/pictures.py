@@ -9,7 +9,6 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from cdbench.inference import Hits, share_interval
 from cdbench.report import figures
-from cdbench.report.anatomy import anatomy
 from cdbench.report.collect import Group, StudyData, hits_of
 from cdbench.report.figures import Curves, Dot, Picture
 from cdbench.report.formats import percent
@@ -85,7 +84,7 @@ def _draw_shift(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 def _draw_errors(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     bars = {}
     for group in data.groups:
-        if found := anatomy(group.answers):
+        if found := group.anatomy:
             bars[group.name] = {kind: 1000 * n / found.problems for kind, n in found.kinds.items()}
     if not bars:
         return None

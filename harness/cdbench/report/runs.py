@@ -6,8 +6,7 @@ from typing import Any
 from cdbench.files import printable
 from cdbench.plan import flat
 from cdbench.record import Record
-from cdbench.report.anatomy import anatomy, kind_of
-from cdbench.report.collect import Answers
+from cdbench.report.anatomy import Answers, anatomy, kind_of
 
 _WRONG = 6
 _LONGEST = 60
