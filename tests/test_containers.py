@@ -488,9 +488,13 @@ def test_an_engine_that_goes_away_and_comes_back_loses_nothing(world: World, ima
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stdout and process.stdin
-    assert process.stdout.readline() == "started\n"
-    relay.cut()
-    told = process.communicate("\n", timeout=60)[0]
+    try:
+        assert process.stdout.readline() == "started\n"
+        relay.cut()
+        told = process.communicate("\n", timeout=120)[0]
+    finally:
+        process.kill()
+        process.communicate()
     assert "infra" in told and "container engine" in told, told
     reap(engine_or_skip())
 
@@ -507,6 +511,7 @@ class Relay:
         self._server.listen(64)
         self._ends: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+        self._lock, self._is_cut = threading.Lock(), False
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -519,10 +524,15 @@ class Relay:
                 return
             far = socket.socket(socket.AF_UNIX)
             far.connect("/var/run/docker.sock")
-            self._ends += [near, far]
-            for source, target in ((near, far), (far, near)):
-                self._threads.append(threading.Thread(target=self._pass, args=(source, target), daemon=True))
-                self._threads[-1].start()
+            with self._lock:  # a connection that comes while the relay is cut must not stay half open
+                if self._is_cut:
+                    near.close()
+                    far.close()
+                    return
+                self._ends += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    self._threads.append(threading.Thread(target=self._pass, args=(source, target), daemon=True))
+                    self._threads[-1].start()
 
     @staticmethod
     def _pass(source: Any, target: Any) -> None:
@@ -541,6 +551,8 @@ class Relay:
         self._server.shutdown(socket.SHUT_RDWR)
         self._server.close()
         self.path.unlink()
+        with self._lock:
+            self._is_cut = True
         for end in self._ends:
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
