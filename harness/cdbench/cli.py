@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from cdbench import __version__, config, discover, plan, record
 from cdbench.build_command import build
 from cdbench.check_command import check
+from cdbench.circuit_command import circuit
 from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
 from cdbench.leaderboard_command import board_text, boards_with, leaderboard
@@ -69,6 +70,7 @@ def main() -> None:
 
 main.add_command(build)
 main.add_command(check)
+main.add_command(circuit)
 main.add_command(compare)
 main.add_command(leaderboard)
 main.add_command(new)

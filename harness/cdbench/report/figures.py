@@ -229,8 +229,12 @@ def heat_maps(
     labels: tuple[str, str],
     caption: str,
     highest: float = 1.0,
+    ticks: Sequence[str] | None = None,
 ) -> Picture:
-    """Matrices with the value in each cell, 0 to `highest`; `labels` are those of the columns and of the rows."""
+    """Matrices with the value in each cell, 0 to `highest`; `labels` are those of the columns and of the rows.
+
+    `ticks` names the cells of a square matrix, else they are numbered.
+    """
     with _drawing(4.6 if len(matrices) == 4 else 3.4, 3.2, len(matrices)) as (figure, axes):
         for (title, matrix), one in zip(matrices.items(), axes, strict=True):
             values = np.array(matrix)
@@ -241,6 +245,9 @@ def heat_maps(
             one.set_ylabel(labels[1])
             one.set_xticks(range(values.shape[1]))
             one.set_yticks(range(values.shape[0]))
+            if ticks is not None:
+                one.set_xticklabels(ticks, rotation=45, ha="right")
+                one.set_yticklabels(ticks)
             if values.size <= 64:
                 for (i, j), value in np.ndenumerate(values):
                     ink = "white" if value < 0.6 * highest else "black"

@@ -1,0 +1,151 @@
+"""What the circuit commands work on: a model, named in one of five ways, and pairs of problems."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cdbench import data, record
+from cdbench.api import Example
+from cdbench.circuits import mib
+from cdbench.circuits.arithmetic import Kind, make_pairs
+from cdbench.circuits.contrasts import Contrasts, make_contrasts
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.saved import Problems, Source, Subject
+from cdbench.config import TEACHER, FolderModel, HubModel, Profile, build_profile
+from cdbench.errors import UserError
+from cdbench.evaluate import load_student
+from cdbench.files import sha256
+from cdbench.models import Checkpoint, hub_or_folder
+from cdbench.plan import Places
+from cdbench.seeds import digest, rng_for
+from cdbench.store import Store
+from cdbench.tokens import Encoded, encode, prompt_ids
+from cdbench.workspace import Workspace
+from cdbench.zoo import Progress
+
+_RUN = re.compile(r"[0-9a-f]{16}")
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+
+
+@dataclass(frozen=True)
+class Studied:
+    """A model under study and the problems of a task, under a profile.
+
+    `name` is "teacher", "student" (of the profile), a run's id (its trained student), a folder in Hugging Face format, or
+    owner/name@revision on the hub.
+    """
+
+    name: str
+    profile_name: str
+    task: str
+    where: Places
+    progress: Progress
+
+    @cached_property
+    def profile(self) -> Profile:
+        """The profile; of a run its own."""
+        return self._run.spec.profile if self._run else build_profile(self.profile_name, {})
+
+    @cached_property
+    def _run(self) -> record.Record | None:
+        if not _RUN.fullmatch(self.name):
+            return None
+        done = record.read(self.where.run(self.name))
+        if done.metrics is None:
+            raise UserError(f"run {self.name} ({done.spec.label}) has no result: {done.status}, {done.error}")
+        return done
+
+    @cached_property
+    def workspace(self) -> Workspace:
+        """The task's splits and the profile's models, made if they are not there."""
+        task = self._run.spec.task if self._run else self.task
+        return Workspace(self.profile, task, Store(self.where.store), self.progress)
+
+    @cached_property
+    def _checkpoint(self) -> Checkpoint:
+        if self.name == "teacher" or (self._run and self._run.spec.method == TEACHER):
+            return self.workspace.teacher
+        if self._run or self.name == "student":
+            return self.workspace.student
+        if match := _HUB.fullmatch(self.name):
+            return hub_or_folder(HubModel(repo=match[1], revision=match[2]))
+        if Path(self.name).expanduser().is_dir():
+            return hub_or_folder(FolderModel(path=self.name))
+        raise UserError(
+            f"no model '{self.name}': write teacher, student, the id of a run (cdbench list runs), a folder in Hugging Face "
+            "format, or owner/name@revision (40 hex digits)"
+        )
+
+    @property
+    def _weights(self) -> Path | None:
+        """A run's trained student; None where the run left the student as it was, and for all other models."""
+        path = self.where.run(self.name) / "student.safetensors" if self._run else None
+        return path if path and path.exists() else None
+
+    @cached_property
+    def model(self) -> LlamaForCausalLM:
+        """The model, in eval mode."""
+        model = self._checkpoint.model(self.profile.device)
+        return load_student(model, self._weights) if self._weights else model
+
+    @cached_property
+    def content(self) -> str:
+        """Hash of everything that makes the model what it is."""
+        if self._weights is None:
+            return self._checkpoint.content
+        return digest({"student": self._checkpoint.content, "weights": sha256(self._weights)})
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Its tokenizer."""
+        return self._checkpoint.tokenizer()
+
+    @property
+    def subject(self) -> Subject:
+        """What a saved circuit says of its model."""
+        graph = Graph.of(self.model)
+        return Subject(
+            name=self.name, profile=self.profile_name, content=self.content,
+            layers=graph.layers, heads=graph.heads, width=graph.width,
+        )  # fmt: skip
+
+    def examples(self, split: str, n: int) -> tuple[Example, ...]:
+        """The first `n` problems of the task's training ("train") or held-out ("test") split."""
+        if split == "train":
+            return self.workspace.train_examples[:n]
+        return data.read_examples(self.workspace.heldout_data / "test.jsonl")[:n]
+
+    def encoded(self, examples: Sequence[Example]) -> Encoded:
+        """Problems as tokens."""
+        return encode(self.tokenizer, examples)
+
+    def contrasts(self, source: Source, kind: Kind, split: str, n: int) -> tuple[Contrasts, Problems]:
+        """At most `n` problems with counterfactuals, from the task, MIB's data, or data made like MIB's.
+
+        Raises:
+            UserError: there is no contrast, or the tokenizer does not fit.
+            EnvironmentLacks: MIB's data are not in the cache.
+        """
+        without = 0
+        if source == "task":
+            examples = self.examples(split, n)
+            rng = rng_for("circuit", self.workspace.task, kind, split)
+            pairs, without = make_pairs(examples, kind, lambda prompt: prompt_ids(self.tokenizer, prompt), rng)
+            if not pairs:
+                raise UserError(
+                    f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
+                )
+        elif source == "mib":
+            pairs = mib.pairs_of(mib.load(split), kind)[:n]
+        else:
+            pairs = mib.pairs_of(mib.generate(rng_for("mib", split), n), kind)
+        contrasts = make_contrasts(self.tokenizer, pairs)
+        told = Problems(
+            task=self.workspace.task if source == "task" else "MIB addition", source=source, counterfactual=kind,
+            problems=len(contrasts), without_counterfactual=without, without_contrast=contrasts.without_contrast,
+        )  # fmt: skip
+        return contrasts, told

@@ -1,0 +1,203 @@
+"""Attribution patching: what exchanging each node, edge or neuron for its counterfactual would do, to first order.
+
+    importance = (h_clean − h_corrupt) · ∂M/∂h, summed over positions and dimensions; positive = helpful (errata C1, C2)
+
+Two forward passes and one backward pass give all nodes (Nanda 2023; paper B, 4.2.2), neurons and edges (Syed et al. 2023). With
+`steps` m the gradient is the mean over the inputs at k/m of the way from the counterfactual's embedding to the clean one,
+k = 1 … m (integrated gradients, Hanna et al. 2024); m = 1 is plain attribution patching. The metric is summed over a batch, so a
+problem's scores do not depend on its neighbours.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cdbench.circuits.contrasts import Contrasts
+from cdbench.circuits.forward import Forward, Outputs, Part, frozen, wide
+from cdbench.circuits.graph import Level
+from cdbench.circuits.scores import Scores
+
+Progress = Callable[[int, int], None]
+"""(problems done, of how many)."""
+_FOLDS = 20
+
+
+def quiet(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """How to go through the problems: so many at a time, telling `progress`. No score depends on it."""
+
+    batch_size: int = 100
+    progress: Progress = quiet
+
+
+QUIETLY = Work()
+
+
+@dataclass
+class _Live:
+    """What a backward pass is asked for: tensors of the live graph, by part and layer."""
+
+    wanted: frozenset[Part]
+    found: dict[tuple[Part, int], Tensor] = field(default_factory=dict)
+
+    def __call__(self, part: Part, layer: int, value: Tensor) -> Tensor:
+        if part not in self.wanted:
+            return value
+        if part == "mlp_input":
+            # An alias that only the MLP reads: its gradient is the MLP's alone, not that of the stream going on.
+            value = value.clone()
+        self.found[part, layer] = value
+        return value
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """One batch: both runs' outputs, the clean residual stream before each layer, and gradients by part and layer.
+
+    Gradients are those of the summed metric, mean over the steps; ("end", 0) is the residual stream's end.
+    """
+
+    clean: Outputs
+    corrupt: Outputs
+    gradients: list[dict[tuple[str, int], Tensor]]
+    before: list[list[Tensor]]
+
+    def gradient(self, part: str, layer: int) -> Tensor:
+        return torch.stack([step[part, layer] for step in self.gradients]).mean(0)
+
+
+def _passes(forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Part]) -> _Passes:
+    with torch.no_grad():
+        near, far = forward.embed(batch.clean), forward.embed(batch.corrupt)
+        corrupt = forward.trace(far).outputs
+    gradients: list[dict[tuple[str, int], Tensor]] = []
+    before: list[list[Tensor]] = []
+    with frozen(forward.model), torch.enable_grad():
+        for k in range(1, steps + 1):
+            # The last step is the clean run itself, not nearly so.
+            start = near if k == steps else far + (k / steps) * (near - far)
+            live = _Live(wanted)
+            trace = forward.trace(start.detach().requires_grad_(), live)
+            metric = batch.difference(forward.logits(trace.end, batch.last)).sum()
+            tensors: dict[tuple[str, int], Tensor] = {(str(part), i): found for (part, i), found in live.found.items()}
+            tensors["end", 0] = trace.end
+            grads = torch.autograd.grad(metric, list(tensors.values()))
+            gradients.append(dict(zip(tensors, grads, strict=True)))
+            before.append([x.detach() for x in trace.before])
+    return _Passes(trace.outputs.detach(), corrupt, gradients, before)
+
+
+def _dot(difference: Tensor, gradient: Tensor, over: Sequence[int]) -> Tensor:
+    return (wide(difference) * wide(gradient)).sum(tuple(over))
+
+
+@torch.no_grad()
+def attribute(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    level: Level = "node",
+    *,
+    steps: int = 1,
+    work: Work = QUIETLY,
+) -> Scores:
+    """Importance of all nodes (a row a problem), edges or neurons (a row a twentieth of the problems, in their order).
+
+    Nodes: [n, nodes]. Edges: [20, nodes, readers], 0 where there is no edge; a node's edges sum to the node. Neurons:
+    [20, nodes, width]; a node's sum to the node.
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
+    """
+    forward = Forward(model)
+    rows, sizes, done = [], [], 0
+    score = {"node": _nodes, "edge": _edges, "neuron": _neurons}[level]
+    chunks = torch.arange(len(contrasts)).tensor_split(1 if level == "node" else min(_FOLDS, len(contrasts)))
+    for chunk in chunks:
+        parts = []
+        for indices in chunk.split(work.batch_size):
+            parts.append(score(forward, contrasts.take(indices, model.device), steps).cpu())
+            done += len(indices)
+            work.progress(done, len(contrasts))
+        if level == "node":
+            rows, sizes = parts, [1] * len(contrasts)
+        else:
+            rows.append(torch.stack(parts).sum(0, keepdim=True) / len(chunk))
+            sizes.append(len(chunk))
+    return Scores(level, torch.cat(rows), torch.tensor(sizes))
+
+
+def _nodes(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
+    """[b, nodes]."""
+    p = _passes(forward, batch, steps, frozenset({"input", "heads", "mlp"}))
+    columns = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (1, 2))[:, None]]
+    for i in range(forward.graph.layers):
+        columns.append(_dot(p.clean.heads[i] - p.corrupt.heads[i], p.gradient("heads", i), (1, 3)))
+        columns.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (1, 2))[:, None])
+    return torch.cat(columns, dim=1)
+
+
+def _neurons(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
+    """[nodes, width], summed over the batch."""
+    p = _passes(forward, batch, steps, frozenset({"input", "mlp_input", "mlp"}))
+    found = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (0, 1))[None]]
+    for i in range(forward.graph.layers):
+        # The stream after the heads is read by the MLP, and goes on to where the MLP writes.
+        after = p.gradient("mlp_input", i) + p.gradient("mlp", i)
+        moved = forward.write(i, p.clean.heads[i] - p.corrupt.heads[i])
+        found.append(_dot(moved, after[:, :, None], (0, 1)))
+        found.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (0, 1))[None])
+    return torch.cat(found)
+
+
+def _edges(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
+    """[nodes, readers], summed over the batch."""
+    graph = forward.graph
+    p = _passes(forward, batch, steps, frozenset({"query", "key", "value", "mlp_input"}))
+    written = [(p.clean.embedding - p.corrupt.embedding)[:, :, None]]
+    scores = wide(p.clean.embedding).new_zeros(graph.shape("edge"))
+
+    def fill(first: int, gradient: Tensor) -> None:
+        """Edges of all that is written so far into the readers [b, t, r, width] from column `first` on."""
+        moved = wide(torch.cat(written, dim=2))
+        scores[: moved.shape[2], first : first + gradient.shape[2]] = torch.einsum(
+            "btsw,btrw->sr", moved, wide(gradient)
+        )
+
+    for i in range(graph.layers):
+        first = i * (3 * graph.heads + 1)
+        for place, part in enumerate(("query", "key", "value")):
+            reads = [
+                _head_input_gradient(forward, i, part, step[part, i], x[i])
+                for step, x in zip(p.gradients, p.before, strict=True)
+            ]
+            fill(first + place * graph.heads, torch.stack(reads).mean(0))
+        written.append(forward.write(i, p.clean.heads[i] - p.corrupt.heads[i]))
+        fill(first + 3 * graph.heads, p.gradient("mlp_input", i)[:, :, None])
+        written.append((p.clean.mlps[i] - p.corrupt.mlps[i])[:, :, None])
+    fill(len(graph.readers) - 1, p.gradient("end", 0)[:, :, None])
+    return scores
+
+
+def _head_input_gradient(forward: Forward, layer: int, part: str, gradient: Tensor, x: Tensor) -> Tensor:
+    """From the gradient at each head's query, key or value [b, t, heads, head width] to that at its input [b, t, heads, width].
+
+    Back through the projection and, in closed form, through the RMS norm at the residual stream x: with r = 1/rms(x) and
+    u = g·weight, r·(u − x·mean(u·x)·r²).
+    """
+    own, norm = forward.blocks[layer].self_attn, forward.blocks[layer].input_layernorm
+    project = {"query": own.q_proj, "key": own.k_proj, "value": own.v_proj}[part]
+    weight = project.weight.unflatten(0, (-1, forward.head_width))
+    if part != "query":
+        weight = weight.repeat_interleave(forward.shared, dim=0)
+    u = wide(torch.einsum("bthe,hew->bthw", gradient, weight)) * wide(norm.weight)
+    x = wide(x)[:, :, None]
+    r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
+    back: Tensor = r * (u - x * (u * x).mean(-1, keepdim=True) * r.pow(2))
+    return back

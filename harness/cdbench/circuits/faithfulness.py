@@ -1,0 +1,252 @@
+"""How well a circuit does alone, as MIB's code has it (Mueller et al. 2025; errata C3).
+
+    f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),   m the mean logit difference, everything outside the circuit exchanged
+
+The exchange is for the counterfactual's activations (resample, MIB's default), the mean, or zero. CPR is the area under f over
+the share of items kept, circuits chosen by signed score; CMD the area of |1 − f|, chosen by |score|. Both are trapezoids on a
+linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cdbench.circuits.attribution import QUIETLY, Work
+from cdbench.circuits.contrasts import Contrasts
+from cdbench.circuits.forward import Forward, Outputs, Part, wide
+from cdbench.circuits.graph import Circuit, Graph, Level, top
+from cdbench.circuits.patching import expanded
+from cdbench.circuits.scores import Scores, single
+from cdbench.seeds import generator_for
+
+Ablation = Literal["resample", "mean", "zero"]
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Shares of a level's items, as MIB has them."""
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What stands in for everything outside a circuit; `means` (of `mean_outputs`) for mean ablation."""
+
+    ablation: Ablation = "resample"
+    means: Outputs | None = None
+
+
+RESAMPLE = Exchange()
+
+
+@torch.no_grad()
+def circuit_metric(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    circuits: Sequence[Circuit],
+    *,
+    exchange: Exchange = RESAMPLE,
+    work: Work = QUIETLY,
+) -> Tensor:
+    """The metric of each problem with all but the circuit exchanged, [len(circuits), n].
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
+        ValueError: a circuit of another model, or mean ablation without `means`.
+    """
+    forward = Forward(model)
+    for circuit in circuits:
+        if circuit.graph != forward.graph:
+            raise ValueError(f"a circuit of {circuit.graph}, the model is {forward.graph}")
+    parts, done = [], 0
+    for batch in contrasts.batches(work.batch_size, model.device):
+        stand_in = _stand_in(forward, batch, exchange)
+        ends = [circuit_end(forward, forward.embed(batch.clean), stand_in, circuit) for circuit in circuits]
+        parts.append(torch.stack([batch.difference(forward.logits(end, batch.last)) for end in ends]).cpu())
+        done += len(batch)
+        work.progress(done, len(contrasts))
+    return torch.cat(parts, dim=1)
+
+
+def _stand_in(forward: Forward, batch: Contrasts, exchange: Exchange) -> Outputs:
+    corrupt = forward.trace(forward.embed(batch.corrupt)).outputs
+    if exchange.ablation == "resample":
+        return corrupt
+    if exchange.ablation == "zero":
+        return Outputs(
+            torch.zeros_like(corrupt.embedding),
+            [torch.zeros_like(z) for z in corrupt.heads],
+            [torch.zeros_like(m) for m in corrupt.mlps],
+        )
+    if exchange.means is None:
+        raise ValueError("mean ablation needs the means of a split")
+    return expanded(exchange.means, corrupt)
+
+
+def circuit_end(forward: Forward, embedding: Tensor, stand_in: Outputs, circuit: Circuit) -> Tensor:
+    """The residual stream's end [b, t, width] with everything outside the circuit exchanged for `stand_in`."""
+    if circuit.edges is not None:
+        return _edges_end(forward, embedding, stand_in, circuit.edges.to(embedding.device))
+    if circuit.neurons is not None:
+        return _neurons_end(forward, embedding, stand_in, circuit.neurons.to(embedding.device))
+    graph, nodes = forward.graph, circuit.nodes.to(embedding.device)
+
+    def edit(part: Part, layer: int, value: Tensor) -> Tensor:
+        if part == "input":
+            return torch.where(nodes[0], value, stand_in.embedding)
+        if part == "heads":
+            kept = nodes[graph.head(layer, 0) : graph.head(layer, graph.heads)]
+            return torch.where(kept[:, None], value, stand_in.heads[layer])
+        return torch.where(nodes[graph.mlp(layer)], value, stand_in.mlps[layer]) if part == "mlp" else value
+
+    return forward.trace(embedding, edit).end
+
+
+def _neurons_end(forward: Forward, embedding: Tensor, stand_in: Outputs, kept: Tensor) -> Tensor:
+    """As MIB has it, a node outside keeps none of its residual dimensions, one in part some."""
+    graph = forward.graph
+    x = torch.where(kept[0], embedding, stand_in.embedding)
+    rotary = forward.rotary(x)
+    for i in range(graph.layers):
+        own = kept[graph.head(i, 0) : graph.head(i, graph.heads)]
+        live, other = (forward.write(i, z) for z in (forward.heads(i, x, rotary), stand_in.heads[i]))
+        x = x + torch.where(own, live, other).sum(2) + forward.bias(i)
+        x = x + torch.where(kept[graph.mlp(i)], forward.mlp(i, x), stand_in.mlps[i])
+    return x
+
+
+def _edges_end(forward: Forward, embedding: Tensor, stand_in: Outputs, edges: Tensor) -> Tensor:
+    """Each reader has a stream of its own: the live one, with what comes over edges outside the circuit exchanged."""
+    graph = forward.graph
+    outside = (~edges).to(embedding.dtype)
+    x, rotary = embedding, forward.rotary(embedding)
+    moved = [(stand_in.embedding - embedding)[:, :, None]]
+
+    def stream(first: int, count: int) -> Tensor:
+        """[b, t, count, width] of the readers from column `first` on."""
+        every = torch.cat(moved, dim=2)
+        return x[:, :, None] + torch.einsum("btsw,sr->btrw", every, outside[: every.shape[2], first : first + count])
+
+    for i in range(graph.layers):
+        first = i * (3 * graph.heads + 1)
+        read = forward.blocks[i].input_layernorm(stream(first, 3 * graph.heads)).unflatten(2, (3, graph.heads))
+        q, k, v = (_own_projection(forward, i, part, read[:, :, j]) for j, part in enumerate("qkv"))
+        z = forward.attend(i, q, k, v, rotary)
+        live = forward.write(i, z)
+        moved.append(forward.write(i, stand_in.heads[i]) - live)
+        x = x + live.sum(2) + forward.bias(i)
+        out = forward.mlp(i, stream(first + 3 * graph.heads, 1)[:, :, 0])
+        moved.append((stand_in.mlps[i] - out)[:, :, None])
+        x = x + out
+    return stream(len(graph.readers) - 1, 1)[:, :, 0]
+
+
+def _own_projection(forward: Forward, layer: int, part: str, x: Tensor) -> Tensor:
+    """A stream per query head, [b, t, heads, width], through each head's own query, key or value projection."""
+    own = forward.blocks[layer].self_attn
+    project = {"q": own.q_proj, "k": own.k_proj, "v": own.v_proj}[part]
+    weight, bias = project.weight.unflatten(0, (-1, forward.head_width)), project.bias
+    if part != "q":
+        weight = weight.repeat_interleave(forward.shared, dim=0)
+    out = torch.einsum("bthw,hew->bthe", x, weight)
+    if bias is None:
+        return out
+    own_bias: Tensor = bias.unflatten(0, (-1, forward.head_width))
+    return out + (own_bias if part == "q" else own_bias.repeat_interleave(forward.shared, dim=0))
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Faithfulness over circuit sizes, with what it was computed from.
+
+    Attributes:
+        items: how many items each circuit keeps, one a size of `SIZES`.
+        metric: [sizes, n] m of each problem.
+        whole, empty: [n] m of the model, and of nothing.
+    """
+
+    items: tuple[int, ...]
+    metric: Tensor
+    whole: Tensor
+    empty: Tensor
+
+    def faithfulness(self, rows: Tensor | None = None) -> Tensor:
+        """f at each size, [sizes], as a ratio of means; over some problems only, [draws, sizes], for rows [draws, n]."""
+        m, whole, empty = (
+            x.double() if rows is None else x.double()[..., rows] for x in (self.metric, self.whole, self.empty)
+        )
+        m, whole, empty = m.mean(-1), whole.mean(-1), empty.mean(-1)
+        return ((m - empty) / (whole - empty)).movedim(0, -1)
+
+    def bootstrap(self) -> Tensor:
+        """[1,000, sizes] f over problems drawn anew."""
+        n = len(self.whole)
+        rows = torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
+        return self.faithfulness(rows)
+
+
+def cpr(f: Tensor) -> Tensor:
+    """MIB's circuit performance ratio: the area under f, [..., sizes] -> [...]."""
+    return torch.trapezoid(f.double(), torch.tensor(SIZES, dtype=torch.float64))
+
+
+def cmd(f: Tensor) -> Tensor:
+    """MIB's circuit-model distance: the area of |1 − f|, [..., sizes] -> [...]."""
+    return torch.trapezoid((1 - f.double()).abs(), torch.tensor(SIZES, dtype=torch.float64))
+
+
+def curve(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    scores: Scores,
+    *,
+    absolute: bool = False,
+    exchange: Exchange = RESAMPLE,
+    work: Work = QUIETLY,
+) -> Curve:
+    """Faithfulness of the top circuits of these scores at MIB's sizes; `absolute` chooses by |score|, as CMD does.
+
+    Raises:
+        ValueError: the scores are of another model or not finite, or the model does no better than nothing on these problems.
+    """
+    graph = Forward(model).graph
+    ranking, level = scores.mean, scores.level
+    items = tuple(int(size * graph.items(level)) for size in SIZES)
+    circuits = [top(ranking, n, graph, level, absolute=absolute) for n in items]
+    kept = [Circuit.whole(graph), Circuit.empty(graph), *circuits]
+    metric = circuit_metric(model, contrasts, kept, exchange=exchange, work=work)
+    whole, empty = metric[0], metric[1]
+    if whole.double().mean() == empty.double().mean():
+        raise ValueError("the model has the same metric with and without all its activations; f is 0 divided by 0")
+    return Curve(items, metric[2:], whole, empty)
+
+
+@torch.no_grad()
+def magnitude(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Work = QUIETLY) -> Scores:
+    """The baseline that asks nothing of the gradient: how far an item's output moves, mean over the problems.
+
+    Nodes: the L2 norm of clean minus corrupt, summed over positions. Neurons: |clean minus corrupt|. An edge has its node's.
+    """
+    forward = Forward(model)
+    graph = forward.graph
+    total = torch.zeros(graph.shape("neuron" if level == "neuron" else "node"))
+    for batch in contrasts.batches(work.batch_size, model.device):
+        clean, corrupt = (forward.trace(forward.embed(ids)).outputs for ids in (batch.clean, batch.corrupt))
+        moved = [(clean.embedding - corrupt.embedding)[:, :, None]]
+        for i in range(graph.layers):
+            moved += [
+                forward.write(i, clean.heads[i] - corrupt.heads[i]),
+                (clean.mlps[i] - corrupt.mlps[i])[:, :, None],
+            ]
+        every = wide(torch.cat(moved, dim=2))
+        real = (torch.arange(every.shape[1], device=every.device)[None] <= batch.last[:, None])[:, :, None, None]
+        every = every.masked_fill(~real, 0.0)
+        total += (every.abs().sum((0, 1)) if level == "neuron" else every.norm(dim=-1).sum((0, 1))).cpu()
+    total /= len(contrasts)
+    return single(level, total[:, None].expand(graph.shape("edge")) if level == "edge" else total)
+
+
+def random_scores(graph: Graph, level: Level, draw: int) -> Scores:
+    """The baseline that knows nothing: scores between 0 and 1, another set for each `draw`."""
+    return single(level, torch.rand(graph.shape(level), generator=generator_for("random-circuit", level, draw)))

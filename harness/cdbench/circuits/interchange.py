@@ -1,0 +1,142 @@
+"""Interchange interventions: does a component carry a variable of the causal model (Geiger et al. 2021; MIB's causal track)?
+
+A component's activations on a base problem's prompt are exchanged for those on a source problem. If the component carries the
+variable, the model now answers as the causal model does with the base's operands and the source's value: 27+64 with the carry of
+20+61 (none) is 81. Accuracy is the share of pairs with exactly that answer. Pairs whose expected answer is the base's own or the
+source's are left out: the first would be right without any exchange, the second by copying.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cdbench.api import Example
+from cdbench.circuits.arithmetic import Variable, answer_with, operator, value_of
+from cdbench.circuits.attribution import QUIETLY, Work
+from cdbench.circuits.forward import Forward, Outputs, wide
+from cdbench.circuits.patching import exchanged
+from cdbench.errors import UserError
+from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
+
+
+@dataclass(frozen=True)
+class Interchanges:
+    """n base problems with the answer that is expected after the exchange, and their sources' prompts.
+
+    Attributes:
+        base: prompt and expected answer as tokens.
+        source: [n, t] the source's prompt in the same places, right-padded; equal prompt length pair by pair.
+        pairs: (base, source).
+        expected: the causal model's answers.
+    """
+
+    variable: Variable
+    base: Encoded
+    source: Tensor
+    pairs: tuple[tuple[Example, Example], ...]
+    expected: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+
+def make_interchanges(
+    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], variable: Variable, rng: Random
+) -> Interchanges:
+    """Draws for each problem a source of equal token length that has another value of the variable.
+
+    Raises:
+        UserError: problems that are neither sums nor differences, or none has a source.
+    """
+    by_length: dict[int, list[Example]] = {}
+    for example in examples:
+        by_length.setdefault(len(prompt_ids(tokenizer, example.prompt)), []).append(example)
+    pairs, expected = [], []
+    for example in examples:
+        pool = by_length[len(prompt_ids(tokenizer, example.prompt))]
+        found = _source(example, pool, variable, rng)
+        if found:
+            pairs.append((example, found[0]))
+            expected.append(found[1])
+    if not pairs:
+        raise UserError(f"no two of {len(examples)} problems differ in '{variable}' so that an exchange would show")
+    targets = [Example(base.prompt, text, base.operands) for (base, _), text in zip(pairs, expected, strict=True)]
+    base = encode(tokenizer, targets)
+    source = torch.full_like(base.ids, int(tokenizer.eos_token_id))
+    for row, (_, other) in enumerate(pairs):
+        ids = prompt_ids(tokenizer, other.prompt)
+        source[row, : len(ids)] = torch.tensor(ids)
+    return Interchanges(variable, base, source, tuple(pairs), tuple(expected))
+
+
+_TRIES = 20
+
+
+def _source(base: Example, pool: Sequence[Example], variable: Variable, rng: Random) -> tuple[Example, str] | None:
+    a, b = base.operands
+    op = operator(base)
+    for _ in range(_TRIES):
+        other = rng.choice(pool)
+        if operator(other) != op:
+            continue
+        answer = str(answer_with(a, b, op, variable, value_of(other.operands[0], other.operands[1], op, variable)))
+        if answer not in (base.answer, other.answer):
+            return other, answer
+    return None
+
+
+@torch.no_grad()
+def interchange_hits(
+    model: LlamaForCausalLM,
+    problems: Interchanges,
+    nodes: Sequence[int],
+    work: Work = QUIETLY,
+) -> Tensor:
+    """Whether the model gives the expected answer with each node's prompt activations exchanged, [n, len(nodes)] bool.
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
+    """
+    forward = Forward(model)
+    place = {node: column for column, node in enumerate(nodes)}
+    parts, done = [], 0
+    for rows in torch.arange(len(problems)).split(work.batch_size):
+        batch = problems.base.select(rows).to(model.device)
+        trace = forward.trace(forward.embed(batch.ids))
+        other = forward.trace(forward.embed(problems.source[rows].to(model.device))).outputs
+        prompt = torch.arange(batch.ids.shape[1], device=model.device)[None] <= batch.last_prompt[:, None]
+        stand_in = _on_prompt(prompt, other, trace.outputs)
+        found = torch.zeros(len(batch), len(place), dtype=torch.bool)
+        for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
+            for node, end in zip(some, ends, strict=True):
+                predicted = wide(model.lm_head(model.model.norm(end))).argmax(-1)
+                right = (predicted == batch.answer_tokens) | (batch.answer_tokens == IGNORE)
+                found[:, place[node]] = right.all(1).cpu()
+        parts.append(found)
+        done += len(batch)
+        work.progress(done, len(problems))
+    return torch.cat(parts)
+
+
+def _on_prompt(prompt: Tensor, source: Outputs, base: Outputs) -> Outputs:
+    """The source's outputs on the prompt [b, t] bool, the base's own where the answer stands."""
+    wide, heads = prompt[:, :, None], prompt[:, :, None, None]
+    return Outputs(
+        torch.where(wide, source.embedding, base.embedding),
+        [torch.where(heads, x, y) for x, y in zip(source.heads, base.heads, strict=True)],
+        [torch.where(wide, x, y) for x, y in zip(source.mlps, base.mlps, strict=True)],
+    )
+
+
+def best_node(hits: Tensor) -> tuple[int, Tensor]:
+    """The column with most hits on the first half of the problems, and its hits on the second half.
+
+    Chosen on one half and judged on the other, as the best of many columns would flatter itself. Equal: the first.
+    """
+    half = len(hits) // 2
+    best = int(hits[:half].sum(0).argmax())
+    return best, hits[half:, best]

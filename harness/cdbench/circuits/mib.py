@@ -1,0 +1,274 @@
+"""MIB's files: importances and circuits in its two formats, and its arithmetic data (Mueller et al. 2025).
+
+A circuit file holds a graph's shape (`cfg`), scores of edges, nodes and neurons, and what is in the circuit. `.json` names
+everything, `.pt` is a dictionary of tensors; MIB's own code reads both (EAP-IG's `Graph.from_json` and `Graph.from_pt`).
+"""
+
+import json
+import math
+import pickle
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cdbench.api import Example
+from cdbench.circuits.arithmetic import KINDS, Kind, alternatives
+from cdbench.circuits.graph import Circuit, Graph, Level
+from cdbench.errors import EnvironmentLacks, UserError, first_line
+from cdbench.files import read_json, write_atomic
+
+ADDITION = ("mib-bench/arithmetic_addition", "d56d68b7b1d8f9c7e9a262ec1f89331ed52c7516")
+TEMPLATE = "The sum of {x} and {y} is "
+
+
+@dataclass(frozen=True)
+class Importances:
+    """What an MIB file holds: a graph and the scores of one level, or of several."""
+
+    graph: Graph
+    scores: Mapping[Level, Tensor]
+
+
+def write(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Circuit | None = None) -> None:
+    """Writes importances, and which items are in `circuit`, as `.json` or `.pt` by the name's ending.
+
+    Raises:
+        UserError: another ending.
+    """
+    chosen = circuit or Circuit.empty(graph)
+    nodes = chosen.nodes
+    edges = graph.edge_mask & nodes[:, None] if chosen.edges is None else chosen.edges
+    if path.suffix == ".json":
+        write_atomic(path, json.dumps(_as_json(graph, level, scores, nodes, edges, chosen.neurons)), "the circuit file")
+    elif path.suffix == ".pt":
+        _save_pt(path, graph, level, scores, Circuit(graph, nodes, edges, chosen.neurons))
+    else:
+        raise UserError(f"{path}: MIB knows .json and .pt files")
+
+
+def _config(graph: Graph) -> dict[str, int | bool]:
+    return {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": False, "d_model": graph.width}
+
+
+def _as_json(
+    graph: Graph, level: Level, scores: Tensor, nodes: Tensor, edges: Tensor, neurons: Tensor | None
+) -> dict[str, Any]:
+    table: dict[str, dict[str, Any]] = {}
+    for i, name in enumerate(graph.nodes):
+        table[name] = {"in_graph": bool(nodes[i])}
+        if level == "node":
+            table[name]["score"] = float(scores[i])
+        if level == "neuron":
+            kept = torch.zeros(graph.width, dtype=torch.bool) if neurons is None else neurons[i]
+            table[name] |= {"neurons": kept.tolist(), "neurons_scores": scores[i].tolist()}
+    table["logits"] = {"in_graph": True}
+    values = scores if level == "edge" else torch.zeros(graph.shape("edge"))
+    places = graph.edge_mask.nonzero().tolist()
+    flags, numbers = edges.tolist(), values.tolist()
+    named = {
+        name: {"score": numbers[i][j], "in_graph": flags[i][j]}
+        for name, (i, j) in zip(graph.edges, places, strict=True)
+    }
+    return {"cfg": _config(graph), "nodes": table, "edges": named}
+
+
+def _save_pt(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Circuit) -> None:
+    import io
+
+    table: dict[str, Any] = {
+        "cfg": _config(graph),
+        "src_nodes": list(graph.nodes),
+        "dst_nodes": list(graph.readers),
+        "edges_scores": scores.float() if level == "edge" else torch.zeros(graph.shape("edge")),
+        "edges_in_graph": circuit.edges,
+        "nodes_in_graph": circuit.nodes,
+    }
+    if level == "node":
+        table["nodes_scores"] = scores.float()
+    if level == "neuron":
+        none = torch.zeros(graph.shape("neuron"), dtype=torch.bool)
+        table |= {
+            "neurons_scores": scores.float(),
+            "neurons_in_graph": none if circuit.neurons is None else circuit.neurons,
+        }
+    buffer = io.BytesIO()
+    torch.save(table, buffer)
+    write_atomic(path, buffer.getvalue(), "the circuit file")
+
+
+def read(path: Path) -> Importances:
+    """Reads importances that MIB's code, or `write`, has written.
+
+    Raises:
+        UserError: no such file, another format, names that the graph has not, or scores that are not finite.
+    """
+    if path.suffix == ".pt":
+        graph, scores = _read_pt(path)
+    elif path.suffix == ".json":
+        graph, scores = _read_json(path)
+    else:
+        raise UserError(f"{path}: MIB knows .json and .pt files")
+    for level, values in scores.items():
+        used = values[graph.edge_mask] if level == "edge" else values
+        bad = int((~torch.isfinite(used)).sum())
+        if bad:
+            raise UserError(
+                f"{path}: {bad} of {used.numel()} {level} scores are not finite (MIB writes NaN for what was not scored, and "
+                "keeps it in every circuit); score them, or leave that level out"
+            )
+    return Importances(graph, scores)
+
+
+def _graph(config: object, path: Path) -> Graph:
+    if not isinstance(config, Mapping) or not all(
+        isinstance(config.get(key), int) for key in ("n_layers", "n_heads", "d_model")
+    ):
+        raise UserError(f"{path}: 'cfg' must hold n_layers, n_heads and d_model; this is no circuit file of MIB")
+    if config.get("parallel_attn_mlp"):
+        raise UserError(f"{path}: the model's attention and MLP are parallel; a Llama's are not")
+    return Graph(config["n_layers"], config["n_heads"], config["d_model"])
+
+
+def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
+    table = read_json(path, "circuit file")
+    graph = _graph(table.get("cfg"), path)
+    nodes, edges = table.get("nodes"), table.get("edges")
+    if not isinstance(nodes, dict) or not isinstance(edges, dict):
+        raise UserError(f"{path}: 'nodes' and 'edges' must be tables; this is no circuit file of MIB")
+    unknown = [name for name in nodes if name not in {*graph.nodes, "logits"}] + [
+        name for name in edges if name not in set(graph.edges)
+    ]
+    if unknown:
+        raise UserError(f"{path}: '{unknown[0]}' is no node or edge of a model of {_size(graph)}")
+    found: dict[Level, Tensor] = {}
+    try:
+        if all("score" in nodes.get(name, {}) for name in graph.nodes):
+            found["node"] = torch.tensor([float(nodes[name]["score"]) for name in graph.nodes])
+        if all("neurons_scores" in nodes.get(name, {}) for name in graph.nodes):
+            found["neuron"] = torch.tensor([nodes[name]["neurons_scores"] for name in graph.nodes]).float()
+            if found["neuron"].shape != graph.shape("neuron"):
+                raise ValueError(f"neurons_scores are {tuple(found['neuron'].shape)}")
+        if edges and any(float(edge["score"]) != 0 for edge in edges.values()):
+            scores = torch.zeros(graph.shape("edge"))
+            values = torch.tensor([float(edges[name]["score"]) if name in edges else math.nan for name in graph.edges])
+            scores[graph.edge_mask] = values
+            found["edge"] = scores
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: a score is missing or no number ({error})") from None
+    if not found:
+        raise UserError(f"{path}: no level has a score for each of its items")
+    return graph, found
+
+
+def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
+    try:
+        table = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"circuit file {path} does not exist") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+        raise UserError(f"{path} is no file of plain tensors: {first_line(error)}") from None
+    if not isinstance(table, dict) or "edges_scores" not in table:
+        raise UserError(f"{path}: a table with 'cfg' and 'edges_scores' is expected; this is no circuit file of MIB")
+    graph = _graph(table.get("cfg"), path)
+    levels: dict[Level, str] = {"node": "nodes_scores", "edge": "edges_scores", "neuron": "neurons_scores"}
+    found: dict[Level, Tensor] = {}
+    for level, key in levels.items():
+        if key not in table or (level == "edge" and not bool(table[key].any())):
+            continue
+        if tuple(table[key].shape) != graph.shape(level):
+            raise UserError(
+                f"{path}: {key} has shape {tuple(table[key].shape)}; {_size(graph)} have {graph.shape(level)}"
+            )
+        found[level] = table[key].float()
+    if not found:
+        raise UserError(f"{path}: no level has scores")
+    return graph, found
+
+
+def _size(graph: Graph) -> str:
+    return f"{graph.layers} layers, {graph.heads} heads and width {graph.width}"
+
+
+def generate(rng: Random, n: int, template: str = TEMPLATE) -> Iterator[dict[str, Any]]:
+    """`n` rows of two-digit addition in the schema of MIB's arithmetic data, each with all seven counterfactuals.
+
+    Not MIB's own rows: those are on the hub (`load`). Operands for which a kind has no counterfactual are drawn anew.
+    """
+    made = 0
+    while made < n:
+        a, b = rng.randint(10, 99), rng.randint(10, 99)
+        example = Example(template.format(x=a, y=b), str(a + b), (a, b))
+        kinds = {kind: alternatives(example, kind) for kind in KINDS if kind != "random"}
+        if not all(kinds.values()):
+            continue
+        others: dict[Kind, tuple[int, int]] = {"random": (rng.randint(10, 99), rng.randint(10, 99))}
+        others |= {kind: rng.choice(found) for kind, found in kinds.items()}
+        yield {
+            "idx": made,
+            "template": template,
+            "prompt": example.prompt,
+            "label": example.answer,
+            "operator": "+",
+            "num_digit": 2,
+            "operand1": a,
+            "operand2": b,
+        } | {
+            f"{kind}_counterfactual": {
+                "prompt": template.format(x=x, y=y), "label": x + y, "operand1": x, "operand2": y
+            }
+            for kind, (x, y) in others.items()
+        }  # fmt: skip
+        made += 1
+
+
+def pairs_of(rows: Iterator[Mapping[str, Any]], kind: Kind) -> list[tuple[Example, Example]]:
+    """Rows in MIB's schema -> problems with the counterfactual of one kind.
+
+    Raises:
+        UserError: a row lacks a field.
+    """
+    found = []
+    for number, row in enumerate(rows):
+        try:
+            other = row[f"{kind}_counterfactual"]
+            first, second = ((int(r["operand1"]), int(r["operand2"])) for r in (row, other))
+            found.append(
+                (
+                    Example(row["prompt"], str(row["label"]), first),
+                    Example(other["prompt"], str(other["label"]), second),
+                )
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"row {number} of the MIB data lacks {error}; expected MIB's arithmetic schema") from None
+    return found
+
+
+def load(split: str) -> Iterator[dict[str, Any]]:
+    """MIB's addition data at its pinned revision, from the local Hugging Face cache. Asks no server.
+
+    Raises:
+        EnvironmentLacks: it is not in the cache.
+        UserError: it has no such split.
+    """
+    from datasets import load_dataset
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    repo, revision = ADDITION
+    try:
+        folder = Path(snapshot_download(repo, revision=revision, repo_type="dataset", local_files_only=True))
+    except LocalEntryNotFoundError:
+        raise EnvironmentLacks(
+            f"MIB's data ({repo} at revision {revision[:12]}) are not in the Hugging Face cache: "
+            f"hf download {repo} --repo-type dataset --revision {revision}"
+        ) from None
+    files = sorted(str(path) for path in folder.rglob(f"{split}*.parquet"))
+    if not files:
+        splits = sorted({path.name.split("-")[0] for path in folder.rglob("*.parquet")})
+        raise UserError(f"{repo} has no split '{split}'; it has {', '.join(splits) or 'no parquet file'}")
+    yield from load_dataset("parquet", data_files=files, split="train")

@@ -1,0 +1,179 @@
+"""Exchanging single nodes for something else, exactly, and going on from there: activation patching, mean ablation.
+
+A node of layer i changes nothing before layer i, so the pass is taken up again from there (prefix restart): about half of the
+work of one whole pass a node. In layer i itself no attention is computed again: what a head writes is a product of matrices.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cdbench.circuits.attribution import QUIETLY, Work
+from cdbench.circuits.contrasts import Contrasts
+from cdbench.circuits.forward import Forward, Outputs, Trace, wide
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.scores import Scores
+from cdbench.tokens import IGNORE, Encoded
+
+
+def exchanged(
+    forward: Forward, trace: Trace, stand_in: Outputs, nodes: Sequence[int], read: Tensor, *, chunk: int = 8
+) -> Iterator[tuple[list[int], Tensor]]:
+    """For each of `nodes` (places in `Graph.nodes`) the residual stream's end with that node's output exchanged.
+
+    `read` [b, a] are the positions asked for. Yields (nodes, [len(nodes), b, a, width]), at most `chunk` nodes at a time.
+    """
+    graph, wanted = forward.graph, set(nodes)
+    b = len(read)
+    rows = torch.arange(b, device=read.device)[:, None]
+    if 0 in wanted:
+        yield [0], forward.trace(stand_in.embedding).end[rows, read][None]
+
+    def finish(middle: Tensor, layer: int) -> Tensor:
+        """From the stream after the layer's heads, [k, b, t, width], or after the layer where its MLP was exchanged."""
+        x = middle.flatten(0, 1)
+        if layer == graph.layers:  # nothing moves between positions any more
+            return middle[:, rows, read]
+        return forward.restart(x, layer).reshape(middle.shape)[:, rows, read]
+
+    for i in range(graph.layers):
+        heads = [h for h in range(graph.heads) if graph.head(i, h) in wanted]
+        for some in (heads[j : j + chunk] for j in range(0, len(heads), chunk)):
+            moved = stand_in.heads[i][:, :, some] - trace.outputs.heads[i][:, :, some]
+            middle = trace.middle[i] + torch.einsum("bthe,hew->hbtw", moved, forward.output_weight(i)[some])
+            if i == graph.layers - 1:
+                middle = middle[:, rows, read]
+                after = middle + forward.mlp(i, middle.flatten(0, 1)).unflatten(0, (len(some), b))
+                yield [graph.head(i, h) for h in some], after
+                continue
+            after = middle + forward.mlp(i, middle.flatten(0, 1)).unflatten(0, (len(some), b))
+            yield [graph.head(i, h) for h in some], finish(after, i + 1)
+        if graph.mlp(i) in wanted:
+            yield [graph.mlp(i)], finish((trace.middle[i] + stand_in.mlps[i])[None], i + 1)
+
+
+@torch.no_grad()
+def patch_exactly(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    nodes: Sequence[int] | None = None,
+    *,
+    chunk: int = 8,
+    work: Work = QUIETLY,
+) -> Scores:
+    """What attribution approximates: M(clean) − M(clean with the node's output from the counterfactual), [n, len(nodes)].
+
+    All nodes if none are named.
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
+    """
+    forward = Forward(model)
+    nodes = range(len(forward.graph.nodes)) if nodes is None else nodes
+    place = {node: column for column, node in enumerate(nodes)}
+    parts, done = [], 0
+    for batch in contrasts.batches(work.batch_size, model.device):
+        trace = forward.trace(forward.embed(batch.clean))
+        stand_in = forward.trace(forward.embed(batch.corrupt)).outputs
+        base = batch.difference(forward.logits(trace.end, batch.last))
+        found = base.new_zeros(len(batch), len(place))
+        for some, ends in exchanged(forward, trace, stand_in, nodes, batch.last[:, None], chunk=chunk):
+            logits = wide(model.lm_head(model.model.norm(ends[:, :, 0])))
+            for node, value in zip(some, logits, strict=True):
+                found[:, place[node]] = base - batch.difference(value)
+        parts.append(found.cpu())
+        done += len(batch)
+        work.progress(done, len(contrasts))
+    return Scores("node", torch.cat(parts), torch.ones(len(contrasts), dtype=torch.long))
+
+
+@torch.no_grad()
+def mean_outputs(model: LlamaForCausalLM, split: Encoded, *, batch_size: int = 100) -> Outputs:
+    """Every node's mean output over the prompts of a split, [1, 1, ...] each: the mean over a prompt's tokens, then over prompts.
+
+    As in `ablation.mean_activations`, for heads and the embedding too (errata A6).
+    """
+    forward = Forward(model)
+    total: Outputs | None = None
+    for rows in torch.arange(len(split)).split(batch_size):
+        batch = split.take(rows).to(model.device)
+        inside = (torch.arange(batch.ids.shape[1], device=model.device)[None] <= batch.last_prompt[:, None]).double()
+        weight = inside / inside.sum(1, keepdim=True) / len(split)
+        found = forward.trace(forward.embed(batch.ids)).outputs
+        sums = Outputs(
+            torch.einsum("bt,btw->w", weight, found.embedding.double())[None, None],
+            [torch.einsum("bt,bthe->he", weight, z.double())[None, None] for z in found.heads],
+            [torch.einsum("bt,btw->w", weight, m.double())[None, None] for m in found.mlps],
+        )
+        total = sums if total is None else _added(total, sums)
+    assert total is not None, "an Encoded split is never empty"
+    dtype = model.dtype
+    return Outputs(total.embedding.to(dtype), [z.to(dtype) for z in total.heads], [m.to(dtype) for m in total.mlps])
+
+
+def _added(a: Outputs, b: Outputs) -> Outputs:
+    return Outputs(
+        a.embedding + b.embedding,
+        [x + y for x, y in zip(a.heads, b.heads, strict=True)],
+        [x + y for x, y in zip(a.mlps, b.mlps, strict=True)],
+    )
+
+
+def expanded(outputs: Outputs, like: Outputs) -> Outputs:
+    """Means [1, 1, ...] at every problem and position of a batch."""
+    return Outputs(
+        outputs.embedding.expand_as(like.embedding),
+        [x.expand_as(y) for x, y in zip(outputs.heads, like.heads, strict=True)],
+        [x.expand_as(y) for x, y in zip(outputs.mlps, like.mlps, strict=True)],
+    )
+
+
+@torch.no_grad()
+def ablated_hits(
+    model: LlamaForCausalLM,
+    split: Encoded,
+    means: Outputs,
+    nodes: Sequence[int],
+    *,
+    work: Work = QUIETLY,
+) -> tuple[Tensor, Tensor]:
+    """Exact match of the whole answer, as the model is and with each node's output replaced by its mean at every position.
+
+    Returns [n] and [n, len(nodes)] bool. Greedy decoding follows the gold answer exactly as long as every gold token so far was
+    the arg-max, so one pass with the answer as input suffices.
+    """
+    forward = Forward(model)
+    place = {node: column for column, node in enumerate(nodes)}
+    whole, parts, done = [], [], 0
+    for rows in torch.arange(len(split)).split(work.batch_size):
+        batch = split.take(rows).to(model.device)
+        trace = forward.trace(forward.embed(batch.ids))
+        found = torch.zeros(len(batch), len(place), dtype=torch.bool)
+        whole.append(_hits(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu())
+        stand_in = expanded(means, trace.outputs)
+        for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
+            for node, end in zip(some, ends, strict=True):
+                found[:, place[node]] = _hits(forward, end, batch).cpu()
+        parts.append(found)
+        done += len(batch)
+        work.progress(done, len(split))
+    return torch.cat(whole), torch.cat(parts)
+
+
+def _hits(forward: Forward, end: Tensor, batch: Encoded) -> Tensor:
+    """[b, a, width] of the residual stream's end at the answer positions -> [b] bool."""
+    predicted = wide(forward.model.lm_head(forward.model.model.norm(end))).argmax(-1)
+    right: Tensor = ((predicted == batch.answer_tokens) | (batch.answer_tokens == IGNORE)).all(1)
+    return right
+
+
+def ablation_scores(whole: Tensor, ablated: Tensor) -> Scores:
+    """Ablation impact of each node for each problem (paper A, 4.1.2, per node): right before − right after, [n, nodes]."""
+    return Scores("node", whole[:, None].float() - ablated.float(), torch.ones(len(whole), dtype=torch.long))
+
+
+def all_nodes(graph: Graph) -> range:
+    """The places of all nodes."""
+    return range(len(graph.nodes))

@@ -1,0 +1,260 @@
+"""`cdbench circuit` from the command line: what a user sees, and what a user's mistakes are told."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file, save_file
+
+from cdbench.circuits import saved
+from cdbench.cli import main
+from conftest import Cli, World
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Command]:
+    """The command in this process, in a folder of its own: loading torch anew for each would take minutes."""
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield lambda *words: CliRunner().invoke(main, [str(word) for word in words])
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def args(world: World) -> list[str]:
+    return ["--profile", str(world.profile_file), "--store", str(world.store)]
+
+
+@pytest.fixture(scope="session")
+def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A circuit of the trained teacher."""
+    root = tmp_path_factory.mktemp("found")
+    words = ["circuit", "discover", "teacher", "--profile", world.profile_file, "--store", world.store]
+    done = CliRunner().invoke(main, [*map(str, words), "--out", str(root / "c"), "--runs", str(root / "runs")])
+    assert done.exit_code == 0, done.stderr
+    return root / "c"
+
+
+def test_discover_shows_what_it_found_how_sure_and_how_exact(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    done = cli("circuit", "discover", "teacher", *args, "--top", "4", "-n", "100")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("teacher (3 layers of 4 heads, width 32) on addition_2digit: ")
+    assert "against 'random' counterfactuals" in lines[0]
+    assert "top 4 of 16 nodes" in done.stdout
+    assert done.stdout.count("   exact ") == 4
+    assert "agreement with exact patching on these: rank correlation" in done.stdout
+    assert "stability of the ranking between halves of the problems: rank correlation" in done.stdout
+    folder = tmp_path / "runs" / "circuits" / "teacher-addition_2digit-node-attribution"
+    assert lines[-1] == f"written to {folder}; next: cdbench circuit evaluate {folder}"
+    table, scores = saved.read(folder)
+    assert scores.rows.shape == (table.data.problems, 16)  # per-example scores are kept
+    assert table.top[0].name in done.stdout
+
+
+def test_two_searches_give_the_same_numbers_to_the_bit(command: Command, args: list[str], tmp_path: Path) -> None:
+    for out in ("a", "b"):
+        assert (
+            command("circuit", "discover", "student", *args, "--level", "edge", "-n", "60", "--out", out).exit_code == 0
+        )
+    assert (tmp_path / "a" / saved.SCORES).read_bytes() == (tmp_path / "b" / saved.SCORES).read_bytes()
+    assert (tmp_path / "a" / saved.CIRCUIT).read_text() == (tmp_path / "b" / saved.CIRCUIT).read_text()
+
+
+def test_evaluate_shows_faithfulness_beside_its_baselines(command: Command, args: list[str], found: Path) -> None:
+    told = command("circuit", "evaluate", found, *args[2:], "-n", "50")
+    assert told.exit_code == 0, told.stderr
+    assert told.stdout.splitlines()[0].startswith("teacher, nodes by attribution: ")
+    assert "CPR" in told.stdout and "CMD" in told.stdout and "magnitude" in told.stdout and "random" in told.stdout
+    table = json.loads(command("circuit", "evaluate", found, *args[2:], "-n", "50", "--json").stdout)
+    assert table["circuit"]["f"][-1] == pytest.approx(1, abs=1e-5)
+    assert table["circuit"]["f"][0] == pytest.approx(0, abs=1e-5)
+    assert table["items"] == [0, 0, 0, 0, 0, 0, 1, 3, 8, 16]
+    low, high = table["circuit"]["cpr_95"]
+    assert low <= table["circuit"]["cpr"] <= high
+    assert table["random"]["draws"] == 5
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_evaluate_by_other_ablations(command: Command, args: list[str], found: Path, ablation: str) -> None:
+    told = command("circuit", "evaluate", found, *args[2:], "-n", "40", "--ablation", ablation, "--random", "1")
+    assert told.exit_code == 0, told.stderr
+    assert {"mean": "all else at its mean", "zero": "all else zero"}[ablation] in told.stdout
+
+
+@pytest.mark.parametrize("by", ["exact", "ablation"])
+def test_discover_by_other_measures(command: Command, args: list[str], tmp_path: Path, by: str) -> None:
+    done = command("circuit", "discover", "teacher", *args, "--by", by, "-n", "40", "--out", by)
+    assert done.exit_code == 0, done.stderr
+    assert {"exact": "exact patching: logit difference lost", "ablation": "accuracy lost"}[by] in done.stdout
+    assert "agreement" not in done.stdout  # that is attribution's
+
+
+def test_the_student_of_a_run_has_a_circuit_of_its_own(
+    cli: Cli, command: Command, args: list[str], tmp_path: Path, mlflow_template: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+    assert cli("run", "finetune", *args).returncode == 0
+    ids = {
+        json.loads(p.read_text())["spec"]["method"]: p.parent.name
+        for p in (tmp_path / "runs/records").glob("*/record.json")
+    }
+    contents = {}
+    for name in (ids["finetune"], ids["teacher"], "teacher", "student"):
+        done = command("circuit", "discover", name, *args, "-n", "30", "--out", f"c-{name}", "--json")
+        assert done.exit_code == 0, done.stderr
+        contents[name] = json.loads(done.stdout)["model"]["content"]
+    assert contents[ids["teacher"]] == contents["teacher"]
+    assert len(set(contents.values())) == 3
+
+
+def test_export_and_import_keep_every_score(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
+    for ending in ("json", "pt"):
+        file = tmp_path / f"x.{ending}"
+        assert command("circuit", "export", found, "--out", file, "--keep", "5").exit_code == 0
+        done = command("circuit", "import", file, "--model", "teacher", *args, "--out", ending)
+        assert done.exit_code == 0, done.stderr
+        back, own = saved.read(tmp_path / ending)[1], saved.read(found)[1]
+        torch.testing.assert_close(back.mean.float(), own.mean.float(), rtol=0, atol=1e-6)
+        told = command("circuit", "evaluate", tmp_path / ending, *args[2:], "-n", "30", "--json")
+        assert told.exit_code == 0, told.stderr
+
+
+def test_interchange_names_the_node_that_carries_a_variable(command: Command, args: list[str]) -> None:
+    done = command("circuit", "interchange", "teacher", *args, "-n", "90", "--variable", "ones_op1", "--top", "3")
+    assert done.exit_code == 0, done.stderr
+    assert "for example " in done.stdout and "with the ones_op1 of" in done.stdout
+    assert "interchange accuracy" in done.stdout.splitlines()[-1]
+    table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json").stdout)
+    assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
+    assert table["accuracy"]["n"] == table["problems"] - table["problems"] // 2
+
+
+def test_attention_tells_what_heads_look_at_and_draws_it(
+    command: Command, args: list[str], found: Path, tmp_path: Path
+) -> None:
+    done = command("circuit", "attention", found, *args[2:], "--heads", "2", "--out", "heads.svg")
+    assert done.exit_code == 0, done.stderr
+    assert "op1 tens | op1 ones | + | op2 tens | op2 ones | =" in done.stdout
+    assert "from the last token, '='" in done.stdout
+    assert "op2 tens" in (tmp_path / "heads.svg").read_text()
+    table = json.loads(command("circuit", "attention", found, *args[2:], "--json").stdout)
+    for weights in table["heads"].values():
+        assert torch.tensor(weights).sum(1) == pytest.approx(torch.ones(6))
+        assert torch.tensor(weights).triu(1).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["discover", "nobody"], "no model 'nobody': write teacher, student, the id of a run"),
+        (["discover", "meta-llama/Llama@main"], "owner/name@revision (40 hex digits)"),
+        (["discover", "0123456789abcdef"], "0123456789abcdef"),
+        (["discover", "teacher", "--task", "nothing"], "nothing"),
+        (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
+        (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
+        (["discover", "teacher", "--top", "0"], "--top"),
+        (["discover", "teacher", "--problems", "0"], "--problems"),
+        (["interchange", "teacher", "--variable", "hundreds"], "hundreds"),
+        (["import", "none.json", "--model", "teacher"], "does not exist"),
+    ],
+)
+def test_wrong_input_is_one_sentence_and_exit_code_2(
+    command: Command, args: list[str], words: list[str], told: str
+) -> None:
+    done = command("circuit", *words, *args)
+    assert done.exit_code == 2, done.stderr
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_mibs_data_that_are_not_there_are_named_with_exit_code_4(
+    command: Command, args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    done = command("circuit", "discover", "teacher", *args, "--data", "mib")
+    assert done.exit_code == 4, done.stderr
+    assert "hf download mib-bench/arithmetic_addition" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["export", "FOUND", "--out", "x.json", "--keep", "0"], "--keep 0: a circuit of 1 to 16 nodes can be marked"),
+        (["export", "FOUND", "--out", "x.json", "--keep", "17"], "--keep 17: a circuit of 1 to 16 nodes"),
+        (["export", "FOUND", "--out", "x.csv"], ".json and .pt files"),
+        (["export", "nothing", "--out", "x.json"], "nothing is no circuit"),
+        (["attention", "FOUND", "--out", "x.png"], ".svg file"),
+    ],
+)
+def test_circuits_that_cannot_be_used_are_told(
+    command: Command, args: list[str], found: Path, words: list[str], told: str
+) -> None:
+    where = args[2:] if words[0] == "attention" else []
+    done = command("circuit", *[str(found) if word == "FOUND" else word for word in words], *where)
+    assert done.exit_code == 2, done.stderr
+    assert told in done.stderr
+
+
+def copied(found: Path, tmp_path: Path, **changes: object) -> Path:
+    folder = tmp_path / "copy"
+    shutil.copytree(found, folder)
+    table = json.loads((folder / saved.CIRCUIT).read_text())
+    (folder / saved.CIRCUIT).write_text(json.dumps(table | changes))
+    return folder
+
+
+def test_a_circuit_of_another_model_is_refused(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
+    model = json.loads((found / saved.CIRCUIT).read_text())["model"]
+    other = copied(found, tmp_path, model=model | {"content": "0" * 16})
+    done = command("circuit", "evaluate", other, *args[2:])
+    assert done.exit_code == 2
+    assert "the circuit is of another model: 'teacher' was 000000000000 when it was found" in done.stderr
+
+
+def test_an_imported_file_of_another_model_is_refused(
+    command: Command, args: list[str], found: Path, tmp_path: Path
+) -> None:
+    assert command("circuit", "export", found, "--out", "x.json").exit_code == 0
+    done = command("circuit", "import", "x.json", "--model", "student", *args)
+    assert done.exit_code == 2
+    assert "x.json is of another model: 3 layers, 4 heads, width 32; student has 2, 4, 32" in done.stderr
+
+
+def test_scores_that_were_altered_or_are_no_numbers_are_refused(
+    command: Command, args: list[str], found: Path, tmp_path: Path
+) -> None:
+    from cdbench.files import sha256
+
+    folder = copied(found, tmp_path)
+    tensors = load_file(folder / saved.SCORES)
+    tensors["rows"][3, 2] = float("nan")
+    save_file(tensors, folder / saved.SCORES)
+    done = command("circuit", "evaluate", folder, *args[2:])
+    assert done.exit_code == 2 and "is not the file that circuit.json names" in done.stderr
+    table = json.loads((folder / saved.CIRCUIT).read_text())
+    (folder / saved.CIRCUIT).write_text(json.dumps(table | {"scores": sha256(folder / saved.SCORES)}))
+    done = command("circuit", "evaluate", folder, *args[2:])
+    assert done.exit_code == 2 and "scores are NaN or infinite" in done.stderr
+
+
+def test_a_folder_in_hugging_face_format_is_a_model(
+    command: Command, args: list[str], world: World, tmp_path: Path
+) -> None:
+    folder = world.workspace(build=False).teacher.folder
+    done = command("circuit", "discover", folder, *args, "-n", "30", "--out", "c", "--json")
+    assert done.exit_code == 0, done.stderr
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    done = command("circuit", "discover", "./other", *args)
+    assert done.exit_code == 2
+    assert "the hooks know LlamaForCausalLM only" in done.stderr

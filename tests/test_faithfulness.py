@@ -1,0 +1,252 @@
+"""Faithfulness as MIB's code has it: limits, three levels against each other, areas, pruning."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cdbench.circuits.attribution import attribute
+from cdbench.circuits.faithfulness import (
+    SIZES,
+    Curve,
+    Exchange,
+    circuit_metric,
+    cmd,
+    cpr,
+    curve,
+    magnitude,
+    random_scores,
+)
+from cdbench.circuits.graph import LEVELS, Circuit, Graph, prune, top
+from cdbench.circuits.patching import mean_outputs
+from cdbench.circuits.scores import Scores, overlap, single, spearman
+from cdbench.tokens import encode
+from cdbench.zoo import make_tokenizer
+from circuit_models import contrasts, llama, metric, naive_outputs, naive_patched
+from test_patching import problems
+
+
+@pytest.mark.parametrize("kind", [{}, {"attention_bias": True, "mlp_bias": True}, {"num_key_value_heads": 1}])
+@pytest.mark.parametrize("level", LEVELS)
+def test_all_is_the_model_and_nothing_is_the_counterfactual(level: str, kind: dict[str, object]) -> None:
+    """f(all) = 1 and f(∅) = 0."""
+    model, pairs = llama(**kind), contrasts(ragged=True)
+    graph = Graph.of(model)
+    scores = random_scores(graph, level, 0).mean  # type: ignore[arg-type]
+    whole, none = (top(scores, n, graph, level) for n in (graph.items(level), 0))  # type: ignore[arg-type]
+    found = circuit_metric(model, pairs, [whole, none])
+    torch.testing.assert_close(found[0], metric(model, pairs.clean, pairs).detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[1], metric(model, pairs.corrupt, pairs).detach(), rtol=1e-4, atol=1e-4)
+    f = curve(model, pairs, single(level, scores)).faithfulness()  # type: ignore[arg-type]
+    assert f[-1].item() == pytest.approx(1, abs=1e-4)
+    assert f[0].item() == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_node_is_all_its_edges_and_all_its_neurons(seed: int) -> None:
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    kept = torch.rand(len(graph.nodes), generator=torch.Generator().manual_seed(seed)) > 0.4
+    circuits = [
+        Circuit(graph, kept),
+        Circuit(graph, kept, edges=graph.edge_mask & kept[:, None]),
+        Circuit(graph, kept, neurons=kept[:, None].expand(-1, 16)),
+    ]
+    found = circuit_metric(model, pairs, circuits)
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[2], found[0], rtol=1e-4, atol=1e-4)
+    outside = [name for name, on in zip(graph.nodes, kept.tolist(), strict=True) if not on]
+    naive = naive_patched(model, pairs, outside, naive_outputs(model, pairs.corrupt))
+    torch.testing.assert_close(found[0], naive, rtol=1e-4, atol=1e-4)
+
+
+def test_one_edge_less_changes_what_that_reader_gets_and_nothing_else() -> None:
+    """Without m1->logits the logits read the stream with the counterfactual's m1, while m2 still reads the true one."""
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    edges = graph.edge_mask.clone()
+    edges[graph.mlp(1), -1] = False
+    every = torch.ones(len(graph.nodes), dtype=torch.bool)
+    found = circuit_metric(model, pairs, [Circuit(graph, every, edges=edges)])[0]
+    clean, corrupt = (naive_outputs(model, ids) for ids in (pairs.clean, pairs.corrupt))
+    stream = clean["input"] + sum(clean[f"m{i}"] for i in range(3))
+    for layer in range(3):
+        z = torch.cat([clean[f"a{layer}.h{h}"] for h in range(4)], dim=-1)
+        stream = stream + model.model.layers[layer].self_attn.o_proj(z)
+    stream = stream + corrupt["m1"] - clean["m1"]
+    logits = model.lm_head(model.model.norm(stream[:, -1])).detach()
+    torch.testing.assert_close(found, pairs.difference(logits), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "zero"])
+def test_other_ablations_put_means_or_zeros_outside(ablation: str) -> None:
+    model, pairs = llama(), contrasts()
+    graph, split = Graph.of(model), encode(make_tokenizer(), problems())
+    means = mean_outputs(model, split) if ablation == "mean" else None
+    kept = torch.ones(len(graph.nodes), dtype=torch.bool)
+    kept[graph.head(1, 2)] = kept[graph.mlp(0)] = False
+    found = circuit_metric(model, pairs, [Circuit(graph, kept)], exchange=Exchange(ablation, means))[0]  # type: ignore[arg-type]
+    instead = {
+        "a1.h2": (means.heads[1][:, :, 2] if means else torch.zeros(4)).expand(8, 6, 4),
+        "m0": (means.mlps[0] if means else torch.zeros(16)).expand(8, 6, 16),
+    }
+    torch.testing.assert_close(found, naive_patched(model, pairs, ["a1.h2", "m0"], instead), rtol=1e-4, atol=1e-4)
+
+
+def test_mean_ablation_without_means_is_an_error() -> None:
+    model = llama()
+    with pytest.raises(ValueError, match="needs the means"):
+        circuit_metric(model, contrasts(), [Circuit.whole(Graph.of(model))], exchange=Exchange("mean"))
+
+
+def test_a_circuit_of_another_model_is_refused() -> None:
+    with pytest.raises(ValueError, match="a circuit of Graph"):
+        circuit_metric(llama(), contrasts(), [Circuit.whole(Graph(2, 4, 16))])
+
+
+def test_areas_are_mibs_on_a_stored_example() -> None:
+    """MIB's function (`evaluate_area_under_curve`, linear axis) on these f, worked out term by term.
+
+    Sizes .001 .002 .005 .01 .02 .05 .1 .2 .5 1; widths .001 .003 .005 .01 .03 .05 .1 .3 .5;
+    f 0 .01 .02 .1 .3 .6 .8 1.2 .9 1. Means of neighbours: .005 .015 .06 .2 .45 .7 1.0 1.05 .95, times the widths:
+    .000005 .000045 .0003 .002 .0135 .035 .1 .315 .475 -> CPR .94085.
+    |1 − f|: 1 .99 .98 .9 .7 .4 .2 .2 .1 0; means .995 .985 .94 .8 .55 .3 .2 .15 .05, times the widths:
+    .000995 .002955 .0047 .008 .0165 .015 .02 .045 .025 -> CMD .13815.
+    """
+    f = torch.tensor([0, 0.01, 0.02, 0.1, 0.3, 0.6, 0.8, 1.2, 0.9, 1], dtype=torch.float64)
+    assert round(cpr(f).item(), 5) == 0.94085
+    assert round(cmd(f).item(), 5) == 0.13815
+    perfect = torch.ones(10)
+    assert cpr(perfect).item() == pytest.approx(0.999)
+    assert cmd(perfect).item() == 0
+    assert len(SIZES) == 10
+
+
+def test_f_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
+    found = Curve((1,), torch.tensor([[1.0, 3.0]]), whole=torch.tensor([2.0, 10.0]), empty=torch.tensor([0.0, 0.0]))
+    assert found.faithfulness().tolist() == [pytest.approx(4 / 12)]  # the mean of ratios would be 0.4
+    draws = found.bootstrap()
+    assert draws.shape == (1000, 1)
+    # Two problems: each draw holds the first twice (1/2), the second twice (3/10), or both (1/3).
+    assert {round(x, 4) for x in draws.flatten().tolist()} == {0.5, 0.3, 0.3333}
+
+
+def test_a_model_that_does_as_well_with_nothing_has_no_faithfulness() -> None:
+    pairs = contrasts()
+    with pytest.raises(ValueError, match="0 divided by 0"):
+        curve(llama(), replace(pairs, corrupt=pairs.clean), single("node", torch.zeros(16)))
+
+
+def test_top_takes_signed_scores_for_cpr_and_sizes_for_cmd() -> None:
+    graph = Graph(1, 1, 4)  # input, a0.h0, m0
+    scores = torch.tensor([0.5, -2.0, 1.0])
+    assert top(scores, 1, graph, "node").names == ["m0"]
+    assert top(scores, 2, graph, "node").names == ["input", "m0"]
+    assert top(scores, 1, graph, "node", absolute=True).names == ["a0.h0"]
+    assert top(torch.zeros(3), 2, graph, "node").names == ["input", "a0.h0"]  # equal: in the graph's order
+
+
+@pytest.mark.parametrize(
+    ("scores", "n", "level", "words"),
+    [
+        (torch.zeros(3), -1, "node", "a circuit of -1 nodes; the model has 3"),
+        (torch.zeros(3), 4, "node", "a circuit of 4 nodes; the model has 3"),
+        (torch.zeros(4), 1, "node", r"node scores of shape \(4,\); this model's have \(3,\)"),
+        (torch.tensor([0, torch.nan, 1]), 1, "node", "1 of 3 node scores are not finite"),
+        (torch.full((3, 5), torch.inf), 1, "edge", "not finite"),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(scores: torch.Tensor, n: int, level: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        top(scores, n, Graph(1, 1, 4), level)  # type: ignore[arg-type]
+
+
+def test_edges_without_a_way_from_the_input_to_the_logits_are_pruned() -> None:
+    graph = Graph(2, 1, 4)  # input a0.h0 m0 a1.h0 m1
+    place = {name: i for i, name in enumerate(graph.nodes)}
+    reader = {name: i for i, name in enumerate(graph.readers)}
+
+    def edges(*names: str) -> torch.Tensor:
+        kept = torch.zeros(graph.shape("edge"), dtype=torch.bool)
+        for name in names:
+            source, _, target = name.partition("->")
+            kept[place[source], reader[target]] = True
+        return kept
+
+    whole = ["input->m0", "m0->a1.h0<v>", "a1.h0->logits"]
+    assert prune(edges(*whole), graph).names == ["input", "m0", "a1.h0"]
+    # m1 is fed by m0 and feeds nothing; a0.h0 feeds m0 and is fed by nothing.
+    pruned = prune(edges(*whole, "m0->m1", "a0.h0->m0"), graph)
+    assert pruned.names == ["input", "m0", "a1.h0"]
+    assert pruned.edges is not None
+    assert torch.equal(pruned.edges, edges(*whole))
+    # A way that ends before the logits falls apart, edge after edge.
+    assert prune(edges("input->a0.h0<q>", "a0.h0->m0", "m0->m1"), graph).names == []
+    assert prune(edges("input->logits"), graph).names == ["input"]
+
+
+def test_pruned_edges_change_no_number() -> None:
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    for n in (20, 60, 120):
+        kept = torch.zeros_like(graph.edge_mask)
+        order = torch.randperm(len(graph.edges), generator=torch.Generator().manual_seed(n))[:n]
+        rows = graph.edge_mask.nonzero()[order]
+        kept[rows[:, 0], rows[:, 1]] = True
+        every = torch.ones(len(graph.nodes), dtype=torch.bool)
+        found = circuit_metric(model, pairs, [Circuit(graph, every, edges=kept), prune(kept, graph)])
+        # What no reader of the circuit depends on, may carry anything. A node that is fed by nothing carries the counterfactual.
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+
+
+def test_attribution_finds_better_circuits_than_chance_in_a_trained_model(world) -> None:  # type: ignore[no-untyped-def]
+    from cdbench.circuits.arithmetic import make_pairs
+    from cdbench.circuits.contrasts import make_contrasts
+    from cdbench.seeds import rng_for
+    from cdbench.tokens import prompt_ids
+
+    workspace = world.workspace(build=False)
+    model, tokenizer = workspace.teacher.model(), workspace.tokenizer
+    pairs, _ = make_pairs(workspace.train_examples, "random", lambda text: prompt_ids(tokenizer, text), rng_for("test"))
+    found = make_contrasts(tokenizer, pairs)
+    mine = cpr(curve(model, found, attribute(model, found, "edge", steps=5)).faithfulness())
+    chance = [cpr(curve(model, found, random_scores(Graph.of(model), "edge", i)).faithfulness()) for i in range(3)]
+    assert mine > max(chance) + 0.1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_baselines_have_a_score_for_every_item(level: str) -> None:
+    model, pairs = llama(), contrasts(ragged=True)
+    graph = Graph.of(model)
+    size = magnitude(model, pairs, level)  # type: ignore[arg-type]
+    assert tuple(size.mean.shape) == graph.shape(level)  # type: ignore[arg-type]
+    assert bool((size.mean >= 0).all())
+    assert torch.equal(random_scores(graph, level, 1).mean, random_scores(graph, level, 1).mean)  # type: ignore[arg-type]
+    assert not torch.equal(random_scores(graph, level, 1).mean, random_scores(graph, level, 2).mean)  # type: ignore[arg-type]
+
+
+def test_magnitude_is_the_distance_that_a_node_moves() -> None:
+    model, pairs = llama(), contrasts(ragged=True)
+    clean, corrupt = (naive_outputs(model, ids) for ids in (pairs.clean, pairs.corrupt))
+    inside = torch.arange(6)[None] <= pairs.last[:, None]
+    expected = ((clean["m1"] - corrupt["m1"]).norm(dim=-1) * inside).sum() / 8
+    assert magnitude(model, pairs, "node").mean[Graph.of(model).mlp(1)].item() == pytest.approx(
+        expected.item(), rel=1e-4
+    )
+
+
+def test_rank_correlation_and_overlap_by_hand() -> None:
+    x = torch.tensor([1.0, 2, 3, 4])
+    assert spearman(x, torch.tensor([10.0, 20, 30, 40])) == pytest.approx(1)
+    assert spearman(x, torch.tensor([4.0, 3, 2, 1])) == pytest.approx(-1)
+    from scipy.stats import spearmanr
+
+    a, b = torch.tensor([1.0, 1, 2, 5, 3]), torch.tensor([2.0, 0, 2, 1, 2])
+    assert spearman(a, b) == pytest.approx(spearmanr(a.numpy(), b.numpy()).statistic)
+    assert spearman(x, torch.ones(4)) != spearman(x, torch.ones(4))  # NaN: a constant has no ranks
+    assert overlap(torch.tensor([3.0, 2, 1, 0]), torch.tensor([3.0, 0, 1, 2]), 2) == 0.5
+
+
+def test_scores_of_folds_are_weighted_by_their_sizes() -> None:
+    scores = Scores("node", torch.tensor([[1.0], [4.0]]), torch.tensor([3, 1]))
+    assert scores.mean.tolist() == [1.75]

@@ -1,0 +1,172 @@
+"""MIB's files in and out, and its data: real rows are on the hub, here the schema and the way to them."""
+
+import json
+import os
+from pathlib import Path
+from random import Random
+
+import datasets
+import pytest
+import torch
+
+from cdbench.circuits import mib
+from cdbench.circuits.arithmetic import KINDS, carry
+from cdbench.circuits.graph import LEVELS, Graph, Level, top
+from cdbench.errors import EnvironmentLacks, UserError
+
+GRAPH = Graph(layers=2, heads=2, width=4)
+
+
+def scores_of(level: Level) -> torch.Tensor:
+    values = torch.randn(GRAPH.shape(level), generator=torch.Generator().manual_seed(0))
+    return values * GRAPH.edge_mask if level == "edge" else values
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("ending", [".json", ".pt"])
+def test_what_is_written_is_read_again(tmp_path: Path, level: Level, ending: str) -> None:
+    path, scores = tmp_path / f"importances{ending}", scores_of(level)
+    mib.write(path, GRAPH, level, scores, top(scores, 3, GRAPH, level))
+    found = mib.read(path)
+    assert found.graph == GRAPH
+    assert list(found.scores) == [level]
+    torch.testing.assert_close(found.scores[level], scores, rtol=0, atol=1e-7)
+
+
+def test_the_json_file_has_what_mibs_reader_asks_for(tmp_path: Path) -> None:
+    """EAP-IG's `Graph.from_json`: cfg, nodes with in_graph and score, edges by name with score and in_graph."""
+    scores = scores_of("edge")
+    mib.write(tmp_path / "x.json", GRAPH, "edge", scores, top(scores, 30, GRAPH, "edge", absolute=True))
+    table = json.loads((tmp_path / "x.json").read_text())
+    assert table["cfg"] == {"n_layers": 2, "n_heads": 2, "parallel_attn_mlp": False, "d_model": 4}
+    assert list(table["nodes"]) == ["input", "a0.h0", "a0.h1", "m0", "a1.h0", "a1.h1", "m1", "logits"]
+    assert len(table["edges"]) == 46
+    assert table["edges"]["m0->a1.h1<k>"]["score"] == pytest.approx(scores[3, GRAPH.readers.index("a1.h1<k>")].item())
+    assert 0 < sum(edge["in_graph"] for edge in table["edges"].values()) <= 30
+
+
+def test_the_pt_file_has_what_mibs_reader_asks_for(tmp_path: Path) -> None:
+    """EAP-IG's `Graph.from_pt`: these keys, scores [n_forward, n_backward]."""
+    mib.write(tmp_path / "x.pt", GRAPH, "neuron", scores_of("neuron"), top(scores_of("neuron"), 9, GRAPH, "neuron"))
+    table = torch.load(tmp_path / "x.pt", weights_only=True)
+    assert {"cfg", "src_nodes", "dst_nodes", "edges_scores", "edges_in_graph", "nodes_in_graph"} <= set(table)
+    assert table["edges_scores"].shape == table["edges_in_graph"].shape == (7, 15)
+    assert table["dst_nodes"][-1] == "logits"
+    assert table["neurons_scores"].shape == (7, 4)
+    assert int(table["neurons_in_graph"].sum()) == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.pop("cfg"), "'cfg' must hold n_layers"),
+        (lambda t: t["cfg"].update(parallel_attn_mlp=True), "parallel"),
+        (lambda t: t["nodes"].update({"a9.h0": {"in_graph": True}}), "'a9.h0' is no node"),
+        (lambda t: t["edges"].update({"m1->m0": {"score": 1.0}}), "'m1->m0' is no node or edge"),
+        (lambda t: t["nodes"]["m0"].update(score=float("nan")), "1 of 7 node scores are not finite"),
+        (lambda t: t["nodes"]["m0"].update(score="high"), "no number"),
+        (lambda t: t.update(nodes=[]), "must be tables"),
+        (lambda t: t["nodes"]["m0"].pop("score"), "no level has a score for each"),
+    ],
+)
+def test_a_damaged_json_file_is_an_error_that_names_the_fault(tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "x.json"
+    mib.write(path, GRAPH, "node", scores_of("node"))
+    table = json.loads(path.read_text())
+    change(table)
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match=words):
+        mib.read(path)
+
+
+class Trap:
+    """A pickle that would run something."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("trapped",)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"cfg": {}}, "'edges_scores' is expected"),
+        ({"edges_scores": torch.ones(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}, "nodes_scores": torch.ones(6)},
+         r"nodes_scores has shape \(6,\)"),
+        ({"edges_scores": torch.zeros(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no level has scores"),
+        (Trap(), "no file of plain tensors"),
+    ],
+)  # fmt: skip
+def test_a_damaged_pt_file_is_an_error_and_runs_nothing(
+    tmp_path: Path, monkeypatch, content: object, words: str
+) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(UserError, match=words):
+        mib.read(tmp_path / "x.pt")
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("name", ["none.json", "none.pt", "x.csv"])
+def test_a_missing_file_or_another_format_is_an_error(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"does not exist|\.json and \.pt"):
+        mib.read(tmp_path / name)
+    with pytest.raises(UserError, match=r"\.json and \.pt"):
+        mib.write(tmp_path / "x.csv", GRAPH, "node", scores_of("node"))
+
+
+FIELDS = {"idx", "template", "prompt", "label", "operator", "num_digit", "operand1", "operand2"}
+
+
+def test_generated_rows_have_mibs_schema_and_all_seven_counterfactuals() -> None:
+    rows = list(mib.generate(Random(0), 50))
+    assert rows == list(mib.generate(Random(0), 50))
+    for i, row in enumerate(rows):
+        assert set(row) == FIELDS | {f"{kind}_counterfactual" for kind in KINDS}
+        a, b = row["operand1"], row["operand2"]
+        assert (row["idx"], row["operator"], row["num_digit"], row["label"]) == (i, "+", 2, str(a + b))
+        assert row["prompt"] == f"The sum of {a} and {b} is "
+        other = row["ones_carry_counterfactual"]
+        assert other["label"] == other["operand1"] + other["operand2"]
+        assert other["label"] % 10 == (a + b) % 10
+        assert carry(other["operand1"], other["operand2"], "+", 0) != carry(a, b, "+", 0)
+        assert row["tens_op2_counterfactual"]["operand1"] == a
+
+
+def test_rows_become_pairs_of_one_kind() -> None:
+    rows = list(mib.generate(Random(0), 5))
+    for row, (clean, other) in zip(rows, mib.pairs_of(iter(rows), "tens_carry"), strict=True):
+        assert (clean.prompt, clean.answer) == (row["prompt"], row["label"])
+        assert other.answer == str(row["tens_carry_counterfactual"]["label"])  # MIB has a number here, and text above
+    with pytest.raises(UserError, match="row 0 of the MIB data lacks"):
+        mib.pairs_of(iter([{"prompt": "x"}]), "random")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty Hugging Face cache."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_data_that_are_not_in_the_cache_are_named_with_the_command_that_fetches_them(hub: Path) -> None:
+    with pytest.raises(
+        EnvironmentLacks, match="hf download mib-bench/arithmetic_addition --repo-type dataset --revision d56d68b7"
+    ):
+        next(mib.load("train"))
+
+
+def test_the_hubs_data_are_read_at_the_pinned_revision(hub: Path) -> None:
+    """A cache as the hub lays it out, with rows in MIB's schema that this test made."""
+    repo, revision = mib.ADDITION
+    base = hub / f"datasets--{repo.replace('/', '--')}"
+    folder = base / "snapshots" / revision / "data"
+    folder.mkdir(parents=True)
+    (base / "refs").mkdir()
+    (base / "refs" / "main").write_text(revision)
+    rows = list(mib.generate(Random(1), 6))
+    datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
+    assert mib.pairs_of(mib.load("train"), "ones_op1") == mib.pairs_of(iter(rows), "ones_op1")
+    with pytest.raises(UserError, match="has no split 'test'; it has train"):
+        next(mib.load("test"))

@@ -1,0 +1,121 @@
+"""Exact patching and mean ablation by prefix restart give what one whole pass a node gives."""
+
+import pytest
+import torch
+
+from cdbench.circuits.ablation import ablated_accuracy, mean_activations
+from cdbench.circuits.attribution import Work
+from cdbench.circuits.discovery import Search, agreement, discover, exact_scores
+from cdbench.circuits.faithfulness import circuit_metric
+from cdbench.circuits.forward import Outputs
+from cdbench.circuits.graph import Circuit, Graph
+from cdbench.circuits.patching import ablated_hits, ablation_scores, all_nodes, mean_outputs, patch_exactly
+from cdbench.errors import UserError
+from cdbench.tokens import encode
+from cdbench.zoo import exact_match, make_tokenizer
+from circuit_models import contrasts, llama, metric, naive_outputs, naive_patched
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 8])
+@pytest.mark.parametrize("kind", [{}, {"attention_bias": True}, {"num_key_value_heads": 4}, {"num_hidden_layers": 1}])
+def test_patching_from_the_layer_on_is_patching_in_a_whole_pass(kind: dict[str, object], chunk: int) -> None:
+    model, pairs = llama(**kind), contrasts(ragged=True)
+    corrupt, base = naive_outputs(model, pairs.corrupt), metric(model, pairs.clean, pairs)
+    found = patch_exactly(model, pairs, chunk=chunk).rows
+    for column, name in enumerate(Graph.of(model).nodes):
+        expected = base - naive_patched(model, pairs, [name], corrupt)
+        torch.testing.assert_close(found[:, column], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_some_nodes_alone_are_patched_as_among_all() -> None:
+    model, pairs = llama(), contrasts(n=7)
+    some = [14, 0, 3]
+    found = patch_exactly(model, pairs, some, work=Work(batch_size=2)).rows
+    torch.testing.assert_close(found, patch_exactly(model, pairs).rows[:, some], rtol=1e-4, atol=1e-5)
+
+
+PROMPTS = [("1+2=", "3"), ("12+34=", "46"), ("5+66=", "71"), ("99+9=", "108"), ("40+40=", "80")]
+
+
+def problems():  # type: ignore[no-untyped-def]
+    from cdbench.api import Example
+
+    return [Example(prompt, answer, tuple(map(int, prompt[:-1].split("+")))) for prompt, answer in PROMPTS]
+
+
+def test_the_means_are_those_of_the_layers_ablation() -> None:
+    model, split = llama(), encode(make_tokenizer(), problems())
+    means = mean_outputs(model, split, batch_size=2)
+    for layer, value in enumerate(mean_activations(model, split, "pooled")):
+        torch.testing.assert_close(means.mlps[layer][0, 0], value, rtol=1e-4, atol=1e-5)
+
+
+def test_ablating_mlps_by_restart_gives_the_accuracies_of_the_hooks(world) -> None:  # type: ignore[no-untyped-def]
+    workspace = world.workspace(build=False)
+    model, split = workspace.teacher.model(), encode(workspace.tokenizer, workspace.train_examples[:64])
+    graph, means = Graph.of(model), mean_outputs(model, split)
+    whole, ablated = ablated_hits(model, split, means, all_nodes(graph), work=Work(batch_size=25))
+    assert torch.equal(whole, exact_match(model, split))
+    for layer, value in enumerate(mean_activations(model, split, "pooled")):
+        assert ablated[:, graph.mlp(layer)].double().mean() == ablated_accuracy(model, split, layer, value)
+    impacts = ablation_scores(whole, ablated).mean
+    assert impacts[graph.mlp(0)] == whole.double().mean() - ablated[:, graph.mlp(0)].double().mean()
+
+
+def test_ablating_a_node_with_its_own_constant_output_changes_nothing() -> None:
+    model, split = llama(), encode(make_tokenizer(), problems())
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+        model.model.layers[2].self_attn.v_proj.weight.zero_()
+    whole, ablated = ablated_hits(model, split, mean_outputs(model, split), all_nodes(Graph.of(model)))
+    silent = [Graph.of(model).mlp(1), *(Graph.of(model).head(2, h) for h in range(4))]
+    assert torch.equal(ablated[:, silent], whole[:, None].expand(-1, 5))
+
+
+def test_exact_scores_of_single_items_agree_between_levels() -> None:
+    """A node is all its neurons: exchanging every dimension at once is exchanging the node."""
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    nodes = exact_scores(model, pairs, "node", (5, 9)).float()
+    dims = torch.ones(2, *graph.shape("neuron"), dtype=torch.bool)
+    dims[0, 5], dims[1, 9] = False, False
+    every = torch.ones(len(graph.nodes), dtype=torch.bool)
+    lost = circuit_metric(
+        model, pairs, [Circuit(graph, every), *(Circuit(graph, every, neurons=d) for d in dims)]
+    ).mean(1)
+    torch.testing.assert_close(lost[0] - lost[1:], nodes, rtol=1e-4, atol=1e-4)
+    # The last MLP has one edge, to the logits: exchanging the edge is exchanging the node.
+    edge = graph.edges.index("m2->logits")
+    last = exact_scores(model, pairs, "edge", (edge,))
+    torch.testing.assert_close(
+        last, exact_scores(model, pairs, "node", (graph.mlp(2),)), rtol=1e-4, atol=1e-4, check_dtype=False
+    )
+
+
+def test_agreement_is_computed_on_the_top_items() -> None:
+    model, pairs = llama(), contrasts()
+    scores = discover(model, pairs, encode(make_tokenizer(), problems()), Search())
+    found = agreement(model, pairs, scores, 5)
+    assert list(found.items) == scores.mean.abs().argsort(descending=True)[:5].tolist()
+    exact = patch_exactly(model, pairs).mean
+    assert found.exact == pytest.approx([exact[i].item() for i in found.items], abs=1e-4)
+    assert found.same_sign == sum(a * b > 0 for a, b in zip(found.approximate, found.exact, strict=True))
+    with pytest.raises(ValueError, match="top 0 items"):
+        agreement(model, pairs, scores, 0)
+
+
+@pytest.mark.parametrize("by", ["exact", "ablation"])
+def test_edges_by_a_pass_each_are_refused_with_the_way_out(by: str) -> None:
+    with pytest.raises(UserError, match="edges can be ranked by attribution only"):
+        discover(llama(), contrasts(), encode(make_tokenizer(), problems()), Search(by, "edge"))  # type: ignore[arg-type]
+
+
+def test_expanded_means_stand_at_every_position() -> None:
+    from cdbench.circuits.patching import expanded
+
+    model, split = llama(), encode(make_tokenizer(), problems())
+    means = mean_outputs(model, split)
+    like = Outputs(torch.zeros(5, 7, 16), [torch.zeros(5, 7, 4, 4)] * 3, [torch.zeros(5, 7, 16)] * 3)
+    wide = expanded(means, like)
+    assert torch.equal(wide.heads[1][4, 6], means.heads[1][0, 0])
+    assert torch.equal(wide.embedding[2, 3], means.embedding[0, 0])
