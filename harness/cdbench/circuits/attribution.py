@@ -115,26 +115,22 @@ def attribute(
     Raises:
         UserError: the model is not a Llama or in training mode.
     """
-    forward = Forward(model)
-    rows, sizes, done = [], [], 0
+    forward, n = Forward(model), len(contrasts)
+    folds = n if level == "node" else min(_FOLDS, n)
+    fold = torch.arange(n) * folds // n
+    rows = torch.zeros(folds, *forward.graph.shape(level), dtype=wide(model.lm_head.weight).dtype)
     score = {"node": _nodes, "edge": _edges, "neuron": _neurons}[level]
-    chunks = torch.arange(len(contrasts)).tensor_split(1 if level == "node" else min(_FOLDS, len(contrasts)))
-    for chunk in chunks:
-        parts = []
-        for indices in chunk.split(work.batch_size):
-            parts.append(score(forward, contrasts.take(indices, model.device), steps).cpu())
-            done += len(indices)
-            work.progress(done, len(contrasts))
-        if level == "node":
-            rows, sizes = parts, [1] * len(contrasts)
-        else:
-            rows.append(torch.stack(parts).sum(0, keepdim=True) / len(chunk))
-            sizes.append(len(chunk))
-    return Scores(level, torch.cat(rows), torch.tensor(sizes))
+    for indices in torch.arange(n).split(work.batch_size):
+        found, counts = torch.unique_consecutive(fold[indices], return_counts=True)
+        batch = contrasts.take(indices, model.device)
+        rows[found] += score(forward, batch, steps, counts.tolist()).cpu()
+        work.progress(int(indices[-1]) + 1, n)
+    sizes = torch.bincount(fold, minlength=folds)
+    return Scores(level, rows / sizes.reshape(-1, *[1] * (rows.ndim - 1)), sizes)
 
 
-def _nodes(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
-    """[b, nodes]."""
+def _nodes(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
+    """[b, nodes]: each problem is a group of its own."""
     p = _passes(forward, batch, steps, frozenset({"input", "heads", "mlp"}))
     columns = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (1, 2))[:, None]]
     for i in range(forward.graph.layers):
@@ -143,61 +139,67 @@ def _nodes(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
     return torch.cat(columns, dim=1)
 
 
-def _neurons(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
-    """[nodes, width], summed over the batch."""
+def _neurons(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
+    """[groups, nodes, width], summed over each group of so many problems that follow each other."""
     p = _passes(forward, batch, steps, frozenset({"input", "mlp_input", "mlp"}))
-    found = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (0, 1))[None]]
+    found = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (1,))[:, None]]
     for i in range(forward.graph.layers):
         # The stream after the heads is read by the MLP, and goes on to where the MLP writes.
         after = p.gradient("mlp_input", i) + p.gradient("mlp", i)
         moved = forward.write(i, p.clean.heads[i] - p.corrupt.heads[i])
-        found.append(_dot(moved, after[:, :, None], (0, 1)))
-        found.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (0, 1))[None])
-    return torch.cat(found)
+        found.append(_dot(moved, after[:, :, None], (1,)))
+        found.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (1,))[:, None])
+    return torch.stack([part.sum(0) for part in torch.cat(found, dim=1).split(groups)])
 
 
-def _edges(forward: Forward, batch: Contrasts, steps: int) -> Tensor:
-    """[nodes, readers], summed over the batch."""
+def _edges(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
+    """[groups, nodes, readers], summed over each group of so many problems that follow each other."""
     graph = forward.graph
     p = _passes(forward, batch, steps, frozenset({"query", "key", "value", "mlp_input"}))
-    written = [(p.clean.embedding - p.corrupt.embedding)[:, :, None]]
-    scores = wide(p.clean.embedding).new_zeros(graph.shape("edge"))
+    first = wide(p.clean.embedding - p.corrupt.embedding)
+    # Nodes first, so that each group's scores are one product of matrices that lie as they are needed.
+    moved = first.new_empty(len(graph.nodes), *first.shape)
+    moved[0], written = first, 1
+    scores = first.new_zeros(len(groups), *graph.shape("edge"))
 
-    def fill(first: int, gradient: Tensor) -> None:
-        """Edges of all that is written so far into the readers [b, t, r, width] from column `first` on."""
-        moved = wide(torch.cat(written, dim=2))
-        scores[: moved.shape[2], first : first + gradient.shape[2]] = torch.einsum(
-            "btsw,btrw->sr", moved, wide(gradient)
-        )
+    def fill(column: int, gradient: Tensor) -> None:
+        """Edges of all that is written so far into the readers [r, b, t, width] from `column` on."""
+        sources, reads = moved[:written].split(groups, dim=1), wide(gradient).split(groups, dim=1)
+        for group, (source, read) in enumerate(zip(sources, reads, strict=True)):
+            block = source.reshape(written, -1) @ read.reshape(len(read), -1).T
+            scores[group, :written, column : column + len(read)] = block
 
     for i in range(graph.layers):
-        first = i * (3 * graph.heads + 1)
-        for place, part in enumerate(("query", "key", "value")):
-            reads = [
-                _head_input_gradient(forward, i, part, step[part, i], x[i])
-                for step, x in zip(p.gradients, p.before, strict=True)
-            ]
-            fill(first + place * graph.heads, torch.stack(reads).mean(0))
-        written.append(forward.write(i, p.clean.heads[i] - p.corrupt.heads[i]))
-        fill(first + 3 * graph.heads, p.gradient("mlp_input", i)[:, :, None])
-        written.append((p.clean.mlps[i] - p.corrupt.mlps[i])[:, :, None])
-    fill(len(graph.readers) - 1, p.gradient("end", 0)[:, :, None])
+        column = i * (3 * graph.heads + 1)
+        reads = [_head_inputs(forward, i, step, x[i]) for step, x in zip(p.gradients, p.before, strict=True)]
+        fill(column, torch.stack(reads).mean(0) if len(reads) > 1 else reads[0])
+        moved[written : written + graph.heads] = forward.write(i, p.clean.heads[i] - p.corrupt.heads[i]).movedim(2, 0)
+        written += graph.heads
+        fill(column + 3 * graph.heads, p.gradient("mlp_input", i)[None])
+        moved[written] = p.clean.mlps[i] - p.corrupt.mlps[i]
+        written += 1
+    fill(len(graph.readers) - 1, p.gradient("end", 0)[None])
     return scores
 
 
-def _head_input_gradient(forward: Forward, layer: int, part: str, gradient: Tensor, x: Tensor) -> Tensor:
-    """From the gradient at each head's query, key or value [b, t, heads, head width] to that at its input [b, t, heads, width].
+def _head_inputs(forward: Forward, layer: int, step: dict[tuple[str, int], Tensor], x: Tensor) -> Tensor:
+    """Gradients at each head's query, key and value input, [3 heads, b, t, width], from those at the queries, keys and values.
 
-    Back through the projection and, in closed form, through the RMS norm at the residual stream x: with r = 1/rms(x) and
-    u = g·weight, r·(u − x·mean(u·x)·r²).
+    Back through the projections and, in closed form, through the RMS norm at the residual stream x: with r = 1/rms(x) and
+    u = r·g·W·weight of the norm, u − x·mean(u·x)·r².
     """
     own, norm = forward.blocks[layer].self_attn, forward.blocks[layer].input_layernorm
-    project = {"query": own.q_proj, "key": own.k_proj, "value": own.v_proj}[part]
-    weight = project.weight.unflatten(0, (-1, forward.head_width))
-    if part != "query":
-        weight = weight.repeat_interleave(forward.shared, dim=0)
-    u = wide(torch.einsum("bthe,hew->bthw", gradient, weight)) * wide(norm.weight)
-    x = wide(x)[:, :, None]
+    shared = [1, forward.shared, forward.shared]
+    weight = torch.cat(
+        [
+            forward.split(project.weight.T).movedim(0, -1).repeat_interleave(times, dim=0)
+            for project, times in zip((own.q_proj, own.k_proj, own.v_proj), shared, strict=True)
+        ]
+    )
+    x = wide(x)
     r = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
-    back: Tensor = r * (u - x * (u * x).mean(-1, keepdim=True) * r.pow(2))
-    return back
+    gradient = wide(torch.cat([step[part, layer] for part in ("query", "key", "value")], dim=2)) * r[:, :, None]
+    b, t = x.shape[:2]
+    u = torch.bmm(gradient.movedim(2, 0).flatten(1, 2), wide(weight) * wide(norm.weight)).reshape(-1, b, t, x.shape[-1])
+    along = torch.einsum("hbtw,btw->hbt", u, x / x.shape[-1])[..., None] * r.pow(2)
+    return torch.addcmul(u, x, along, value=-1)

@@ -17,41 +17,43 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.scores import Scores
 from cdbench.tokens import IGNORE, Encoded
 
+_ROWS = 256
+"""Problems times nodes that are worked on at once, at least."""
+
 
 def exchanged(
-    forward: Forward, trace: Trace, stand_in: Outputs, nodes: Sequence[int], read: Tensor, *, chunk: int = 8
+    forward: Forward, trace: Trace, stand_in: Outputs, nodes: Sequence[int], read: Tensor, *, chunk: int = 0
 ) -> Iterator[tuple[list[int], Tensor]]:
     """For each of `nodes` (places in `Graph.nodes`) the residual stream's end with that node's output exchanged.
 
-    `read` [b, a] are the positions asked for. Yields (nodes, [len(nodes), b, a, width]), at most `chunk` nodes at a time.
+    `read` [b, a] are the positions asked for. Yields (nodes, [len(nodes), b, a, width]), `chunk` nodes of a layer at a time; 0:
+    as many as make about 256 rows, at least 8.
     """
     graph, wanted = forward.graph, set(nodes)
     b = len(read)
+    chunk = chunk or max(8, _ROWS // b)
     rows = torch.arange(b, device=read.device)[:, None]
     if 0 in wanted:
         yield [0], forward.trace(stand_in.embedding).end[rows, read][None]
-
-    def finish(middle: Tensor, layer: int) -> Tensor:
-        """From the stream after the layer's heads, [k, b, t, width], or after the layer where its MLP was exchanged."""
-        x = middle.flatten(0, 1)
-        if layer == graph.layers:  # nothing moves between positions any more
-            return middle[:, rows, read]
-        return forward.restart(x, layer).reshape(middle.shape)[:, rows, read]
-
     for i in range(graph.layers):
-        heads = [h for h in range(graph.heads) if graph.head(i, h) in wanted]
-        for some in (heads[j : j + chunk] for j in range(0, len(heads), chunk)):
-            moved = stand_in.heads[i][:, :, some] - trace.outputs.heads[i][:, :, some]
-            middle = trace.middle[i] + torch.einsum("bthe,hew->hbtw", moved, forward.output_weight(i)[some])
-            if i == graph.layers - 1:
-                middle = middle[:, rows, read]
-                after = middle + forward.mlp(i, middle.flatten(0, 1)).unflatten(0, (len(some), b))
-                yield [graph.head(i, h) for h in some], after
-                continue
-            after = middle + forward.mlp(i, middle.flatten(0, 1)).unflatten(0, (len(some), b))
-            yield [graph.head(i, h) for h in some], finish(after, i + 1)
-        if graph.mlp(i) in wanted:
-            yield [graph.mlp(i)], finish((trace.middle[i] + stand_in.mlps[i])[None], i + 1)
+        last = i == graph.layers - 1  # behind it nothing moves between positions any more
+        of_layer = [*(graph.head(i, h) for h in range(graph.heads)), graph.mlp(i)]
+        todo = [node for node in of_layer if node in wanted]
+        for some in (todo[j : j + chunk] for j in range(0, len(todo), chunk)):
+            heads = [node - of_layer[0] for node in some if node != of_layer[-1]]
+            states = []
+            if heads:
+                moved = stand_in.heads[i][:, :, heads] - trace.outputs.heads[i][:, :, heads]
+                middle = trace.middle[i] + torch.einsum("bthe,hew->hbtw", moved, forward.output_weight(i)[heads])
+                middle = middle[:, rows, read] if last else middle
+                states.append(middle + forward.mlp(i, middle.flatten(0, 1)).reshape(middle.shape))
+            if some[-1] == of_layer[-1]:
+                after = (trace.middle[i] + stand_in.mlps[i])[None]
+                states.append(after[:, rows, read] if last else after)
+            state = torch.cat(states)
+            if not last:
+                state = forward.restart(state.flatten(0, 1), i + 1).reshape(state.shape)[:, rows, read]
+            yield some, state
 
 
 @torch.no_grad()
@@ -60,7 +62,7 @@ def patch_exactly(
     contrasts: Contrasts,
     nodes: Sequence[int] | None = None,
     *,
-    chunk: int = 8,
+    chunk: int = 0,
     work: Work = QUIETLY,
 ) -> Scores:
     """What attribution approximates: M(clean) − M(clean with the node's output from the counterfactual), [n, len(nodes)].
