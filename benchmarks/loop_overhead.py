@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from machine import save
 from transformers import LlamaForCausalLM
 
-from cdbench.api import CkaAlignment, CrossEntropy, Kl, Signal, Term
+from cdbench.api import CkaAlignment, Components, CrossEntropy, Kl, Signal, Term
 from cdbench.config import TrainingConfig, ZooModel, build_profile
 from cdbench.data import make_splits
 from cdbench.discover import make_task
@@ -73,6 +73,11 @@ class Cached:
         return [self.signals[Signal(site)] for site, _ in wanted]
 
 
+def no_components(model: str, by: str) -> Components:
+    """The terms that are timed here read layers."""
+    raise NotImplementedError(f"components of the {model} by {by}")
+
+
 def loop_steps(student: LlamaForCausalLM, terms: list[Term], signals: dict[Signal, torch.Tensor]) -> Callable[[], None]:
     """The shared loop's own steps, probes of gradient norms included, on the same data."""
     folder = Path(tempfile.mkdtemp())
@@ -82,6 +87,7 @@ def loop_steps(student: LlamaForCausalLM, terms: list[Term], signals: dict[Signa
         student_layers=len(student.model.layers), teacher_layers=0, layer_pairs=(), training=TrainingConfig(epochs=8),
         encoded_train=ENCODED, encoded_validation=encode(TOKENIZER, SPLITS.validation), signal_stores=stores,
         history=History(folder / "history.jsonl"), checkpoint=folder / "checkpoint.pt", progress=lambda *_: None,
+        ranked=no_components,
     )  # fmt: skip
     loop = Loop(problem, terms)
     sites = [site for term in terms for site in term.student_sites]

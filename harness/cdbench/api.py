@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+    from cdbench.circuits.components import pair_components, random_partners, top_components
     from cdbench.circuits.masks import (
         ActivationEncoder,
         MaskGenerator,
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
     )
     from cdbench.objectives.cka_alignment import CkaAlignment
     from cdbench.objectives.cross_entropy import CrossEntropy
+    from cdbench.objectives.global_cka import GlobalCka
     from cdbench.objectives.kl import Kl
 
 _REEXPORTS = {
     "ActivationEncoder": "cdbench.circuits.masks",
     "CkaAlignment": "cdbench.objectives.cka_alignment",
+    "GlobalCka": "cdbench.objectives.global_cka",
     "CrossEntropy": "cdbench.objectives.cross_entropy",
     "Kl": "cdbench.objectives.kl",
     "MaskGenerator": "cdbench.circuits.masks",
@@ -49,15 +52,20 @@ _REEXPORTS = {
     "kl_to_prior": "cdbench.circuits.masks",
     "mask_overlap_loss": "cdbench.circuits.masks",
     "mask_sparsity_loss": "cdbench.circuits.masks",
+    "pair_components": "cdbench.circuits.components",
+    "random_partners": "cdbench.circuits.components",
     "straight_through_classes": "cdbench.circuits.masks",
+    "top_components": "cdbench.circuits.components",
     "within_class_similarity": "cdbench.circuits.masks",
 }
 
 __all__ = [
     "ActivationEncoder",
     "CkaAlignment",
+    "Components",
     "CrossEntropy",
     "Example",
+    "GlobalCka",
     "Kl",
     "MaskGenerator",
     "Method",
@@ -74,7 +82,10 @@ __all__ = [
     "kl_to_prior",
     "mask_overlap_loss",
     "mask_sparsity_loss",
+    "pair_components",
+    "random_partners",
     "straight_through_classes",
+    "top_components",
     "within_class_similarity",
 ]
 
@@ -181,6 +192,30 @@ class Term(ABC):
 
 
 @dataclass(frozen=True)
+class Components:
+    """Importance of a model's heads and MLPs on problems of the training split.
+
+    Attributes:
+        sites: "attn.0.head.3", "mlp.0.out", in the order in which they write into the residual stream.
+        scores: [n, sites], positive = helpful; row i is the same problem for teacher and student.
+    """
+
+    sites: tuple[str, ...]
+    scores: "Tensor"
+
+    @property
+    def mean(self) -> "Tensor":
+        """Mean importance, [sites]."""
+        return self.scores.double().mean(0)
+
+    @property
+    def heads(self) -> "Components":
+        """The heads alone."""
+        chosen = [i for i, site in enumerate(self.sites) if site.startswith("attn")]
+        return Components(tuple(self.sites[i] for i in chosen), self.scores[:, chosen])
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a method returns. `weights` None means that the student was not touched.
 
@@ -214,6 +249,10 @@ class Problem(ABC):
         """The functional layer pairing, (student layer, teacher layer) by ablation impact (paper A, 4.1.3)."""
 
     @abstractmethod
+    def components(self, model: Literal["teacher", "student"], by: Literal["attribution", "ablation"]) -> Components:
+        """Heads and MLPs by attribution patching (logit difference lost) or mean ablation (accuracy lost), before training."""
+
+    @abstractmethod
     def signal(self, signal: Signal) -> "Tensor":
         """A frozen model's signal on the whole training split, [n, ...], in the order of `train`."""
 
@@ -230,8 +269,11 @@ class Problem(ABC):
         """Adds a line to the run's history (and so to MLflow and the report)."""
 
     @abstractmethod
-    def fit(self, terms: "Sequence[Term]") -> Outcome:
-        """Trains the student on the weighted sum of the terms with the profile's training budget."""
+    def fit(self, terms: "Sequence[Term]", only: Sequence[str] = ()) -> Outcome:
+        """Trains the student on the weighted sum of the terms with the profile's training budget.
+
+        `only` names heads and MLPs ("attn.0.head.3", "mlp.0.out"): then nothing but their parameters changes.
+        """
 
 
 class Method(ABC):

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
-from typing import Protocol
+from typing import Any, Protocol
 
 from cdbench.api import Example, Task
 from cdbench.config import DataConfig
@@ -145,5 +145,9 @@ def write_examples(path: Path, examples: Iterable[Example]) -> None:
 
 def read_examples(path: Path) -> tuple[Example, ...]:
     """What `write_examples` wrote."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return tuple(Example(row["prompt"], row["answer"], tuple(row["operands"])) for row in rows)
+    return tuple(example_of(json.loads(line)) for line in path.read_text().splitlines())
+
+
+def example_of(row: dict[str, Any]) -> Example:
+    """One line of what `write_examples` wrote."""
+    return Example(row["prompt"], row["answer"], tuple(row["operands"]))

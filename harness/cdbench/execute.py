@@ -102,7 +102,7 @@ def run_circuits(folder: Path, store: Store) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
     _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
-    _ = workspace.heldout_data, workspace.circuits, workspace.counterfactuals, workspace.checkpoint("teacher")
+    _ = workspace.heldout_data, workspace.circuits, workspace.components_file, workspace.checkpoint("teacher")
     write_json(folder / PREPARED, {"artefacts": store.opened()})
     progress(1, 1, "")
 
@@ -200,6 +200,7 @@ def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress
         student_layers=workspace.student.layers,
         teacher_layers=workspace.teacher.layers,
         layer_pairs=workspace.pairs,
+        ranked=workspace.components,
         training=spec.profile.training,
         encoded_train=split,
         encoded_validation=encode(workspace.tokenizer, workspace.validation_examples),

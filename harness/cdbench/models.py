@@ -45,6 +45,16 @@ class Checkpoint:
         return self.layers * self._config("intermediate_size")
 
     @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return self._config("num_attention_heads")
+
+    @property
+    def width(self) -> int:
+        """Width of the residual stream."""
+        return self._config("hidden_size")
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """What two models of one family must have in common for one to take the other's weights."""
         keys = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")

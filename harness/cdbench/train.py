@@ -14,12 +14,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cdbench.api import Example, Outcome, Position, Problem, Signal, Source, Term, TermInputs
+from cdbench.api import Components, Example, Outcome, Position, Problem, Signal, Source, Term, TermInputs
+from cdbench.circuits.subnetwork import parameter_masks
 from cdbench.config import TrainingConfig
 from cdbench.errors import RunFailed
 from cdbench.files import explained, write_atomic
@@ -98,6 +100,7 @@ class TrainingProblem(Problem):
     student_layers: int
     teacher_layers: int
     layer_pairs: tuple[tuple[int, int], ...]
+    ranked: Callable[[Literal["teacher", "student"], Literal["attribution", "ablation"]], Components]
     training: TrainingConfig
     encoded_train: Encoded
     encoded_validation: Encoded
@@ -113,6 +116,9 @@ class TrainingProblem(Problem):
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return self.layer_pairs
 
+    def components(self, model: Literal["teacher", "student"], by: Literal["attribution", "ablation"]) -> Components:
+        return self.ranked(model, by)
+
     def signal(self, signal: Signal) -> Tensor:
         return self.signal_stores[signal.source].get([(signal.site, signal.position)])[0]
 
@@ -126,22 +132,58 @@ class TrainingProblem(Problem):
         self.history.add(step, values)
         self.progress(step, 0, "")
 
-    def fit(self, terms: Sequence[Term]) -> Outcome:
+    def fit(self, terms: Sequence[Term], only: Sequence[str] = ()) -> Outcome:
         if not terms:
             return Outcome()
-        weights = Loop(self, terms).run()
+        weights = Loop(self, terms, parameter_masks(self.student, only)).run()
         return Outcome(weights=weights)
+
+
+class _Subnetwork:
+    """Lets nothing but some entries of some parameters change; all of them where `only` is empty.
+
+    The gradient of the others is 0, so that norms and clipping are the subnetwork's; weight decay would move them all the
+    same, and so they are put back after each step.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, only: Mapping[str, Tensor]) -> None:
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._frozen: list[Tensor] = []
+        self._hooks: list[Any] = []
+        for name, parameter in model.named_parameters() if only else ():
+            if name not in only:
+                self._frozen.append(parameter.requires_grad_(False))
+            elif not bool(only[name].all()):
+                mask = only[name].to(parameter.device)
+                self._parts.append((parameter, mask, parameter.detach().clone()))
+                self._hooks.append(parameter.register_hook(lambda gradient, mask=mask: gradient * mask))
+
+    @torch.no_grad()
+    def hold(self) -> None:
+        """Puts back what is not the subnetwork's."""
+        for parameter, mask, before in self._parts:
+            parameter.copy_(torch.where(mask, parameter, before))
+
+    def release(self) -> None:
+        """Gives the model back as an ordinary one."""
+        for hook in self._hooks:
+            hook.remove()
+        for parameter in self._frozen:
+            parameter.requires_grad_(True)
 
 
 class Loop:
     """One training run: AdamW, warm-up, clipping, per-term values and gradient norms, checkpoints."""
 
-    def __init__(self, problem: TrainingProblem, terms: Sequence[Term]) -> None:
+    def __init__(
+        self, problem: TrainingProblem, terms: Sequence[Term], only: Mapping[str, Tensor] | None = None
+    ) -> None:
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise RunFailed(f"two terms have one name ({', '.join(names)}); give each its own")
         self.problem, self.terms, self.config = problem, terms, problem.training
         self.model = problem.student.train()
+        self.subnetwork = _Subnetwork(self.model, only or {})
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
@@ -183,6 +225,7 @@ class Loop:
                     self._save()
                     saved = time.monotonic()
         self.model.eval()
+        self.subnetwork.release()
         self.problem.steps_done = self.step
         self.problem.notes += self._spectators()
         chosen = self.best[1] if self.best else self.model.state_dict()
@@ -216,6 +259,7 @@ class Loop:
             norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm).item()
             self._require_finite({"gradient": norm}, rows)
             self.optimizer.step()
+            self.subnetwork.hold()
             logged["grad/total"] = norm
         self.step += 1
         self.problem.history.add(self.step, losses | logged | {"lr": self.optimizer.param_groups[0]["lr"]})

@@ -5,22 +5,32 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cdbench import data, models
-from cdbench.api import Example
+from cdbench.api import Components, Example
 from cdbench.circuits.ablation import ablation_impacts
+from cdbench.circuits.components import components
+from cdbench.circuits.contrasts import Contrasts, make_contrasts
+from cdbench.circuits.discovery import Search, discover
+from cdbench.circuits.graph import Graph
 from cdbench.circuits.pairing import pair_layers
+from cdbench.circuits.scores import Scores
 from cdbench.config import Profile, ZooModel
 from cdbench.discover import find, make_task, plugin_digest
-from cdbench.errors import UserError
+from cdbench.errors import RunFailed, UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.models import Checkpoint, Role
 from cdbench.seeds import rng_for
 from cdbench.store import Store, content_hash, recipe
 from cdbench.tokens import encode, prompt_ids
+
+_CIRCUIT_CODE = ("attribution", "contrasts", "discovery", "forward", "graph", "patching", "scores")
 
 
 @dataclass(frozen=True)
@@ -183,6 +193,60 @@ class Workspace:
             "recipe": recipe("data", "tokens", "seeds"),
         }
         return self._artefact("counterfactuals", key, build)
+
+    @cached_property
+    def contrasts(self) -> Contrasts | None:
+        """Training problems with their counterfactuals, as many as are for calibration; None where no two answers differ."""
+        rows = (
+            (self.counterfactuals / "counterfactuals.jsonl")
+            .read_text()
+            .splitlines()[: self.profile.circuits.calibration]
+        )
+        others = [data.example_of(json.loads(row)) if row != "null" else None for row in rows]
+        pairs = [(own, other) for own, other in zip(self.train_examples, others, strict=False) if other is not None]
+        return make_contrasts(self.tokenizer, pairs) if any(a.answer != b.answer for a, b in pairs) else None
+
+    @cached_property
+    def components_file(self) -> Path:
+        """Importance of every node of both models before training, problem by problem; empty without contrasts."""
+
+        def build(folder: Path) -> None:
+            found: dict[str, Tensor] = {}
+            if self.contrasts is not None:
+                split = encode(self.tokenizer, [own for own, _ in self.contrasts.pairs])
+                for role in ("teacher", "student"):
+                    model = self.checkpoint(role).model(self.profile.device)
+                    for by in ("attribution", "ablation"):
+                        found[f"{role}.{by}"] = discover(model, self.contrasts, split, Search(by)).rows.contiguous()
+            write_atomic(folder / "components.safetensors", save(found))
+
+        key: dict[str, object] = {
+            "teacher": self.teacher.content,
+            "student": self.student.content,
+            "counterfactuals": content_hash(self.counterfactuals),
+            "calibration": self.profile.circuits.calibration,
+            "recipe": recipe(*(f"circuits/{name}" for name in _CIRCUIT_CODE), "zoo", "tokens", "sites"),
+            "device": self.profile.device,
+            "threads": self.profile.threads,
+        }
+        return self._artefact("circuits", key, build) / "components.safetensors"
+
+    def components(self, role: Role, by: Literal["attribution", "ablation"]) -> Components:
+        """Importance of a model's heads and MLPs before training, on the training split.
+
+        Raises:
+            RunFailed: no two problems of the task can be contrasted.
+        """
+        found = load_file(self.components_file)
+        if not found:
+            raise RunFailed(
+                f"no problem of '{self.task}' has a counterfactual of equal token length with another answer: heads and MLPs "
+                "cannot be ranked"
+            )
+        rows = found[f"{role}.{by}"]
+        checkpoint = self.checkpoint(role)
+        graph = Graph(checkpoint.layers, checkpoint.heads, checkpoint.width)
+        return components(graph, Scores("node", rows, torch.ones(len(rows), dtype=torch.long)))
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

@@ -1,4 +1,4 @@
-"""Σ (1 − CKA) over paired MLP outputs at the last prompt token (paper A, 4.1.4; errata A4, A5, A8)."""
+"""Σ (1 − CKA) over paired layers or components at the last prompt token (paper A, 4.1.4; paper B, 3.3; errata A4, A5, A8)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +11,13 @@ from cdbench.api import Position, Signal, Source, Term, TermInputs
 from cdbench.similarity import linear_cka
 from cdbench.sites import mlp_out
 
+Place = int | str
+"""The number of a layer, or a site."""
+
+
+def _site(place: Place) -> str:
+    return mlp_out(place) if isinstance(place, int) else place
+
 
 def cka_alignment(
     pairs: Sequence[tuple[Tensor, Tensor]], *, debiased: bool, reduction: Literal["sum", "mean"]
@@ -22,17 +29,17 @@ def cka_alignment(
 
 @dataclass(frozen=True)
 class CkaAlignment(Term):
-    """Aligns student layers with teacher layers.
+    """Aligns student layers or components with the teacher's.
 
     Attributes:
-        pairs: (student layer, teacher layer).
+        pairs: (student's, teacher's): sites ("attn.0.head.3", "mlp.0.out"), or numbers of layers, whose MLP outputs are meant.
         estimator: biased as printed; at a batch of 32 it is strongly biased upward, but it trains (errata A8).
         source: which frozen model is the target; "untrained_teacher" is a control.
         permutation: [n] other training problem whose teacher row stands in for each problem's own: the control that
             breaks the correspondence of samples. Empty for none.
     """
 
-    pairs: tuple[tuple[int, int], ...]
+    pairs: tuple[tuple[Place, Place], ...]
     weight: float = 0.01
     reduction: Literal["sum", "mean"] = "sum"
     estimator: Literal["biased", "debiased"] = "biased"
@@ -43,20 +50,20 @@ class CkaAlignment(Term):
 
     @property
     def student_sites(self) -> tuple[str, ...]:
-        return tuple(mlp_out(s) for s, _ in self.pairs)
+        return tuple(_site(s) for s, _ in self.pairs)
 
     @property
     def signals(self) -> tuple[Signal, ...]:
         return tuple(self._signal(t) for _, t in self.pairs)
 
-    def _signal(self, layer: int) -> Signal:
-        return Signal(mlp_out(layer), self.position, self.source)
+    def _signal(self, place: Place) -> Signal:
+        return Signal(_site(place), self.position, self.source)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         rows = torch.tensor(self.permutation)[inputs.rows] if self.permutation else inputs.rows
         activations = [
             (
-                inputs.student(mlp_out(s), self.position).flatten(0, -2),
+                inputs.student(_site(s), self.position).flatten(0, -2),
                 inputs.teacher(self._signal(t), rows).float().flatten(0, -2),
             )
             for s, t in self.pairs

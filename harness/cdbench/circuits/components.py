@@ -1,0 +1,108 @@
+"""A model's heads and MLPs as the sites that terms read, ranked and paired with another model's (paper B, 4.2 and 4.3)."""
+
+import math
+from collections.abc import Sequence
+from random import Random
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cdbench.api import Components
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.scores import Scores
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+def site_of(node: str) -> str:
+    """`a3.h5` -> `attn.3.head.5`, `m3` -> `mlp.3.out`."""
+    layer, _, head = node[1:].partition(".h")
+    return f"attn.{layer}.head.{head}" if head else f"mlp.{layer}.out"
+
+
+def components(graph: Graph, scores: Scores) -> Components:
+    """Scores of all nodes but the embedding, which no term reads."""
+    return Components(tuple(site_of(node) for node in graph.nodes[1:]), scores.rows[:, 1:].float())
+
+
+def is_head(site: str) -> bool:
+    """Whether a site is a head; else it is an MLP."""
+    return site.startswith("attn")
+
+
+def top_components(found: Components, share: float) -> tuple[str, ...]:
+    """The share of components with the largest |mean score|, at least one; equal ones in the model's order."""
+    count = max(1, math.ceil(share * len(found.sites) - 1e-9))
+    order = found.mean.abs().argsort(descending=True, stable=True)[:count].tolist()
+    return tuple(found.sites[i] for i in order)
+
+
+def pair_components(
+    student: Components,
+    teacher: Components,
+    share: float,
+    how: Literal["profile", "importance"] = "profile",
+) -> Pairs:
+    """Pairs the student's top components with the teacher's, heads with heads and MLPs with MLPs.
+
+    `profile`: components that matter on the same problems belong together: the pairing of largest total correlation between
+    their scores over the problems, no teacher component twice. `importance`: each student component with the teacher component of
+    nearest normalised mean score (paper A's rule for layers), nearest relative depth where that is equal; partners may be shared.
+    Most important student component first. A kind that the teacher's top has not stays unpaired.
+    """
+    chosen, candidates = top_components(student, share), top_components(teacher, share)
+    pairs: list[tuple[str, str]] = []
+    for head in (True, False):
+        mine, theirs = ([s for s in sites if is_head(s) == head] for sites in (chosen, candidates))
+        if mine and theirs:
+            match = _by_profile if how == "profile" else _by_importance
+            pairs += match(student, teacher, mine, theirs)
+    return tuple(sorted(pairs, key=lambda pair: chosen.index(pair[0])))
+
+
+def _by_profile(
+    student: Components, teacher: Components, mine: Sequence[str], theirs: Sequence[str]
+) -> list[tuple[str, str]]:
+    from scipy.optimize import linear_sum_assignment
+
+    first, second = (_standard(found, sites) for found, sites in ((student, mine), (teacher, theirs)))
+    rows, columns = linear_sum_assignment((first.T @ second).numpy(), maximize=True)
+    return [(mine[i], theirs[j]) for i, j in zip(rows, columns, strict=True)]
+
+
+def _standard(found: Components, sites: Sequence[str]) -> Tensor:
+    """[n, sites] scores with mean 0 and norm 1 over the problems; 0 where a score is constant."""
+    chosen = found.scores[:, [found.sites.index(site) for site in sites]].double()
+    centred = chosen - chosen.mean(0)
+    return torch.nn.functional.normalize(centred, dim=0)
+
+
+def _by_importance(
+    student: Components, teacher: Components, mine: Sequence[str], theirs: Sequence[str]
+) -> list[tuple[str, str]]:
+    def normalised(found: Components) -> dict[str, float]:
+        largest = float(found.mean.abs().max()) or 1.0
+        return dict(zip(found.sites, (found.mean / largest).tolist(), strict=True))
+
+    a, b = normalised(student), normalised(teacher)
+    depth = [max(_layer(site) for site in found.sites) + 1 for found in (student, teacher)]
+
+    def distance(s: str, t: str) -> tuple[float, float, int]:
+        gap = abs((_layer(s) + 1) / depth[0] - (_layer(t) + 1) / depth[1])
+        return round(abs(a[s] - b[t]), 9), round(gap, 9), theirs.index(t)
+
+    return [(s, min(theirs, key=lambda t, s=s: distance(s, t))) for s in mine]  # type: ignore[misc]
+
+
+def _layer(site: str) -> int:
+    return int(site.split(".")[1])
+
+
+def random_partners(pairs: Pairs, teacher: Components, rng: Random) -> Pairs:
+    """The same student components, each with a random teacher component of its kind other than its partner."""
+    drawn = []
+    for s, t in pairs:
+        others = [site for site in teacher.sites if is_head(site) == is_head(s) and site != t]
+        drawn.append((s, rng.choice(others or [t])))
+    return tuple(drawn)

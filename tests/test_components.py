@@ -1,0 +1,211 @@
+"""Heads and MLPs as what is trained and aligned: ranking, pairing, subnetworks, the state of a whole circuit."""
+
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+
+from cdbench.api import CkaAlignment, Components, CrossEntropy, GlobalCka, Kl
+from cdbench.circuits.attribution import attribute
+from cdbench.circuits.components import (
+    components,
+    pair_components,
+    random_partners,
+    site_of,
+    top_components,
+)
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.subnetwork import parameter_masks
+from cdbench.errors import RunFailed, UserError
+from cdbench.files import write_json
+from cdbench.objectives.global_cka import global_cka
+from cdbench.similarity import linear_cka
+from cdbench.store import MANIFEST, Store
+from cdbench.workspace import Workspace
+from circuit_models import contrasts, llama
+from conftest import World, history_of
+from test_train import problem as make_problem
+
+
+def of(**means: list[float]) -> Components:
+    """Two problems a component: sites are written a0h1, m0."""
+    return Components(tuple(site_of(name.replace("h", ".h")) for name in means), torch.tensor(list(means.values())).T)
+
+
+def test_nodes_are_named_as_terms_read_them() -> None:
+    assert site_of("a3.h12") == "attn.3.head.12"
+    assert site_of("m10") == "mlp.10.out"
+    model, pairs = llama(), contrasts()
+    found = components(Graph.of(model), attribute(model, pairs))
+    assert found.sites[:6] == (
+        "attn.0.head.0",
+        "attn.0.head.1",
+        "attn.0.head.2",
+        "attn.0.head.3",
+        "mlp.0.out",
+        "attn.1.head.0",
+    )
+    assert found.scores.shape == (8, 15)  # without the embedding
+    assert len(found.heads.sites) == 12
+    assert torch.equal(found.heads.mean[4], found.mean[5])
+
+
+def test_the_top_share_is_by_size_and_never_empty() -> None:
+    found = of(a0h0=[1.0, 1.0], a0h1=[-3.0, -3.0], m0=[2.0, 2.0], m1=[0.0, 0.0])
+    assert top_components(found, 0.5) == ("attn.0.head.1", "mlp.0.out")
+    assert top_components(found, 0.01) == ("attn.0.head.1",)
+    assert len(top_components(found, 1.0)) == 4
+
+
+def test_pairing_by_profile_puts_together_what_matters_on_the_same_problems() -> None:
+    """By hand: the student's a0.h0 matters on the first problem, a0.h1 on the second; in the teacher it is the other way."""
+    student = of(a0h0=[4.0, 0.0], a0h1=[0.0, 3.0], m0=[1.0, 1.0])
+    teacher = of(a0h0=[0.0, 9.0], a0h1=[5.0, 1.0], m0=[2.0, 1.0])
+    assert pair_components(student, teacher, 1.0) == (
+        ("attn.0.head.0", "attn.0.head.1"), ("attn.0.head.1", "attn.0.head.0"), ("mlp.0.out", "mlp.0.out"),
+    )  # fmt: skip
+
+
+def test_pairing_by_importance_is_the_papers_rule_for_layers() -> None:
+    student = of(a0h0=[1.0, 1.0], a1h0=[0.4, 0.4])
+    teacher = of(a0h0=[0.5, 0.5], a1h0=[2.0, 2.0], a2h0=[0.8, 0.8], a3h0=[0.9, 0.9])
+    # Normalised: student 1, .4; teacher .25, 1, .4, .45.
+    assert pair_components(student, teacher, 1.0, "importance") == (
+        ("attn.0.head.0", "attn.1.head.0"), ("attn.1.head.0", "attn.2.head.0"),
+    )  # fmt: skip
+
+
+def test_heads_go_with_heads_and_what_has_no_kind_stays_alone() -> None:
+    student, teacher = of(a0h0=[1.0, 2.0], m0=[3.0, 1.0]), of(a0h0=[1.0, 2.0], a0h1=[2.0, 5.0])
+    assert [s for s, _ in pair_components(student, teacher, 1.0)] == ["attn.0.head.0"]
+
+
+def test_random_partners_are_of_their_kind_and_not_the_functional_one() -> None:
+    teacher = of(a0h0=[1.0, 2.0], a0h1=[2.0, 5.0], a1h0=[1.0, 1.0], m0=[1.0, 3.0], m1=[0.0, 1.0])
+    pairs = (("attn.0.head.0", "attn.0.head.1"), ("mlp.0.out", "mlp.1.out"))
+    for seed in range(20):
+        drawn = random_partners(pairs, teacher, Random(seed))
+        assert [s for s, _ in drawn] == [s for s, _ in pairs]
+        assert drawn[0][1] in ("attn.0.head.0", "attn.1.head.0")
+        assert drawn[1][1] == "mlp.0.out"
+    assert random_partners(pairs, teacher, Random(1)) == random_partners(pairs, teacher, Random(1))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_components_parameters_are_those_that_its_output_depends_on(bias: bool) -> None:
+    """By gradients: of the sum of what a head writes, every entry of its own with a gradient; of no other head's."""
+    from cdbench.circuits.forward import Forward
+
+    model = llama(attention_bias=bias, mlp_bias=bias)
+    forward = Forward(model)
+    ids = contrasts().clean
+    for site, layer, head in (("attn.1.head.2", 1, 2), ("mlp.1.out", 1, None)):
+        masks = parameter_masks(model, [site])
+        trace = forward.trace(forward.embed(ids))
+        read = forward.heads(1, trace.before[1].detach(), forward.rotary(trace.before[1]))
+        mlp = forward.mlp(1, trace.middle[1].detach())
+        written = mlp if head is None else forward.write(1, read)[:, :, head]
+        own = {n: p for n, p in model.named_parameters() if n.startswith(f"model.layers.{layer}.") and "norm" not in n}
+        grads = torch.autograd.grad(written.square().sum(), list(own.values()), allow_unused=True)
+        for (name, parameter), gradient in zip(own.items(), grads, strict=True):
+            used = torch.zeros_like(parameter, dtype=torch.bool) if gradient is None else gradient.abs() > 1e-12
+            mask = masks.get(name, torch.zeros_like(parameter, dtype=torch.bool))
+            if "k_proj.bias" in name:
+                continue  # a bias of the keys shifts all scores alike, but for the rotation
+            assert torch.equal(used, mask), (site, name)
+
+
+@pytest.mark.parametrize("site", ["mlp.3.out", "attn.0.head.4", "logits", "mlp.0.neurons", "attn.3.head.0"])
+def test_sites_that_are_no_component_are_refused(site: str) -> None:
+    with pytest.raises(UserError, match="no head and no MLP of this model"):
+        parameter_masks(llama(), [site])
+
+
+ONLY = ("attn.0.head.1", "attn.1.head.2", "mlp.1.out")
+
+
+def test_training_a_subnetwork_changes_nothing_else_to_the_bit(world: World, tmp_path: Path) -> None:
+    problem = make_problem(world, tmp_path)
+    masks = parameter_masks(problem.student, ONLY)
+    before = {name: value.clone() for name, value in problem.student.state_dict().items()}
+    weights = problem.fit([CrossEntropy()], ONLY).weights
+    assert weights is not None
+    for name, value in weights.items():
+        mask = masks.get(name, torch.zeros_like(value, dtype=torch.bool))
+        assert torch.equal(value[~mask], before[name][~mask]), name
+        if mask.any():
+            assert not torch.equal(value[mask], before[name][mask]), name
+    assert all(p.requires_grad for p in problem.student.parameters())
+
+
+def test_the_whole_model_as_a_subnetwork_is_not_the_whole_model(world: World, tmp_path: Path) -> None:
+    """Embeddings and norms are no component's: they stay, and so the result differs from full training."""
+    sites = [f"attn.{i}.head.{h}" for i in range(2) for h in range(4)] + ["mlp.0.out", "mlp.1.out"]
+    one = make_problem(world, tmp_path / "1").fit([CrossEntropy()], sites).weights
+    two = make_problem(world, tmp_path / "2").fit([CrossEntropy()]).weights
+    base = make_problem(world, tmp_path / "3").student.state_dict()
+    assert one is not None and two is not None
+    assert torch.equal(one["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    assert not torch.equal(two["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+
+
+def test_gradient_norms_of_a_subnetwork_are_its_own(world: World, tmp_path: Path) -> None:
+    for name, only in (("1", ("mlp.1.out",)), ("2", ())):
+        made = make_problem(world, tmp_path / name)
+        made.fit([CrossEntropy()], only)
+        made.history.flush()
+    part, whole = (history_of(tmp_path / name)[0] for name in ("1", "2"))
+    assert part["loss/cross_entropy"] == whole["loss/cross_entropy"]
+    assert 0 < part["grad/cross_entropy"] < whole["grad/cross_entropy"]
+    assert part["grad/cross_entropy"] == pytest.approx(part["grad/total"], rel=1e-5)
+
+
+def test_alignment_reads_heads_as_well_as_layers(world: World, tmp_path: Path) -> None:
+    layers = CkaAlignment(((0, 1), (1, 2)))
+    sites = CkaAlignment((("mlp.0.out", "mlp.1.out"), ("mlp.1.out", "mlp.2.out")))
+    assert layers.student_sites == sites.student_sites
+    assert layers.signals == sites.signals
+    one = make_problem(world, tmp_path / "1").fit([Kl(), layers]).weights
+    two = make_problem(world, tmp_path / "2").fit([Kl(), sites]).weights
+    heads = make_problem(world, tmp_path / "3").fit([Kl(), CkaAlignment((("attn.0.head.1", "attn.2.head.3"),))]).weights
+    assert one is not None and two is not None and heads is not None
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert not all(torch.equal(one[name], heads[name]) for name in one)
+
+
+def test_the_state_of_a_circuit_is_its_components_side_by_side() -> None:
+    g = torch.Generator().manual_seed(0)
+    xs, ys = ([torch.randn(20, d, generator=g) for d in widths] for widths in ((3, 5), (4, 2, 6)))
+    expected = 1 - linear_cka(torch.cat(xs, 1), torch.cat(ys, 1))
+    torch.testing.assert_close(global_cka(xs, ys, debiased=False), expected)
+    assert global_cka(xs, xs, debiased=False).item() == pytest.approx(0, abs=1e-6)
+    term = GlobalCka(("mlp.0.out",), ("mlp.1.out", "attn.0.head.1"))
+    assert [signal.site for signal in term.signals] == ["mlp.1.out", "attn.0.head.1"]
+
+
+def test_components_of_both_models_are_ranked_on_the_same_problems(world: World) -> None:
+    workspace = world.workspace(build=False)  # made by the `circuits` step of the fixture
+    for by in ("attribution", "ablation"):
+        student, teacher = (workspace.components(role, by) for role in ("student", "teacher"))
+        assert len(student.scores) == len(teacher.scores) > 100
+        assert (len(student.sites), len(teacher.sites)) == (10, 15)
+    model = workspace.teacher.model()
+    expected = components(Graph.of(model), attribute(model, workspace.contrasts))
+    assert torch.equal(workspace.components("teacher", "attribution").scores, expected.scores)
+
+
+def test_a_task_without_contrasts_is_told_to_who_asks_for_components(
+    world: World, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    workspace = world.workspace()
+    folder = tmp_path / "none"
+    folder.mkdir()
+    (folder / "counterfactuals.jsonl").write_text("null\n" * 256)
+    write_json(folder / MANIFEST, {"key": {}, "files": {}})
+    alone = Workspace(workspace.profile, workspace.task, Store(tmp_path / "store"), workspace.progress)
+    for name in ("training_data", "teacher", "student"):
+        alone.__dict__[name] = getattr(workspace, name)
+    alone.__dict__["counterfactuals"] = folder
+    with pytest.raises(RunFailed, match="heads and MLPs cannot be ranked"):
+        alone.components("student", "attribution")
