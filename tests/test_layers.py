@@ -19,6 +19,7 @@ LAYERS = [
     {"predictions", "record"},
     {"scoring", "evaluate", "provenance"},
     {"containers"},
+    {"judge"},
     {"execute", "plan"},
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},

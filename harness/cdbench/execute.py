@@ -45,6 +45,7 @@ from cdbench.evaluate import (
     summarise_masks,
 )
 from cdbench.files import explained, read_json, sha256, write_atomic, write_json
+from cdbench.judge import changed, judge_circuit, perplexity
 from cdbench.models import Checkpoint, Role
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
@@ -253,6 +254,8 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         teacher = SignalStore(workspace.store, identity, load, test, "float32", "heldout-signals")
         own = signals_of(model, test, sites[0])
         cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
+    base = None if reference else workspace.student.model(device)
+    touched = changed(model, base) if base is not None else (0, sum(p.numel() for p in model.parameters()))
     masks, agreement = _examine_masks(folder / "masks.safetensors", workspace)
     first = splits["test"][0].prompt
     metrics = Metrics(
@@ -260,6 +263,10 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         cka=cka,
         masks=masks,
         mask_agreement=agreement,
+        circuit=judge_circuit(model, workspace, splits["test"], reference=reference),
+        perplexity={name: perplexity(model, encode(tokenizer, examples)) for name, examples in splits.items()},
+        parameters_changed=touched[0],
+        parameters=touched[1],
         first_prompt=first,
         first_prompt_ids=prompt_ids(tokenizer, first),
     )

@@ -81,6 +81,58 @@ class MaskAgreement(_Model):
     depth: Agreement | None
 
 
+class Faithfulness(_Model):
+    """Faithfulness of the node circuits of MIB's ten sizes (`circuits.faithfulness`), chosen by score and by |score|."""
+
+    items: list[int]
+    f: list[float]
+    f_absolute: list[float]
+    cpr: float
+    cpr_95: list[float]
+    cmd: float
+    cmd_95: list[float]
+    metric_whole: float
+    metric_empty: float
+
+
+class InterchangeJudgement(_Model):
+    """Interchange accuracy of the node that does best on training problems, on held-out ones."""
+
+    variable: str
+    node: str
+    accuracy: Proportion
+
+
+class ComponentCka(_Model):
+    """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones."""
+
+    pairs: list[tuple[str, str]]
+    debiased: list[float]
+    debiased_mean: float
+    student: list[str]
+    teacher: list[str]
+    matrix: list[list[float]]
+
+
+class CircuitJudgement(_Model):
+    """The evaluator's word on a model's circuit (`judge`): found on the training split, judged on held-out problems.
+
+    `importance` of each node is by attribution patching, with 95 % intervals over training problems; `accuracy` is that of the
+    circuit alone, everything else at its mean.
+    """
+
+    problems: int
+    nodes: list[str]
+    importance: list[float]
+    importance_low: list[float]
+    importance_high: list[float]
+    circuit: list[str]
+    faithfulness: Faithfulness | None
+    accuracy: Proportion
+    interchange: InterchangeJudgement | None
+    cka: ComponentCka | None
+
+
 class Metrics(_Model):
     """The sealed evaluator's answer.
 
@@ -96,6 +148,12 @@ class Metrics(_Model):
     cka: Cka | None
     masks: dict[str, MaskSummary]
     mask_agreement: MaskAgreement | None = None
+    circuit: CircuitJudgement | None = None
+    perplexity: dict[str, float] = Field(default_factory=dict)
+    """Of the answers, by held-out split."""
+    parameters_changed: int = 0
+    """How many parameters differ from those of the student before training."""
+    parameters: int = 0
     first_prompt: str
     first_prompt_ids: list[int]
 

@@ -77,8 +77,8 @@ _TRIES = 20
 
 
 def _source(base: Example, pool: Sequence[Example], variable: Variable, rng: Random) -> tuple[Example, str] | None:
-    a, b = base.operands
     op = operator(base)
+    a, b = base.operands
     for _ in range(_TRIES):
         other = rng.choice(pool)
         if operator(other) != op:

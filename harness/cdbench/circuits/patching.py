@@ -153,19 +153,21 @@ def ablated_hits(
         batch = split.take(rows).to(model.device)
         trace = forward.trace(forward.embed(batch.ids))
         found = torch.zeros(len(batch), len(place), dtype=torch.bool)
-        whole.append(_hits(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu())
+        whole.append(
+            hits_at(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu()
+        )
         stand_in = expanded(means, trace.outputs)
         for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
             for node, end in zip(some, ends, strict=True):
-                found[:, place[node]] = _hits(forward, end, batch).cpu()
+                found[:, place[node]] = hits_at(forward, end, batch).cpu()
         parts.append(found)
         done += len(batch)
         work.progress(done, len(split))
     return torch.cat(whole), torch.cat(parts)
 
 
-def _hits(forward: Forward, end: Tensor, batch: Encoded) -> Tensor:
-    """[b, a, width] of the residual stream's end at the answer positions -> [b] bool."""
+def hits_at(forward: Forward, end: Tensor, batch: Encoded) -> Tensor:
+    """[b, a, width] of the residual stream's end at the answer positions -> [b] bool, whether the whole answer is right."""
     predicted = wide(forward.model.lm_head(forward.model.model.norm(end))).argmax(-1)
     right: Tensor = ((predicted == batch.answer_tokens) | (batch.answer_tokens == IGNORE)).all(1)
     return right

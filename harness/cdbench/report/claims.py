@@ -31,6 +31,7 @@ from cdbench.inference import (
     seeds_to_decide,
     share_interval,
 )
+from cdbench.report.circuits import even_heads, judged
 from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
 from cdbench.report.formats import points
 from cdbench.report.ledger import (
@@ -39,9 +40,11 @@ from cdbench.report.ledger import (
     Claim,
     Difference,
     Equivalence,
+    EvenHeads,
     GradientShare,
     Mathematics,
     Metric,
+    MetricDifference,
     Order,
     Trend,
     Undecidable,
@@ -357,6 +360,32 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
     return _of_runs(group, values, region, claim.unit, claim.metric)
 
 
+def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
+    high, low = _row(data, claim, claim.high), _row(data, claim, claim.low)
+    first, second = (group.by_seed(claim.metric) for group in (high, low))
+    gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}")
+    return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=_with(_lost(low), found.detail))
+
+
+def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row)
+    judgement = judged(group.records[0])
+    found = even_heads(judgement) if judgement else None
+    if found is None:
+        raise NotTested(f"no run of {group.name} has attribution scores of heads")
+    return Evidence(
+        effect=found.share - found.expected,
+        interval=Interval(found.low, found.high),
+        region=(0.0, math.inf),
+        unit="share",
+        seeds=1,
+        run_ids=(group.records[0].run_id,),
+        p=found.p_two_sided,
+        detail=f"one model of {found.heads} heads: of their importance {found.share:.1%}, by chance {found.expected:.1%}",
+    )
+
+
 def _trend(claim: Trend, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
     found = []
@@ -417,5 +446,7 @@ _WEIGH: dict[str, Callable[[Any, StudyData], Evidence]] = {
     "at_point": _at_point,
     "gradient_share": _gradient_share,
     "metric": _metric,
+    "metric_difference": _metric_difference,
+    "even_heads": _even_heads,
     "trend": _trend,
 }

@@ -79,6 +79,10 @@ class Group:
         """A number of the CKA or mask summary of each run that has it."""
         return [value for r in self.records if (value := _lookup(r, name)) is not None]
 
+    def by_seed(self, name: str) -> dict[int, float]:
+        """The same by the runs' seeds."""
+        return {r.spec.seed: value for r in self.records if (value := _lookup(r, name)) is not None}
+
     def metric(self, name: str) -> float | None:
         """Mean over seeds of a number of the CKA or mask summary; None where the row has none."""
         return mean_of(self.values(name))

@@ -11,6 +11,7 @@ from cdbench.config import TEACHER, HubModel, Profile, ZooModel
 from cdbench.inference import Interval, share_interval
 from cdbench.report import ledger as forms
 from cdbench.report.anatomy import KINDS, Anatomy
+from cdbench.report.circuits import circuit_rows, even_head_rows
 from cdbench.report.claims import Verdict, counts, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
@@ -86,6 +87,8 @@ def _of_rows(data: StudyData) -> Row:
         "carry_headers": [f"{n} ({min(counted[n])})" if len(counted[n]) == 1 else str(n) for n in sorted(counted)],
         "effects": factor_effects(data.groups),
         "mask_rows": mask_rows(data),
+        "circuit_rows": circuit_rows(data),
+        "even_heads": even_head_rows(data),
         "features": FEATURES,
         "costs": cost_rows(data),
     }
@@ -114,7 +117,8 @@ def _sections(context: Row) -> list[tuple[str, str]]:
         "errors": ("Errors", context["errors"]),
         "shift": ("Length shift", context["shift_names"]),
         "dynamics": ("Dynamics", "figure-dynamics" in context["pictures"]),
-        "circuits": ("Circuits", context["circuits"]),
+        "circuits": ("Layers", context["circuits"]),
+        "components": ("Circuits", context["circuit_rows"]),
         "masks": ("Masks", context["mask_rows"]),
         "cost": ("Cost", context["costs"]),
         "failures": ("Failures", True),
@@ -182,30 +186,42 @@ _SHOWN: dict[str, Callable[[float | None], str] | None] = {
 
 def asserted(claim: Claim) -> str:
     """What would have to be seen, in symbols."""
-    text = "–"
     split = "" if getattr(claim, "split", "test") == "test" else f" on {getattr(claim, 'split', '')}"
+    return (_of_accuracy(claim) or _of_numbers(claim)) + split
+
+
+def _of_accuracy(claim: Claim) -> str:
     match claim:
         case forms.Difference():
-            text = f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
+            return f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
         case forms.Equivalence():
-            text = f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
+            return f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
         case forms.Order():
-            text = " > ".join(claim.rows)
+            return " > ".join(claim.rows)
         case forms.Value():
-            text = f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
+            return f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
         case forms.AtPoint():
             where = ", ".join(f"{short(key)} = {value:g}" for key, value in claim.at.items())
-            text = f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
+            return f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
+    return ""
+
+
+def _of_numbers(claim: Claim) -> str:
+    match claim:
         case forms.GradientShare():
-            text = f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
+            return f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
         case forms.Metric():
             ends = ("" if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
-            text = f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
+            return f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
+        case forms.MetricDifference():
+            return f"{claim.metric}: {claim.high} − {claim.low} > {claim.margin:g}"
+        case forms.EvenHeads():
+            return f"even heads of the later layers of {claim.row} have more importance than shuffled ones"
         case forms.Trend():
-            text = f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
+            return f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
         case forms.Mathematics():
-            text = f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
-    return text + split
+            return f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
+    return "–"
 
 
 def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:

@@ -255,3 +255,81 @@ def heat_maps(
         svg = _svg(figure, name)
     told = "; ".join(f"{title}: {np.array(m).round(2).tolist()}" for title, m in matrices.items())
     return Picture(f"figure-{name}", svg, caption, told)
+
+
+def named_heat_map(
+    name: str,
+    matrices: Mapping[str, Sequence[Sequence[float]]],
+    names: tuple[Sequence[str], Sequence[str]],
+    caption: str,
+) -> Picture:
+    """One matrix whose columns and rows have names (`names`: teacher's across, student's down)."""
+    ((title, matrix),) = matrices.items()
+    values = np.array(matrix)
+    with _drawing(1.6 + 0.42 * values.shape[1], 1.4 + 0.34 * values.shape[0]) as (figure, (one,)):
+        one.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+        one.grid(False)
+        one.set_title(title, fontsize=10)
+        one.set_xlabel("teacher")
+        one.set_ylabel("student")
+        one.set_xticks(range(values.shape[1]), names[0], rotation=45, ha="right", fontsize=8)
+        one.set_yticks(range(values.shape[0]), names[1], fontsize=8)
+        for (i, j), value in np.ndenumerate(values):
+            one.text(
+                j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value < 0.6 else "black"
+            )
+        svg = _svg(figure, name)
+    told = "; ".join(
+        f"{row}: " + ", ".join(f"{column} {value:.2f}" for column, value in zip(names[0], line, strict=True))
+        for row, line in zip(names[1], matrix, strict=True)
+    )
+    return Picture(f"figure-{name}", svg, caption, told)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """A circuit to be drawn: nodes in the order in which they write, the first of them the input; `per_layer` of a layer."""
+
+    names: Sequence[str]
+    sizes: Sequence[float]
+    chosen: set[str]
+    per_layer: int
+
+
+def node_graph(name: str, graphs: Mapping[str, Nodes], caption: str) -> Picture:
+    """Nodes over the stream that they write into, a panel a model."""
+    rows = max((len(graph.names) - 1) // graph.per_layer for graph in graphs.values())
+    with _drawing(3.4, 1.2 + 0.55 * rows, len(graphs)) as (figure, axes):
+        for (title, graph), one in zip(graphs.items(), axes, strict=True):
+            _draw_nodes(one, graph)
+            one.set_title(title, fontsize=10)
+        svg = _svg(figure, name)
+    told = "; ".join(
+        f"{title}: {', '.join(n for n in graph.names if n in graph.chosen)}" for title, graph in graphs.items()
+    )
+    return Picture(f"figure-{name}", svg, caption, f"In the circuit: {told}")
+
+
+def _draw_nodes(axes: Axes, graph: Nodes) -> None:
+    layers = (len(graph.names) - 1) // graph.per_layer
+    centre = (graph.per_layer - 1) / 2
+    places = {graph.names[0]: (centre, -1.0)}
+    for i, node in enumerate(graph.names[1:]):
+        places[node] = (float(i % graph.per_layer), float(i // graph.per_layer))
+    axes.plot([centre, centre], [-1, layers], color=_INK, alpha=0.3, linewidth=5, zorder=0)
+    largest = max(graph.sizes) or 1.0
+    for node, size in zip(graph.names, graph.sizes, strict=True):
+        x, y = places[node]
+        if node in graph.chosen:
+            axes.plot(
+                [x, centre], [y, y + 0.5], color=_COLOURS[0], alpha=0.5, linewidth=0.5 + 3 * size / largest, zorder=1
+            )
+        fill = _COLOURS[0] if node in graph.chosen else "none"
+        axes.scatter(
+            [x], [y], s=20 + 240 * size / largest, c=fill, edgecolors=_INK if fill == "none" else fill, zorder=2
+        )
+        axes.annotate(node, (x, y), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=6)
+    axes.annotate("logits", (centre, layers), ha="center", fontsize=8)
+    axes.set_xlim(-0.7, graph.per_layer - 0.3)
+    axes.set_ylim(-1.6, layers + 0.5)
+    axes.axis("off")

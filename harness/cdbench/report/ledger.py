@@ -114,6 +114,26 @@ class Metric(_OfRows):
         return self
 
 
+class MetricDifference(_OfRows):
+    """A number of the evaluator is more than `margin` larger for `high` than for `low`, seed by seed."""
+
+    decided_by: Literal["metric_difference"]
+    high: str
+    low: str
+    metric: str
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    unit: Literal["share", "correlation"] = "share"
+    paper: None = None
+
+
+class EvenHeads(_OfRows):
+    """Of the importance of a model's heads, those of even number in the later half of the layers have more than by chance."""
+
+    decided_by: Literal["even_heads"]
+    row: str
+    paper: None = None
+
+
 class Trend(_OfRows):
     """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign."""
 
@@ -143,7 +163,18 @@ class Undecidable(_Claim):
 
 
 Claim = Annotated[
-    Difference | Equivalence | Order | Value | AtPoint | GradientShare | Metric | Trend | Mathematics | Undecidable,
+    Difference
+    | Equivalence
+    | Order
+    | Value
+    | AtPoint
+    | GradientShare
+    | Metric
+    | MetricDifference
+    | EvenHeads
+    | Trend
+    | Mathematics
+    | Undecidable,
     Field(discriminator="decided_by"),
 ]
 

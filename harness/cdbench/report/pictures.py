@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from cdbench.inference import Hits, share_interval
+from cdbench.report import circuits as circuit_pages
 from cdbench.report import figures
 from cdbench.report.collect import Group, StudyData, hits_of
 from cdbench.report.figures import Curves, Dot, Picture
@@ -243,6 +244,10 @@ _SECTIONS: tuple[Draw, ...] = (
     _draw_gradients,
     _draw_ablation,
     _draw_cka,
+    circuit_pages.draw_faithfulness,
+    circuit_pages.draw_graph,
+    circuit_pages.draw_heads,
+    circuit_pages.draw_component_cka,
     _draw_masks,
     _draw_planes,
     _draw_layers,

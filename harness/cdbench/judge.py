@@ -1,0 +1,188 @@
+"""What the evaluator says of a model's circuit (paper B, 5.2): how faithful it is, what it can do alone, what it carries.
+
+The circuit is found on the training split and judged on held-out problems, in the same way for every row: attribution patching
+ranks the nodes of the trained student, and the first half of them is its circuit. No method has a say in it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cdbench.api import Components, Example
+from cdbench.circuits.arithmetic import Variable, make_pairs
+from cdbench.circuits.attribution import attribute
+from cdbench.circuits.components import Pairs, components, pair_components, top_components
+from cdbench.circuits.contrasts import Contrasts, make_contrasts
+from cdbench.circuits.faithfulness import circuit_end, cmd, cpr, curve
+from cdbench.circuits.forward import Forward
+from cdbench.circuits.graph import Circuit, Graph, top
+from cdbench.circuits.interchange import interchange_hits, make_interchanges
+from cdbench.circuits.patching import all_nodes, expanded, hits_at, mean_outputs
+from cdbench.circuits.scores import Scores
+from cdbench.errors import UserError
+from cdbench.record import CircuitJudgement, ComponentCka, Faithfulness, InterchangeJudgement
+from cdbench.seeds import rng_for
+from cdbench.signals import SiteAt, signals_of
+from cdbench.similarity import cka_matrices
+from cdbench.sites import answer_logits
+from cdbench.stats import wilson
+from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
+from cdbench.workspace import Workspace
+
+SHARE = 0.5
+"""The share of the nodes that counts as the circuit."""
+_PROBLEMS = 500
+_SHOWN = 12
+_VARIABLE: Variable = "ones_carry"
+
+
+def judge_circuit(
+    model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], *, reference: bool
+) -> CircuitJudgement | None:
+    """Judges a model's circuit on held-out problems; None where no two problems of the task can be contrasted.
+
+    `reference` is the teacher itself, which is not compared with the teacher.
+    """
+    found, held = workspace.contrasts, _contrasts(workspace, test)
+    if found is None or held is None:
+        return None
+    graph, scores = Graph.of(model), attribute(model, found)
+    circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
+    low, high = scores.interval()
+    return CircuitJudgement(
+        problems=len(held),
+        nodes=list(graph.nodes),
+        importance=scores.mean.tolist(),
+        importance_low=low.tolist(),
+        importance_high=high.tolist(),
+        circuit=circuit.names,
+        faithfulness=_faithfulness(model, held, scores),
+        accuracy=wilson(int(_alone(model, workspace, test, circuit).sum()), len(test)),
+        interchange=_interchange(model, workspace, test),
+        cka=None if reference else component_cka(model, workspace, test, components(graph, scores)),
+    )
+
+
+def _contrasts(workspace: Workspace, test: Sequence[Example]) -> Contrasts | None:
+    rng = rng_for("judge", workspace.task, workspace.profile.data.seed)
+    pairs, _ = make_pairs(test[:_PROBLEMS], "random", lambda text: prompt_ids(workspace.tokenizer, text), rng)
+    return make_contrasts(workspace.tokenizer, pairs) if pairs else None
+
+
+def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> Faithfulness | None:
+    """None where the model's metric is the same with its activations and with the counterfactual's: f is 0 divided by 0."""
+    try:
+        signed, absolute = (curve(model, held, scores, absolute=by_size) for by_size in (False, True))
+    except ValueError:
+        return None
+    f, g = signed.faithfulness(), absolute.faithfulness()
+    tail = torch.tensor([0.025, 0.975], dtype=torch.float64)
+    draws = (cpr(signed.bootstrap()).quantile(tail), cmd(absolute.bootstrap()).quantile(tail))
+    return Faithfulness(
+        items=list(signed.items),
+        f=f.tolist(),
+        f_absolute=g.tolist(),
+        cpr=float(cpr(f)),
+        cpr_95=draws[0].tolist(),
+        cmd=float(cmd(g)),
+        cmd_95=draws[1].tolist(),
+        metric_whole=signed.whole.double().mean().item(),
+        metric_empty=signed.empty.double().mean().item(),
+    )
+
+
+@torch.no_grad()
+def _alone(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], circuit: Circuit) -> Tensor:
+    """[n] bool: whether the circuit alone gives the answer, everything else at its mean over training prompts."""
+    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
+    means = mean_outputs(model, encode(workspace.tokenizer, calibration))
+    forward, split, hits = Forward(model), encode(workspace.tokenizer, test), []
+    for rows in torch.arange(len(split)).split(_PROBLEMS):
+        batch = split.take(rows).to(model.device)
+        embedding = forward.embed(batch.ids)
+        stand_in = expanded(means, forward.trace(embedding).outputs)
+        end = circuit_end(forward, embedding, stand_in, circuit)
+        at_answer = end[torch.arange(len(batch), device=end.device)[:, None], batch.answer_positions]
+        hits.append(hits_at(forward, at_answer, batch).cpu())
+    return torch.cat(hits)
+
+
+def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement | None:
+    """The node that carries the ones' carry best on training problems, judged on held-out ones; None for other tasks."""
+
+    def hits(split: Sequence[Example], name: str, nodes: Sequence[int]) -> Tensor:
+        rng = rng_for("judge-interchange", workspace.task, name)
+        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng)
+        return interchange_hits(model, problems, nodes)
+
+    graph = Graph.of(model)
+    try:
+        best = int(hits(workspace.train_examples, "train", all_nodes(graph)).sum(0).argmax())
+        judged = hits(test, "test", [best])[:, 0]
+    except UserError:
+        return None
+    return InterchangeJudgement(
+        variable=_VARIABLE, node=graph.nodes[best], accuracy=wilson(int(judged.sum()), len(judged))
+    )
+
+
+def component_cka(
+    model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], own: Components
+) -> ComponentCka | None:
+    """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
+
+    The pairs are functional ones of the models before training. None where a component is constant over the problems.
+    """
+    teacher = workspace.components("teacher", "attribution")
+    pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
+    mine, theirs = (top_components(each, min(1.0, _SHOWN / len(each.sites)))[:_SHOWN] for each in (own, teacher))
+    split = encode(workspace.tokenizer, test)
+    first = _activations(model, split, [*mine, *(s for s, _ in pairs)])
+    second = _activations(workspace.teacher.model(workspace.profile.device), split, [*theirs, *(t for _, t in pairs)])
+    try:
+        paired = _pairwise(first, second, pairs)
+        matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
+    except ValueError:
+        return None
+    return ComponentCka(
+        pairs=list(pairs),
+        debiased=paired,
+        debiased_mean=sum(paired) / len(paired),
+        student=list(mine),
+        teacher=list(theirs),
+        matrix=matrix.tolist(),
+    )
+
+
+def _activations(model: LlamaForCausalLM, split: Encoded, sites: Sequence[str]) -> Mapping[str, Tensor]:
+    wanted: list[SiteAt] = [(site, "last_prompt") for site in dict.fromkeys(sites)]
+    return {site: value for (site, _), value in signals_of(model, split, wanted).items()}
+
+
+def _pairwise(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pairs: Pairs) -> list[float]:
+    return [float(cka_matrices([first[s]], [second[t]])[1][0, 0]) for s, t in pairs]
+
+
+@torch.no_grad()
+def perplexity(model: LlamaForCausalLM, split: Encoded) -> float:
+    """exp of the mean cross-entropy of the answer's tokens and the end of text: what is left of the model's ability there."""
+    total, count = 0.0, 0
+    for rows in torch.arange(len(split)).split(_PROBLEMS):
+        batch = split.take(rows).to(model.device)
+        logits = answer_logits(model, batch)
+        total += F.cross_entropy(
+            logits.flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=IGNORE, reduction="sum"
+        ).item()
+        count += int((batch.answer_tokens != IGNORE).sum())
+    return math.exp(min(total / count, 700.0))
+
+
+def changed(model: LlamaForCausalLM, base: LlamaForCausalLM) -> tuple[int, int]:
+    """How many of a student's parameters differ from the base student's, of how many."""
+    before = base.state_dict()
+    pairs = [(value, before[name]) for name, value in model.state_dict().items()]
+    return sum(int((a != b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs)

@@ -1,0 +1,204 @@
+"""Circuits in the report: how faithful a row's circuit is, what it can do alone and carries; even heads (errata C6)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cdbench.config import TEACHER
+from cdbench.record import CircuitJudgement, Record
+from cdbench.report import figures
+from cdbench.report.collect import Group, StudyData
+from cdbench.report.figures import Picture
+from cdbench.seeds import seed_for
+
+Row = dict[str, Any]
+SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+_DRAWN = 20_000
+_SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "global_cd", "head_cd")
+
+
+def judged(record: Record) -> CircuitJudgement | None:
+    """What the evaluator says of a run's circuit; None in records from before it did, and where there is no contrast."""
+    return record.metrics.circuit if record.metrics else None
+
+
+def circuit_rows(data: StudyData) -> list[Row]:
+    """One row a row of Table 1: means over seeds of what the evaluator says of its circuits."""
+    rows = []
+    for group in data.groups:
+        found = [j for r in group.records if (j := judged(r))]
+        if not found:
+            continue
+        nodes = [j.interchange.node for j in found if j.interchange]
+        rows.append(
+            {
+                "name": group.name,
+                "cpr": group.metric("circuit.faithfulness.cpr"),
+                "cmd": group.metric("circuit.faithfulness.cmd"),
+                "alone": group.metric("circuit.accuracy.value"),
+                "interchange": group.metric("circuit.interchange.accuracy.value"),
+                "nodes": ", ".join(dict.fromkeys(nodes)),
+                "cka": group.metric("circuit.cka.debiased_mean"),
+                "perplexity": group.metric("perplexity.test"),
+                "changed": group.metric("parameters_changed"),
+                "parameters": group.metric("parameters"),
+                "run_ids": [r.run_id for r in group.records if judged(r)],
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class EvenHeads:
+    """Whether importance sits in even-numbered heads of middle to late layers (errata C6), by a permutation test.
+
+    Attributes:
+        share: of all heads' |importance|, how much even heads of the later half of the layers have.
+        expected: what shuffled heads give, their mean.
+        p: one-sided, the share of shuffles with as much.
+        p_two_sided: the same for as far from what is expected, either way.
+        low, high: 95 % interval of share − expected: what shifts of the share the shuffles do not reject.
+        heads: how many heads there are.
+    """
+
+    share: float
+    expected: float
+    p: float
+    p_two_sided: float
+    low: float
+    high: float
+    heads: int
+
+
+@cache
+def _orders(heads: int) -> NDArray[np.int64]:
+    draw = np.random.default_rng(seed_for("even-heads", heads))
+    return np.array([np.arange(heads), *(draw.permutation(heads) for _ in range(_DRAWN - 1))])
+
+
+def even_heads(found: CircuitJudgement) -> EvenHeads | None:
+    """The test on one model's heads; None where no head matters at all."""
+    heads = [(name, abs(x)) for name, x in zip(found.nodes, found.importance, strict=True) if name.startswith("a")]
+    places = [tuple(int(part) for part in name[1:].split(".h")) for name, _ in heads]
+    sizes = np.array([size for _, size in heads])
+    if not sizes.sum() > 0:
+        return None
+    layers = 1 + max(layer for layer, _ in places)
+    wanted = np.array([layer >= layers / 2 and head % 2 == 0 for layer, head in places])
+    shares = sizes[_orders(len(sizes))][:, wanted].sum(1) / sizes.sum()
+    more, less = float((shares >= shares[0] - 1e-12).mean()), float((shares <= shares[0] + 1e-12).mean())
+    least, most = np.quantile(shares, [0.025, 0.975])
+    return EvenHeads(
+        share=float(shares[0]),
+        expected=float(shares.mean()),
+        p=more,
+        p_two_sided=min(1.0, 2 * min(more, less)),
+        low=float(shares[0] - most),
+        high=float(shares[0] - least),
+        heads=len(sizes),
+    )
+
+
+def even_head_rows(data: StudyData) -> list[Row]:
+    """The test for the teacher and the student before training, and for the first run of each row of circuit distillation."""
+    rows = []
+    for group in data.groups:
+        if group.method not in (TEACHER, *_SHOWN_ROWS):
+            continue
+        first = next((r for r in group.records if judged(r)), None)
+        found = even_heads(judgement) if first and (judgement := judged(first)) else None
+        if first and found:
+            rows.append({"name": group.name, "seed": first.spec.seed, "run_id": first.run_id, "found": found})
+    return rows
+
+
+def _first_of(data: StudyData, methods: Sequence[str]) -> list[tuple[Group, Record, CircuitJudgement]]:
+    found = []
+    for group in data.groups:
+        if group.method in methods:
+            first = next((r for r in group.records if judged(r)), None)
+            judgement = judged(first) if first else None
+            if first and judgement:
+                found.append((group, first, judgement))
+    return found
+
+
+def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    """f over the share of nodes kept."""
+    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    for group in data.groups:
+        found = [j.faithfulness for r in group.records if (j := judged(r)) and j.faithfulness]
+        if found and group.method in (TEACHER, *_SHOWN_ROWS):
+            curves[group.name] = [([100 * size for size in SIZES], f.f) for f in found]
+    if not curves:
+        return None
+    caption = (
+        "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes are taken by attribution "
+        "score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all seeds."
+    )
+    return figures.panels("faithfulness", ["f"], [curves], caption, "nodes kept, %")
+
+
+def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    """|importance| of each head and MLP, layers downwards."""
+    maps = {}
+    for group, record, found in _first_of(data, (TEACHER, "base", "finetune", "atp_cd")):
+        layers = (len(found.nodes) - 1) // _width(found)
+        values = np.abs(np.array(found.importance[1:])).reshape(layers, -1)
+        largest = float(values.max()) or 1.0
+        maps[f"{group.name}, seed {record.spec.seed}"] = (values / largest).tolist()
+    if not maps:
+        return None
+    caption = (
+        "Head maps: |importance| of each head (columns from 0) and of the MLP (last column), relative to the model's largest. By "
+        "attribution patching on the training split; the first seed of a row."
+    )
+    return figures.heat_maps("heads", maps, ("head, then MLP", "layer"), caption)
+
+
+def _width(found: CircuitJudgement) -> int:
+    """Heads and the MLP of a layer."""
+    return sum(name.startswith(("a0.", "m0")) for name in found.nodes)
+
+
+def draw_component_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    """Student x teacher components."""
+    for group, record, found in _first_of(data, ("atp_cd", "finetune", "base")):
+        if found.cka:
+            names = [short_site(site) for site in found.cka.teacher], [short_site(site) for site in found.cka.student]
+            caption = (
+                "Debiased linear CKA between the components of largest importance, at the last prompt token, held out: "
+                f"{group.name}, seed {record.spec.seed}."
+            )
+            maps = {f"{group.name}, seed {record.spec.seed}": found.cka.matrix}
+            return figures.named_heat_map("component-cka", maps, names, caption)
+    return None
+
+
+def short_site(site: str) -> str:
+    """`attn.3.head.5` -> `a3.h5`, `mlp.3.out` -> `m3`."""
+    parts = site.split(".")
+    return f"a{parts[1]}.h{parts[3]}" if parts[0] == "attn" else f"m{parts[1]}"
+
+
+def draw_graph(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    """The circuit as a graph: a row a layer, heads then the MLP; size by importance, filled what is in the circuit."""
+    graphs = {}
+    for group, record, found in _first_of(data, (TEACHER, "base", "atp_cd")):
+        graphs[f"{group.name}, seed {record.spec.seed}"] = figures.Nodes(
+            names=found.nodes,
+            sizes=[abs(x) for x in found.importance],
+            chosen=set(found.circuit),
+            per_layer=_width(found),
+        )
+    if not graphs:
+        return None
+    caption = (
+        "Circuits as graphs: each node writes into the stream that runs upwards from input to logits, a row a layer, heads "
+        "on the left, the MLP on the right. Area: |importance|; filled: in the circuit of half of the nodes; hollow: not."
+    )
+    return figures.node_graph("circuit-graph", graphs, caption)
