@@ -208,20 +208,49 @@ def test_exchanging_all_of_the_input_answers_the_source_and_so_never_scores(worl
     """With every embedding of the prompt exchanged the model sees the source; that is copying, and pairs leave it out."""
     workspace = world.workspace(build=False)
     made = make_interchanges(workspace.tokenizer, workspace.train_examples, "tens_op1", Random(0))
+    hits = interchange_hits(workspace.teacher.model(), made, [0])[:, 0]
+    from cdbench.tokens import encode
     from cdbench.zoo import exact_match
 
-    model = workspace.teacher.model()
-    right = exact_match(model, made.base)  # as the model is: the base's own answer is never the one expected
-    hits = interchange_hits(model, made, [0])
-    assert right.float().mean() < 0.5
-    assert hits.float().mean() < 0.5
+    # What it answers is the source's answer, where the model knows it: then it cannot be the one expected.
+    sources = encode(workspace.tokenizer, [source for _, source in made.pairs])
+    knows = exact_match(workspace.teacher.model(), sources)
+    assert not bool((hits & knows).any())
 
 
 def test_the_best_node_is_chosen_on_one_half_and_judged_on_the_other() -> None:
-    hits = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=torch.bool)
+    """On the first half the first column is better (2 hits to 1), over all rows the second (3 to 2)."""
+    hits = torch.tensor([[1, 1], [1, 0], [0, 1], [0, 1]], dtype=torch.bool)
     best, judged = best_node(hits)
     assert best == 0
     assert judged.tolist() == [False, False]
+
+
+def test_every_problem_that_has_a_source_gets_one() -> None:
+    """One problem with a carry among sixty without: it is a source for all of them, and all are one for it."""
+    examples = [sum_of(10 + i % 5, 20 + i // 5 % 4) for i in range(60)] + [sum_of(19, 19)]
+    made = make_interchanges(make_tokenizer(), examples, "ones_carry", Random(0))
+    assert len(made) == 61
+    assert all(source == sum_of(19, 19) for base, source in made.pairs if base != sum_of(19, 19))
+
+
+def test_only_problems_that_the_model_solves_are_exchanged(world) -> None:  # type: ignore[no-untyped-def]
+    from cdbench.circuits.interchange import solved
+    from cdbench.tokens import encode
+    from cdbench.zoo import exact_match
+
+    workspace = world.workspace(build=False)
+    model, examples = workspace.teacher.model(), workspace.train_examples[:80]
+    known = solved(model, workspace.tokenizer, examples)
+    assert len(known) == int(exact_match(model, encode(workspace.tokenizer, examples)).sum())
+
+
+def test_a_carry_of_a_difference_is_flipped_without_flipping_its_sign() -> None:
+    """31 − 28 = 3 borrows; 38 − 21 = 17 does not, and both are positive. 21 − 28 would be negative."""
+    found = alternatives(difference_of(31, 28), "ones_carry")
+    assert found
+    assert all(a >= b for a, b in found)
+    assert all(a < b for a, b in alternatives(difference_of(21, 28), "ones_carry"))
 
 
 def test_problems_without_a_source_are_an_error_that_says_so() -> None:

@@ -182,9 +182,14 @@ def test_it_leaves_the_model_as_it_was() -> None:
 
 def test_bootstrap_intervals_hold_the_mean_and_stability_knows_signal_from_noise() -> None:
     scores = attribute(llama(), contrasts(n=60))
-    low, high = scores.interval()
+    limits = scores.interval()
+    assert limits is not None
+    low, high = limits
     assert bool(((low <= scores.mean) & (scores.mean <= high)).all())
-    assert torch.equal(scores.interval()[0], low)  # drawn from a named scope
+    again, some = scores.interval(), scores.interval(torch.tensor([3, 0]))
+    assert again is not None and some is not None
+    assert torch.equal(again[0], low)  # drawn from a named scope
+    torch.testing.assert_close(some[1], high[[3, 0]])
     every = torch.ones(scores.rows.shape[1:], dtype=torch.bool)
     noise = replace(scores, rows=torch.randn(scores.rows.shape, generator=torch.Generator().manual_seed(3)))
     signal = replace(noise, rows=noise.rows + 10 * torch.arange(16.0))
@@ -192,6 +197,7 @@ def test_bootstrap_intervals_hold_the_mean_and_stability_knows_signal_from_noise
     assert abs(noise.stability(every)) < 0.5
     few = replace(scores, rows=scores.rows[:3], sizes=scores.sizes[:3])
     assert few.stability(every) != few.stability(every)  # NaN: nothing can be said of three problems
+    assert few.interval() is None
 
 
 def test_bootstrap_intervals_of_scores_cover_their_mean() -> None:
@@ -200,6 +206,73 @@ def test_bootstrap_intervals_of_scores_cover_their_mean() -> None:
 
     g, covered = torch.Generator().manual_seed(0), 0
     for _ in range(200):
-        low, high = Scores("node", torch.randn(40, 1, generator=g) + 1, torch.ones(40, dtype=torch.long)).interval()
-        covered += int(low[0] <= 1 <= high[0])
+        limits = Scores("node", torch.randn(40, 1, generator=g) + 1, torch.ones(40, dtype=torch.long)).interval()
+        assert limits is not None
+        covered += int(limits[0][0] <= 1 <= limits[1][0])
     assert 176 <= covered <= 198
+
+
+def test_intervals_weigh_folds_by_their_sizes() -> None:
+    """Three folds of one problem at 0 and one of a thousand at 1: nearly every draw that has the large one is near 1."""
+    from cdbench.circuits.scores import Scores
+
+    scores = Scores("node", torch.tensor([[0.0], [0.0], [0.0], [1.0]]), torch.tensor([1, 1, 1, 1000]))
+    limits = scores.interval()
+    assert limits is not None
+    assert limits[0][0] == 0  # a third of the draws lacks it
+    drawn = [scores.mean_of(torch.tensor([0, 1, 2, 3])).item(), limits[1][0].item()]
+    assert drawn[0] == pytest.approx(1000 / 1003)
+    assert drawn[1] > 0.999
+
+
+@pytest.mark.parametrize("level", ["edge", "neuron"])
+def test_folds_hold_each_problem_once_whatever_the_batch(level: str) -> None:
+    """53 problems in 20 folds of 2 or 3: sums of folds are the nodes' sums over the same problems."""
+    model, pairs = llama(), contrasts(n=53)
+    nodes = attribute(model, pairs)
+    for size in (7, 100):
+        found = attribute(model, pairs, level, work=Work(batch_size=size))  # type: ignore[arg-type]
+        assert found.sizes.sum() == 53 and len(found.sizes) == 20 and set(found.sizes.tolist()) == {2, 3}
+        first = 0
+        for row, count in zip(found.rows.sum(2), found.sizes.tolist(), strict=True):
+            expected = nodes.rows[first : first + count].mean(0)
+            torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-4)
+            first += count
+
+
+def test_an_edge_into_a_query_a_key_or_a_value_is_the_derivative_there() -> None:
+    """Finite differences in a nonlinear model: one reader's stream moved a little towards what the edge would bring."""
+    from cdbench.circuits.forward import Forward
+
+    model, pairs = llama().double(), contrasts()
+    forward, graph = Forward(model), Graph.of(model)
+    scores = attribute(model, pairs, "edge").mean
+    with torch.no_grad():
+        near = forward.trace(forward.embed(pairs.clean))
+        far = forward.trace(forward.embed(pairs.corrupt)).outputs
+        delta = near.outputs.mlps[0] - far.mlps[0]  # of m0, read by the heads of layer 2
+
+        def moved(part: str, head: int, step: float) -> torch.Tensor:
+            shifted = forward.queries_keys_values(2, near.before[2] + step * delta)[
+                ["query", "key", "value"].index(part)
+            ]
+
+            def edit(which: str, layer: int, value: torch.Tensor) -> torch.Tensor:
+                if (which, layer) != (part, 2):
+                    return value
+                value = value.clone()
+                value[:, :, head] = shifted[:, :, head]
+                return value
+
+            end = forward.trace(forward.embed(pairs.clean), edit).end
+            return pairs.difference(forward.logits(end, pairs.last))
+
+        for part in ("query", "key", "value"):
+            for head in range(4):
+                slope = ((moved(part, head, 1e-3) - moved(part, head, -1e-3)) / 2e-3).mean().item()
+                column = graph.readers.index(f"a2.h{head}<{part[0]}>")
+                assert scores[graph.mlp(0), column].item() == pytest.approx(slope, rel=2e-2, abs=2e-3), (part, head)
+    parts = [scores[graph.mlp(0), graph.readers.index(f"a2.h1<{p}>")].item() for p in "qkv"]
+    assert (
+        min(abs(a - b) for a, b in zip(parts, parts[1:] + parts[:1], strict=True)) > 1e-3
+    )  # so a mix-up would be seen

@@ -129,11 +129,13 @@ def test_export_and_import_keep_every_score(command: Command, args: list[str], f
 
 
 def test_interchange_names_the_node_that_carries_a_variable(command: Command, args: list[str]) -> None:
-    done = command("circuit", "interchange", "teacher", *args, "-n", "90", "--variable", "ones_op1", "--top", "3")
+    done = command(
+        "circuit", "interchange", "teacher", *args, "-n", "90", "--variable", "ones_op1", "--top", "3", "--all"
+    )
     assert done.exit_code == 0, done.stderr
     assert "for example " in done.stdout and "with the ones_op1 of" in done.stdout
     assert "interchange accuracy" in done.stdout.splitlines()[-1]
-    table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json").stdout)
+    table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json", "--all").stdout)
     assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
     assert table["accuracy"]["n"] == table["problems"] - table["problems"] // 2
 
@@ -161,6 +163,7 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--task", "nothing"], "nothing"),
         (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
+        (["discover", "teacher", "--by", "exact", "--steps", "3"], "--by exact has no steps"),
         (["discover", "teacher", "--top", "0"], "--top"),
         (["discover", "teacher", "--problems", "0"], "--problems"),
         (["interchange", "teacher", "--variable", "hundreds"], "hundreds"),
@@ -258,3 +261,69 @@ def test_a_folder_in_hugging_face_format_is_a_model(
     done = command("circuit", "discover", "./other", *args)
     assert done.exit_code == 2
     assert "the hooks know LlamaForCausalLM only" in done.stderr
+
+
+def test_another_search_does_not_replace_the_first(command: Command, args: list[str], tmp_path: Path) -> None:
+    for more in ([], ["--counterfactual", "ones_op1"], ["--steps", "2"], ["--level", "edge"]):
+        assert command("circuit", "discover", "student", *args, "-n", "30", *more).exit_code == 0
+    names = {path.name for path in (tmp_path / "runs" / "circuits").iterdir()}
+    base = "student-addition_2digit-"
+    assert names == {
+        base + "node-attribution", base + "node-attribution-ones_op1", base + "node-attribution-2steps", base + "edge-attribution"
+    }  # fmt: skip
+
+
+def test_a_run_whose_student_is_gone_is_not_taken_for_the_untrained_one(
+    cli: Cli, command: Command, args: list[str], tmp_path: Path, mlflow_template: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
+    assert cli("run", "finetune", *args).returncode == 0
+    weights = next((tmp_path / "runs" / "records").glob("*/student.safetensors"))
+    weights.unlink()
+    done = command("circuit", "discover", weights.parent.name, *args, "-n", "30")
+    assert done.exit_code == 2
+    assert "student.safetensors is missing or was altered since its record was written" in done.stderr
+
+
+def test_a_folder_named_from_here_is_found_from_elsewhere(
+    command: Command, args: list[str], world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(world.workspace(build=False).teacher.folder, tmp_path / "ml")
+    assert command("circuit", "discover", "./ml", *args, "-n", "30", "--out", "c").exit_code == 0
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    done = command("circuit", "evaluate", tmp_path / "c", *args[2:], "-n", "20")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_a_profile_for_a_gpu_says_what_is_missing_without_one(
+    command: Command, args: list[str], world: World, tmp_path: Path
+) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    profile = tmp_path / "gpu.toml"
+    profile.write_text(world.profile_file.read_text().replace('device = "cpu"', 'device = "cuda"'))
+    done = command("circuit", "discover", "teacher", "--profile", profile, *args[2:])
+    assert done.exit_code == 4
+    assert "a CUDA GPU" in done.stderr
+
+
+def test_a_tokenizer_without_an_end_of_text_is_refused(
+    command: Command, args: list[str], world: World, tmp_path: Path
+) -> None:
+    folder = tmp_path / "ml"
+    shutil.copytree(world.workspace(build=False).teacher.folder, folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config.pop("eos_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    done = command("circuit", "discover", folder, *args, "-n", "30")
+    assert done.exit_code == 2
+    assert "no end-of-text token" in done.stderr
+
+
+def test_too_few_problems_have_no_interval(command: Command, args: list[str]) -> None:
+    done = command("circuit", "discover", "teacher", *args, "-n", "3", "--top", "2", "--json")
+    assert done.exit_code == 0, done.stderr
+    table = json.loads(done.stdout)
+    assert table["top"][0]["low"] is None and table["stability"] is None

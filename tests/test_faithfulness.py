@@ -5,21 +5,25 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cdbench.circuits.attribution import attribute
+from cdbench.circuits.attribution import Work, attribute
+from cdbench.circuits.evaluation import evaluate
 from cdbench.circuits.faithfulness import (
     SIZES,
     Curve,
     Exchange,
+    Ranking,
     circuit_metric,
     cmd,
     cpr,
     curve,
+    curves,
     magnitude,
     random_scores,
 )
 from cdbench.circuits.graph import LEVELS, Circuit, Graph, prune, top
 from cdbench.circuits.patching import mean_outputs
-from cdbench.circuits.scores import Scores, overlap, single, spearman
+from cdbench.circuits.scores import Scores, single, spearman
+from cdbench.errors import UserError
 from cdbench.tokens import encode
 from cdbench.zoo import make_tokenizer
 from circuit_models import contrasts, llama, metric, naive_outputs, naive_patched
@@ -133,7 +137,7 @@ def test_f_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
 
 def test_a_model_that_does_as_well_with_nothing_has_no_faithfulness() -> None:
     pairs = contrasts()
-    with pytest.raises(ValueError, match="0 divided by 0"):
+    with pytest.raises(UserError, match="0 divided by 0"):
         curve(llama(), replace(pairs, corrupt=pairs.clean), single("node", torch.zeros(16)))
 
 
@@ -235,7 +239,7 @@ def test_magnitude_is_the_distance_that_a_node_moves() -> None:
     )
 
 
-def test_rank_correlation_and_overlap_by_hand() -> None:
+def test_rank_correlation_by_hand() -> None:
     x = torch.tensor([1.0, 2, 3, 4])
     assert spearman(x, torch.tensor([10.0, 20, 30, 40])) == pytest.approx(1)
     assert spearman(x, torch.tensor([4.0, 3, 2, 1])) == pytest.approx(-1)
@@ -244,9 +248,64 @@ def test_rank_correlation_and_overlap_by_hand() -> None:
     a, b = torch.tensor([1.0, 1, 2, 5, 3]), torch.tensor([2.0, 0, 2, 1, 2])
     assert spearman(a, b) == pytest.approx(spearmanr(a.numpy(), b.numpy()).statistic)
     assert spearman(x, torch.ones(4)) != spearman(x, torch.ones(4))  # NaN: a constant has no ranks
-    assert overlap(torch.tensor([3.0, 2, 1, 0]), torch.tensor([3.0, 0, 1, 2]), 2) == 0.5
 
 
 def test_scores_of_folds_are_weighted_by_their_sizes() -> None:
     scores = Scores("node", torch.tensor([[1.0], [4.0]]), torch.tensor([3, 1]))
     assert scores.mean.tolist() == [1.75]
+
+
+def test_circuits_are_chosen_by_score_for_cpr_and_by_size_for_cmd() -> None:
+    """The node of largest |score| is harmful: by score it comes last, by size first."""
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    scores = torch.arange(16.0)
+    scores[0] = -100.0  # the input
+    signed, absolute = curves(
+        model, pairs, [Ranking(single("node", scores)), Ranking(single("node", scores), absolute=True)]
+    )
+    for found, by_size in ((signed, False), (absolute, True)):
+        expected = circuit_metric(model, pairs, [top(scores, 8, graph, "node", absolute=by_size)])[0]
+        assert torch.equal(found.metric[SIZES.index(0.5)], expected)
+    assert not torch.equal(signed.metric[SIZES.index(0.5)], absolute.metric[SIZES.index(0.5)])
+
+
+def test_all_rankings_share_one_pass_and_get_what_each_gets_alone() -> None:
+    model, pairs = llama(), contrasts()
+    rankings = [Ranking(random_scores(Graph.of(model), "node", i)) for i in range(3)]
+    together = curves(model, pairs, rankings, work=Work(batch_size=3))
+    for ranking, found in zip(rankings, together, strict=True):
+        alone = curve(model, pairs, ranking.scores)
+        torch.testing.assert_close(found.metric, alone.metric, rtol=1e-4, atol=1e-4)
+
+
+def test_a_denominator_that_may_be_nothing_is_told() -> None:
+    g = torch.Generator().manual_seed(0)
+    noise = Curve((1,), torch.randn(1, 50, generator=g), torch.randn(50, generator=g), torch.randn(50, generator=g))
+    assert noise.stands_on_noise
+    assert not Curve((1,), noise.metric, noise.whole + 5, noise.empty).stands_on_noise
+    # Draws in which both problems are the first have no f; the others are kept.
+    half = Curve((1,), torch.tensor([[1.0, 1.0]]), whole=torch.tensor([1.0, 2.0]), empty=torch.tensor([1.0, 0.0]))
+    assert bool(torch.isfinite(half.bootstrap()).all())
+    assert 600 < len(half.bootstrap()) < 900
+
+
+def test_an_edge_moves_as_far_as_its_node() -> None:
+    model, pairs = llama(), contrasts()
+    nodes, edges = magnitude(model, pairs, "node").mean, magnitude(model, pairs, "edge").mean
+    assert torch.equal(edges, nodes[:, None].expand_as(edges))
+    assert nodes.min() > 0
+
+
+def test_the_evaluation_of_a_circuit_is_finite_and_holds_its_baselines() -> None:
+    model, pairs = llama(), contrasts(n=30)
+    result = evaluate(model, pairs, attribute(model, pairs), 3)
+    assert result["random"]["draws"] == 3
+    low, high = result["random"]["cpr_range"]
+    assert low <= result["random"]["cpr"] <= high
+    expected = [
+        cpr(curve(model, pairs, random_scores(Graph.of(model), "node", i)).faithfulness()).item() for i in range(3)
+    ]
+    assert result["random"]["cpr"] == pytest.approx(sum(expected) / 3, abs=1e-4)
+    assert result["magnitude"]["f"] == result["magnitude"]["f_absolute"]
+    assert len(result["circuit"]["f_95"]) == len(SIZES)

@@ -23,7 +23,7 @@ LAYERS = [
     {"execute", "plan"},
     {"lm_eval_tasks", "runners", "tracking", "report"},
     {"doctor", "display"},
-    {"circuit_session"},
+    {"circuit_output", "circuit_session"},
     {
         "circuit_command",
         "session",

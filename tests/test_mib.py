@@ -93,6 +93,9 @@ class Trap:
         ({"edges_scores": torch.ones(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}, "nodes_scores": torch.ones(6)},
          r"nodes_scores has shape \(6,\)"),
         ({"edges_scores": torch.zeros(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no level has scores"),
+        ({"edges_scores": [1.0], "cfg": {}}, "'edges_scores' is expected"),
+        ({"edges_scores": torch.ones(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}, "nodes_scores": [1.0]},
+         "nodes_scores is a list"),
         (Trap(), "no file of plain tensors"),
     ],
 )  # fmt: skip
@@ -104,6 +107,15 @@ def test_a_damaged_pt_file_is_an_error_and_runs_nothing(
     with pytest.raises(UserError, match=words):
         mib.read(tmp_path / "x.pt")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_text_called_pt_and_a_folder_called_json_are_errors(tmp_path: Path) -> None:
+    (tmp_path / "x.pt").write_text("importances")
+    (tmp_path / "x.json").mkdir()
+    with pytest.raises(UserError, match="no file of plain tensors"):
+        mib.read(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="is a folder"):
+        mib.read(tmp_path / "x.json")
 
 
 @pytest.mark.parametrize("name", ["none.json", "none.pt", "x.csv"])
@@ -134,11 +146,45 @@ def test_generated_rows_have_mibs_schema_and_all_seven_counterfactuals() -> None
 
 def test_rows_become_pairs_of_one_kind() -> None:
     rows = list(mib.generate(Random(0), 5))
-    for row, (clean, other) in zip(rows, mib.pairs_of(iter(rows), "tens_carry"), strict=True):
+    for row, (clean, other) in zip(rows, mib.pairs_of(iter(rows), "tens_carry")[0], strict=True):
         assert (clean.prompt, clean.answer) == (row["prompt"], row["label"])
         assert other.answer == str(row["tens_carry_counterfactual"]["label"])  # MIB has a number here, and text above
     with pytest.raises(UserError, match="row 0 of the MIB data lacks"):
         mib.pairs_of(iter([{"prompt": "x"}]), "random")
+    nothing = rows[0] | {"ones_op1_counterfactual": None}
+    assert mib.pairs_of(iter([nothing, rows[1]]), "ones_op1")[1] == 1
+    with pytest.raises(UserError, match="row 1 of the MIB data does not fit"):
+        mib.pairs_of(iter([rows[0], rows[1] | {"operand1": "many"}]), "random")
+
+
+def test_generated_splits_share_no_problem_and_no_twin() -> None:
+    sides = []
+    for split in ("train", "test"):
+        rows = mib.generate(Random(0), 300, split)
+        sides.append({tuple(sorted((row["operand1"], row["operand2"]))) for row in rows})
+    assert not sides[0] & sides[1]
+
+
+def test_one_level_of_a_file_can_be_read_where_another_was_not_scored(tmp_path: Path) -> None:
+    """EAP-IG begins with NaN for nodes that nobody scored; the edges of such a file are good."""
+    mib.write(tmp_path / "x.pt", GRAPH, "edge", scores_of("edge"))
+    table = torch.load(tmp_path / "x.pt", weights_only=True)
+    torch.save(table | {"nodes_scores": torch.full((7,), torch.nan)}, tmp_path / "x.pt")
+    assert list(mib.read(tmp_path / "x.pt", "edge").scores) == ["edge"]
+    with pytest.raises(UserError, match="7 of 7 node scores are not finite"):
+        mib.read(tmp_path / "x.pt")
+    with pytest.raises(UserError, match="has no scores of neurons; it has scores of node"):
+        mib.read(tmp_path / "x.pt", "neuron")
+    torch.save(table | {"nodes_scores": None}, tmp_path / "x.pt")
+    assert list(mib.read(tmp_path / "x.pt").scores) == ["edge"]
+
+
+def test_the_edges_of_a_node_circuit_are_marked(tmp_path: Path) -> None:
+    scores = scores_of("node")
+    circuit = top(scores, 3, GRAPH, "node")
+    mib.write(tmp_path / "x.pt", GRAPH, "node", scores, circuit)
+    marked = torch.load(tmp_path / "x.pt", weights_only=True)["edges_in_graph"]
+    assert torch.equal(marked, GRAPH.edge_mask & circuit.nodes[:, None])
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cdbench import __version__, plan
-from cdbench.errors import UserError
+from cdbench.circuit_output import ELSE, draw_attention, dropped, show_discovery, show_evaluation
+from cdbench.errors import EnvironmentLacks, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 _VARIABLES = ["ones_carry", "tens_carry", "ones_op1", "tens_op1", "ones_op2", "tens_op2"]
 _KINDS = ["random", *_VARIABLES]
-_MODEL = """
-    MODEL is teacher or student (of the profile), the id of a run (its trained student), a folder in Hugging Face format, or
-    owner/name@revision on the hub (which must be in the local cache).
-"""
 
 
 @click.group()
@@ -118,6 +115,10 @@ def discover(model: str, **options: Any) -> None:
     studied = _studied(model, options)
     _start(studied)
     search = discovery.Search(options["by"], options["level"], options["steps"])
+    if search.by != "attribution" and search.steps > 1:
+        raise UserError(
+            f"--steps {search.steps}: integrated gradients are attribution's; --by {search.by} has no steps"
+        )
     contrasts, told = studied.contrasts(options["source"], options["counterfactual"], "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = _work(f"{search.by} of {search.level}s")
@@ -127,7 +128,7 @@ def discover(model: str, **options: Any) -> None:
     saved.require_finite(values, f"{model} on {told.task}")
     count = min(options["top"], len(values))
     checked = discovery.agreement(studied.model, contrasts, scores, count) if search.by == "attribution" else None
-    folder = options["out"] or _folder(studied, search)
+    folder = options["out"] or _folder(studied, search, options["source"], options["counterfactual"])
     table: dict[str, object] = {
         "cdbench": __version__,
         "model": studied.subject,
@@ -146,7 +147,7 @@ def discover(model: str, **options: Any) -> None:
     if options["as_json"]:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=1))
         return
-    _show_discovery(made, len(values))
+    show_discovery(made, len(values))
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
 
 
@@ -158,13 +159,17 @@ def _studied(model: str, options: dict[str, Any]) -> "Studied":
 
 
 def _start(studied: "Studied") -> None:
-    """Loads the model, with the threads that the profile names: two give other last digits than one."""
-    import torch
-    from transformers.utils.logging import disable_progress_bar
+    """Loads the model as the profile wants it.
 
-    disable_progress_bar()
-    torch.set_num_threads(studied.profile.threads)
-    torch.use_deterministic_algorithms(True)
+    Raises:
+        EnvironmentLacks: the machine has not what the profile needs.
+    """
+    from cdbench.models import prepare
+    from cdbench.requirements import missing
+
+    if studied.profile.device == "cuda" and (lacks := missing(studied.profile)):
+        raise EnvironmentLacks(f"profile {studied.profile.name} needs {lacks[0]}")
+    prepare(studied.profile)
     _ = studied.model
 
 
@@ -192,10 +197,13 @@ def _clear() -> None:
         click.echo("\r\033[K", nl=False, err=True)
 
 
-def _folder(studied: "Studied", search: Any) -> Path:
-    name = Path(studied.name).name.replace("@", "-") if "/" in studied.name else studied.name
-    steps = f"-{search.steps}steps" if search.steps > 1 else ""
-    return studied.where.runs / "circuits" / f"{name}-{studied.workspace.task}-{search.level}-{search.by}{steps}"
+def _folder(studied: "Studied", search: Any, source: str, counterfactual: str) -> Path:
+    """A name of its own for each search; of a model without a short name, with the first digits of its content."""
+    name = studied.name if "/" not in studied.name else f"{Path(studied.name).name.split('@')[0]}-{studied.content[:8]}"
+    parts = [name, studied.workspace.task, search.level, search.by]
+    parts += [f"{search.steps}steps"] * (search.steps > 1)
+    parts += [source] * (source != "task") + [counterfactual] * (counterfactual != "random")
+    return studied.where.runs / "circuits" / "-".join(parts)
 
 
 def _number(value: float) -> float | None:
@@ -218,60 +226,26 @@ def _ends(studied: "Studied", contrasts: Any) -> dict[str, float]:
 
 
 def _top(scores: "Scores", graph: Any, count: int, checked: Any) -> list[dict[str, Any]]:
+    import torch
+
     from cdbench.circuits.discovery import flat
 
     names, mean = list(graph.names(scores.level)), flat(scores.mean, graph, scores.level)
     items = mean.abs().argsort(descending=True, stable=True)[:count].tolist()
-    low, high = (flat(limit, graph, scores.level) for limit in scores.interval())
+    places = graph.edge_mask.flatten().nonzero().flatten()[items] if scores.level == "edge" else torch.tensor(items)
+    limits = scores.interval(places)
+    low, high = ([None] * count, [None] * count) if limits is None else (limit.tolist() for limit in limits)
     exact = dict(zip(checked.items, checked.exact, strict=True)) if checked else {}
     return [
         {
             "name": names[i],
             "score": mean[i].item(),
-            "low": low[i].item(),
-            "high": high[i].item(),
+            "low": low[rank],
+            "high": high[rank],
             "exact": exact.get(i),
         }
-        for i in items
+        for rank, i in enumerate(items)
     ]
-
-
-_MEASURE = {
-    "attribution": "attribution patching: logit difference lost, to first order",
-    "exact": "exact patching: logit difference lost",
-    "ablation": "mean ablation: accuracy lost (0 to 1)",
-    "import": "imported",
-}
-
-
-def _show_discovery(made: "SavedCircuit", items: int) -> None:
-    model, told = made.model, made.data
-    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.task}: "
-               f"{told.problems} problems against '{told.counterfactual}' counterfactuals" + _dropped(told))  # fmt: skip
-    if made.metric_clean is not None and made.metric_corrupt is not None:
-        click.echo(
-            f"logit difference {made.metric_clean:+.2f}, with the counterfactual's prompt {made.metric_corrupt:+.2f}"
-        )
-    click.echo(f"\n{_MEASURE[made.by]}; top {len(made.top)} of {items} {made.level}s by size, 95 % over problems")
-    width = max(len(item.name) for item in made.top)
-    for item in made.top:
-        exact = "" if item.exact is None else f"   exact {item.exact:+.3f}"
-        click.echo(f"  {item.name:<{width}}  {item.score:+.3f} [{item.low:+.3f}, {item.high:+.3f}]{exact}")
-    if made.same_sign_as_exact is not None:
-        rank = "not defined" if made.spearman_with_exact is None else f"{made.spearman_with_exact:.2f}"
-        click.echo(f"\nagreement with exact patching on these: rank correlation {rank}, "
-                   f"same sign {made.same_sign_as_exact} of {len(made.top)}")  # fmt: skip
-    stable = "too few problems to say" if made.stability is None else f"rank correlation {made.stability:.2f}"
-    click.echo(f"stability of the ranking between halves of the problems: {stable}")
-
-
-def _dropped(told: Any) -> str:
-    parts = []
-    if told.without_counterfactual:
-        parts.append(f"{told.without_counterfactual} have no such counterfactual of equal token length")
-    if told.without_contrast:
-        parts.append(f"{told.without_contrast} have the same answer")
-    return f" (dropped: {'; '.join(parts)})" if parts else ""
 
 
 @circuit.command()
@@ -297,45 +271,38 @@ def evaluate(folder: Path, **options: Any) -> None:
     cdbench circuit evaluate runs/circuits/teacher-addition_2digit-node-attribution
     cdbench circuit evaluate runs/circuits/teacher-addition_2digit-edge-attribution --ablation mean --json
     """
-    from cdbench.circuits import faithfulness, saved
+    from cdbench.circuits import evaluation, faithfulness, saved
     from cdbench.circuits.patching import mean_outputs
 
     made, scores = saved.read(folder)
     studied = _again(made, options)
-    contrasts, told = studied.contrasts(made.data.source, made.data.counterfactual, "test", options["problems"])
+    kind = (made.data.source, made.data.counterfactual)
+    contrasts, told = studied.contrasts(*kind, "test", options["problems"])
     means = None
-    if options["ablation"] == "mean":
-        means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in contrasts.pairs]))
+    if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
+        training, _ = studied.contrasts(*kind, "train", options["problems"])
+        means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
     exchange = faithfulness.Exchange(options["ablation"], means)
-    rankings = {
-        "circuit": scores,
-        "magnitude": faithfulness.magnitude(studied.model, contrasts, made.level),
-        **{f"random {i}": faithfulness.random_scores(made.model.graph, made.level, i) for i in range(options["draws"])},
-    }
-    try:
-        found = {
-            name: [
-                faithfulness.curve(
-                    studied.model, contrasts, ranking, absolute=absolute, exchange=exchange, work=_work(name)
-                )
-                for absolute in (False, True)
-            ]
-            for name, ranking in rankings.items()
-        }
-    except ValueError as error:
-        raise UserError(f"{folder}: {error}") from None
+    result = evaluation.evaluate(
+        studied.model, contrasts, scores, options["draws"], exchange=exchange, work=_work("faithfulness")
+    )
     _clear()
-    result = _evaluation(found, options["draws"])
-    table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}
     if options["as_json"]:
-        click.echo(json.dumps(table, indent=1))
+        table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}
+        click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return
     click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.task}"
-               f"{_dropped(told)}, all else {_ELSE[options['ablation']]}")  # fmt: skip
-    _show_evaluation(result, made.level)
+               f"{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
+    show_evaluation(result, made.level)
 
 
-_ELSE = {"resample": "from the counterfactual", "mean": "at its mean", "zero": "zero"}
+def _finite(value: Any) -> Any:
+    """The same for JSON, which has no NaN and no infinity: null."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
@@ -348,70 +315,6 @@ def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
             f"{studied.content[:12]} now"
         )
     return studied
-
-
-def _evaluation(found: dict[str, Any], draws: int) -> dict[str, Any]:
-    """Curves and areas with their intervals; the random rankings as mean, least and most."""
-    import torch
-
-    from cdbench.circuits.faithfulness import SIZES, cmd, cpr
-
-    def limits(values: "Tensor") -> list[float]:
-        tail = torch.tensor([0.025, 0.975], dtype=torch.float64)
-        return [float(x) for x in torch.quantile(values, tail, dim=0)]
-
-    rows = {}
-    for name, (signed, absolute) in found.items():
-        f, g = signed.faithfulness(), absolute.faithfulness()
-        draws_f, draws_g = signed.bootstrap(), absolute.bootstrap()
-        rows[name] = {
-            "f": f.tolist(),
-            "f_absolute": g.tolist(),
-            "f_95": torch.quantile(draws_f, torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0).T.tolist(),
-            "cpr": float(cpr(f)),
-            "cpr_95": limits(cpr(draws_f)),
-            "cmd": float(cmd(g)),
-            "cmd_95": limits(cmd(draws_g)),
-        }
-    chance = [rows.pop(f"random {i}") for i in range(draws)]
-    first = found["circuit"][0]
-    return {
-        "sizes": list(SIZES),
-        "items": list(first.items),
-        "metric_whole": first.whole.double().mean().item(),
-        "metric_empty": first.empty.double().mean().item(),
-        **rows,
-        "random": {
-            "f": [sum(column) / draws for column in zip(*(row["f"] for row in chance), strict=True)],
-            "cpr": sum(row["cpr"] for row in chance) / draws,
-            "cpr_range": [min(row["cpr"] for row in chance), max(row["cpr"] for row in chance)],
-            "cmd": sum(row["cmd"] for row in chance) / draws,
-            "cmd_range": [min(row["cmd"] for row in chance), max(row["cmd"] for row in chance)],
-            "draws": draws,
-        },
-    }
-
-
-def _plain(value: float) -> str:
-    """0.123; what rounds to nothing has no sign."""
-    return f"{round(value, 3) + 0.0:.3f}"
-
-
-def _show_evaluation(result: dict[str, Any], level: str) -> None:
-    whole, empty = result["metric_whole"], result["metric_empty"]
-    click.echo(
-        f"logit difference of the whole model {whole:+.2f}, of nothing {empty:+.2f}; f is 1 for the one, 0 for the other\n"
-    )
-    mine, size, chance = result["circuit"], result["magnitude"], result["random"]
-    click.echo(f"  {'kept':>7}  {level + 's':>8}  {'f':>6}  {'95 %':>15}  {'magnitude':>9}  {'random':>7}")
-    for i, share in enumerate(result["sizes"]):
-        low, high = mine["f_95"][i]
-        click.echo(f"  {share:>7.1%}  {result['items'][i]:>8}  {_plain(mine['f'][i]):>6}  [{_plain(low):>6}, {_plain(high):>5}]  "
-                   f"{_plain(size['f'][i]):>9}  {_plain(chance['f'][i]):>7}")  # fmt: skip
-    for key, name, better in (("cpr", "CPR", "higher is better"), ("cmd", "CMD", "lower is better")):
-        (low, high), (least, most) = mine[f"{key}_95"], chance[f"{key}_range"]
-        click.echo(f"{name}  {mine[key]:.3f} [{low:.3f}, {high:.3f}]   magnitude {size[key]:.3f}   "
-                   f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
 
 
 @circuit.command()
@@ -427,6 +330,7 @@ def _show_evaluation(result: dict[str, Any], level: str) -> None:
     "-n", "--problems", type=click.IntRange(4), default=500, show_default=True, help="Held-out problems to use."
 )
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Nodes to show.")
+@click.option("--all", "every", is_flag=True, help="Also problems that the model gets wrong.")
 @_model_options
 def interchange(model: str, **options: Any) -> None:
     """Ask which node carries a variable: give it the activation of another problem, and see if the answer is the causal model's.
@@ -438,13 +342,18 @@ def interchange(model: str, **options: Any) -> None:
     import torch
 
     from cdbench.circuits.graph import Graph
-    from cdbench.circuits.interchange import best_node, interchange_hits, make_interchanges
+    from cdbench.circuits.interchange import best_node, interchange_hits, make_interchanges, solved
     from cdbench.seeds import rng_for
     from cdbench.stats import wilson
 
     studied = _studied(model, options)
     _start(studied)
-    examples = studied.examples("test", options["problems"])
+    drawn = studied.examples("test", options["problems"])
+    examples = list(drawn) if options["every"] else solved(studied.model, studied.tokenizer, drawn)
+    if not examples:
+        raise UserError(
+            f"{model} answers none of {len(drawn)} held-out problems right; --all takes those that it gets wrong, too"
+        )
     rng = rng_for("interchange", studied.workspace.task, options["variable"])
     problems = make_interchanges(studied.tokenizer, examples, options["variable"], rng)
     names = Graph.of(studied.model).nodes
@@ -456,15 +365,17 @@ def interchange(model: str, **options: Any) -> None:
     judged = wilson(int(held.sum()), len(held))
     if options["as_json"]:
         table = {
-            "model": model, "variable": options["variable"], "problems": len(hits), "without_source": len(examples) - len(hits),
+            "model": model, "variable": options["variable"], "problems": len(hits), "not_solved": len(drawn) - len(examples),
+            "without_source": len(examples) - len(hits),
             "best": names[best], "accuracy": judged.model_dump(),
             "nodes": {name: share.model_dump() for name, share in zip(names, shares, strict=True)},
         }  # fmt: skip
         click.echo(json.dumps(table, indent=1))
         return
     variable = options["variable"]
-    click.echo(f"{model} on {studied.workspace.task}: {len(hits)} of {len(examples)} held-out problems have a source that "
-               f"differs in {variable}")  # fmt: skip
+    which = "" if options["every"] else " (those that it answers right)"
+    click.echo(f"{model} on {studied.workspace.task}: {len(examples)} of {len(drawn)} held-out problems{which}, "
+               f"{len(hits)} with a source that differs in {variable}")  # fmt: skip
     (base, source), expected = problems.pairs[0], problems.expected[0]
     click.echo(
         f"for example {base.prompt}{base.answer} with the {variable} of {source.prompt}{source.answer} is {expected}\n"
@@ -504,7 +415,7 @@ def attention(folder: Path, **options: Any) -> None:
     chosen = [divmod(i - 1, graph.heads + 1) for i in order[: options["heads"]]]
     shown = {f"a{layer}.h{head}": pattern.weights[layer, head] for layer, head in chosen}
     if options["out"]:
-        _draw_attention(options["out"], shown, pattern, made.model.name)
+        draw_attention(options["out"], shown, pattern, made.model.name)
     if options["as_json"]:
         table = {"circuit": str(folder), "roles": pattern.roles, "prompts": pattern.prompts, "of": pattern.of}
         click.echo(json.dumps(table | {"heads": {name: w.tolist() for name, w in shown.items()}}, indent=1))
@@ -519,18 +430,6 @@ def attention(folder: Path, **options: Any) -> None:
         click.echo(f"drawn in {options['out']}")
 
 
-def _draw_attention(file: Path, shown: dict[str, Any], pattern: Any, model: str) -> None:
-    from cdbench.files import write_atomic
-    from cdbench.report import figures
-
-    if file.suffix != ".svg":
-        raise UserError(f"--out {file}: the drawing is an .svg file")
-    caption = f"Mean attention of {model}'s heads"
-    maps = {name: weights.tolist() for name, weights in shown.items()}
-    picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption, 1.0, pattern.roles)
-    write_atomic(file, picture.svg.replace("currentColor", "#444"), "the drawing")
-
-
 @circuit.command("export")
 @click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["mib"]), default="mib", show_default=True)
@@ -538,7 +437,8 @@ def _draw_attention(file: Path, shown: dict[str, Any], pattern: Any, model: str)
 @click.option(
     "--keep", type=int, metavar="K", help="Also mark the top K items as the circuit [none: importances only]."
 )
-def export(folder: Path, form: str, out: Path, keep: int | None) -> None:
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) -> None:
     """Write a circuit as MIB's code reads it (EAP-IG's Graph.from_json and Graph.from_pt).
 
     \b
@@ -554,7 +454,7 @@ def export(folder: Path, form: str, out: Path, keep: int | None) -> None:
         raise UserError(f"--keep {keep}: a circuit of 1 to {graph.items(made.level)} {made.level}s can be marked")
     chosen = None if keep is None else top(scores.mean, keep, graph, made.level)
     mib.write(out, graph, made.level, scores.mean, chosen)
-    click.echo(out)
+    click.echo(json.dumps({"file": str(out), "format": form, "level": made.level, "kept": keep}) if as_json else out)
 
 
 @circuit.command("import")
@@ -577,7 +477,7 @@ def import_(file: Path, **options: Any) -> None:
     from cdbench.circuits.graph import Graph
     from cdbench.circuits.scores import single
 
-    found = mib.read(file)
+    found = mib.read(file, options["level"])
     studied = _studied(options["model"], options)
     _start(studied)
     graph = Graph.of(studied.model)
@@ -589,8 +489,6 @@ def import_(file: Path, **options: Any) -> None:
     level = options["level"] or next(iter(found.scores))
     if options["level"] is None and len(found.scores) > 1:
         raise UserError(f"{file} has scores of {' and '.join(found.scores)}s; say which with --level")
-    if level not in found.scores:
-        raise UserError(f"{file} has no scores of {level}s; it has scores of {' and '.join(found.scores)}s")
     folder = options["out"] or studied.where.runs / "circuits" / file.stem
     scores = single(level, found.scores[level])
     data = {

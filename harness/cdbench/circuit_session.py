@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
@@ -12,7 +13,7 @@ from cdbench import data, record
 from cdbench.api import Example
 from cdbench.circuits import mib
 from cdbench.circuits.arithmetic import Kind, make_pairs
-from cdbench.circuits.contrasts import Contrasts, make_contrasts
+from cdbench.circuits.contrasts import Contrasts, Pair, make_contrasts
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.saved import Problems, Source, Subject
 from cdbench.config import TEACHER, FolderModel, HubModel, Profile, build_profile
@@ -62,8 +63,12 @@ class Studied:
     @cached_property
     def workspace(self) -> Workspace:
         """The task's splits and the profile's models, made if they are not there."""
-        task = self._run.spec.task if self._run else self.task
-        return Workspace(self.profile, task, Store(self.where.store), self.progress)
+        return Workspace(self.profile, self._task, Store(self.where.store), self.progress)
+
+    @property
+    def _task(self) -> str:
+        """The task; of a run its own."""
+        return self._run.spec.task if self._run else self.task
 
     @cached_property
     def _checkpoint(self) -> Checkpoint:
@@ -83,8 +88,12 @@ class Studied:
     @property
     def _weights(self) -> Path | None:
         """A run's trained student; None where the run left the student as it was, and for all other models."""
-        path = self.where.run(self.name) / "student.safetensors" if self._run else None
-        return path if path and path.exists() else None
+        if self._run is None:
+            return None
+        folder, name = self.where.run(self.name), "student.safetensors"
+        if name in self._run.artefacts and name in record.damaged_artefacts(folder, self._run):
+            raise UserError(f"{folder / name} is missing or was altered since its record was written")
+        return folder / name if (folder / name).exists() else None
 
     @cached_property
     def model(self) -> LlamaForCausalLM:
@@ -101,17 +110,38 @@ class Studied:
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
-        """Its tokenizer."""
-        return self._checkpoint.tokenizer()
+        """Its tokenizer.
+
+        Raises:
+            UserError: it has tokens that the model does not embed.
+        """
+        tokenizer = self._checkpoint.tokenizer()
+        if len(tokenizer) > self.model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer of {self.name} has {len(tokenizer)} tokens, the model embeds {self.model.config.vocab_size}; "
+                "they do not belong together"
+            )
+        return tokenizer
 
     @property
     def subject(self) -> Subject:
         """What a saved circuit says of its model."""
         graph = Graph.of(self.model)
         return Subject(
-            name=self.name, profile=self.profile_name, content=self.content,
+            name=self.lasting_name, profile=self._lasting_profile, content=self.content,
             layers=graph.layers, heads=graph.heads, width=graph.width,
         )  # fmt: skip
+
+    @property
+    def lasting_name(self) -> str:
+        """Its name from any folder."""
+        path = Path(self.name).expanduser()
+        return str(path.resolve()) if self._checkpoint.folder == path.resolve() else self.name
+
+    @property
+    def _lasting_profile(self) -> str:
+        path = Path(self.profile_name).expanduser()
+        return str(path.resolve()) if path.suffix == ".toml" else self.profile_name
 
     def examples(self, split: str, n: int) -> tuple[Example, ...]:
         """The first `n` problems of the task's training ("train") or held-out ("test") split."""
@@ -140,12 +170,22 @@ class Studied:
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
                 )
         elif source == "mib":
-            pairs = mib.pairs_of(mib.load(split), kind)[:n]
+            pairs, without = mib.pairs_of(islice(mib.load(split), n), kind)
         else:
-            pairs = mib.pairs_of(mib.generate(rng_for("mib", split), n), kind)
+            pairs, without = mib.pairs_of(mib.generate(rng_for("mib", split), n, split), kind)
+        pairs, uneven = self._of_equal_length(pairs)
         contrasts = make_contrasts(self.tokenizer, pairs)
         told = Problems(
-            task=self.workspace.task if source == "task" else "MIB addition", source=source, counterfactual=kind,
-            problems=len(contrasts), without_counterfactual=without, without_contrast=contrasts.without_contrast,
+            task=self._task, source=source, counterfactual=kind, problems=len(contrasts),
+            without_counterfactual=without + uneven, without_contrast=contrasts.without_contrast,
         )  # fmt: skip
         return contrasts, told
+
+    def _of_equal_length(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
+        """Pairs whose prompts have equally many tokens, and how many have not."""
+        kept = [
+            (clean, other)
+            for clean, other in pairs
+            if len(prompt_ids(self.tokenizer, clean.prompt)) == len(prompt_ids(self.tokenizer, other.prompt))
+        ]
+        return kept, len(pairs) - len(kept)

@@ -27,7 +27,6 @@ from typing import Any, cast
 import torch
 from safetensors.torch import save_file
 from transformers import LlamaForCausalLM
-from transformers.utils.logging import disable_progress_bar
 
 from cdbench import data, models
 from cdbench.api import Outcome, Source
@@ -46,7 +45,7 @@ from cdbench.evaluate import (
 )
 from cdbench.files import explained, read_json, sha256, write_atomic, write_json
 from cdbench.judge import changed, judge_circuit, perplexity
-from cdbench.models import Checkpoint, Role
+from cdbench.models import Checkpoint, Role, prepare
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
 from cdbench.record import (
@@ -315,12 +314,9 @@ def main(argv: list[str]) -> int:
         sys.stdout.reconfigure(line_buffering=True)
     try:
         spec = RunSpec.model_validate(read_json(folder / "spec.json", "spec"))
-        torch.set_num_threads(spec.profile.threads)
+        prepare(spec.profile)
         if spec.profile.device == "cuda":
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             _require_gpus()
-        torch.use_deterministic_algorithms(True)
-        disable_progress_bar()
         _STEPS[step](folder, store)
     except Exception as error:
         known = isinstance(error, CdbenchError)

@@ -17,10 +17,10 @@ from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attribution import attribute
 from cdbench.circuits.components import Pairs, components, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
-from cdbench.circuits.faithfulness import circuit_end, cmd, cpr, curve
+from cdbench.circuits.faithfulness import Ranking, circuit_end, cmd, cpr, curves
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import Circuit, Graph, top
-from cdbench.circuits.interchange import interchange_hits, make_interchanges
+from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
 from cdbench.circuits.patching import all_nodes, expanded, hits_at, mean_outputs
 from cdbench.circuits.scores import Scores
 from cdbench.errors import UserError
@@ -52,7 +52,7 @@ def judge_circuit(
         return None
     graph, scores = Graph.of(model), attribute(model, found)
     circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
-    low, high = scores.interval()
+    low, high = scores.interval() or (scores.mean, scores.mean)
     return CircuitJudgement(
         problems=len(held),
         nodes=list(graph.nodes),
@@ -76,8 +76,8 @@ def _contrasts(workspace: Workspace, test: Sequence[Example]) -> Contrasts | Non
 def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> Faithfulness | None:
     """None where the model's metric is the same with its activations and with the counterfactual's: f is 0 divided by 0."""
     try:
-        signed, absolute = (curve(model, held, scores, absolute=by_size) for by_size in (False, True))
-    except ValueError:
+        signed, absolute = curves(model, held, [Ranking(scores), Ranking(scores, absolute=True)])
+    except UserError:
         return None
     f, g = signed.faithfulness(), absolute.faithfulness()
     tail = torch.tensor([0.025, 0.975], dtype=torch.float64)
@@ -92,6 +92,7 @@ def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> F
         cmd_95=draws[1].tolist(),
         metric_whole=signed.whole.double().mean().item(),
         metric_empty=signed.empty.double().mean().item(),
+        on_noise=signed.stands_on_noise,
     )
 
 
@@ -116,7 +117,8 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
 
     def hits(split: Sequence[Example], name: str, nodes: Sequence[int]) -> Tensor:
         rng = rng_for("judge-interchange", workspace.task, name)
-        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng)
+        known = solved(model, workspace.tokenizer, split[:_PROBLEMS])
+        problems = make_interchanges(workspace.tokenizer, known, _VARIABLE, rng)
         return interchange_hits(model, problems, nodes)
 
     graph = Graph.of(model)

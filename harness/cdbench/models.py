@@ -1,15 +1,17 @@
 """Loading models: from the zoo, from a folder, from the hub at a pinned revision. One code path after the folder is known."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
 
 from cdbench import zoo
 from cdbench.api import Example
-from cdbench.config import FolderModel, HubModel, ZooModel
+from cdbench.config import FolderModel, HubModel, Profile, ZooModel
 from cdbench.errors import EnvironmentLacks, UserError, first_line
 from cdbench.files import read_json, write_json
 from cdbench.requirements import folder_content, hub_snapshot, weights_sentence
@@ -18,6 +20,15 @@ from cdbench.sites import require_llama
 from cdbench.store import Key, Store, content_hash, recipe
 
 Role = Literal["teacher", "student"]
+
+
+def prepare(profile: Profile) -> None:
+    """Makes this process give the same numbers each time: threads, algorithms. Before the first model is loaded."""
+    torch.set_num_threads(profile.threads)
+    if profile.device == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    disable_progress_bar()
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class Faithfulness(_Model):
     cmd_95: list[float]
     metric_whole: float
     metric_empty: float
+    on_noise: bool = False
+    """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
 
 
 class InterchangeJudgement(_Model):

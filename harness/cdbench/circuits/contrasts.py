@@ -73,6 +73,10 @@ def make_contrasts(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) ->
     Raises:
         UserError: the two prompts of a pair are of different token length, or no pair is left.
     """
+    if tokenizer.eos_token_id is None:
+        raise UserError(
+            "the tokenizer has no end-of-text token; an answer that begins another could not be told from it"
+        )
     kept, rows = [], []
     for clean, corrupt in pairs:
         first, second = prompt_ids(tokenizer, clean.prompt), prompt_ids(tokenizer, corrupt.prompt)
@@ -81,9 +85,9 @@ def make_contrasts(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) ->
                 f"{clean.prompt!r} has {len(first)} tokens and its counterfactual {corrupt.prompt!r} {len(second)}; "
                 "activations can be exchanged between prompts of equal length only"
             )
-        if clean.answer == corrupt.answer:
-            continue
         answers = answer_ids(tokenizer, clean), answer_ids(tokenizer, corrupt)
+        if answers[0] == answers[1]:
+            continue
         shared = next(i for i, (a, b) in enumerate(zip(*answers, strict=False)) if a != b)
         prefix = answers[0][:shared]
         rows.append((first + prefix, second + prefix, len(first) - 1, answers[0][shared], answers[1][shared]))

@@ -21,6 +21,7 @@ from cdbench.circuits.forward import Forward, Outputs, Part, wide
 from cdbench.circuits.graph import Circuit, Graph, Level, top
 from cdbench.circuits.patching import expanded
 from cdbench.circuits.scores import Scores, single
+from cdbench.errors import UserError
 from cdbench.seeds import generator_for
 
 Ablation = Literal["resample", "mean", "zero"]
@@ -119,37 +120,42 @@ def _neurons_end(forward: Forward, embedding: Tensor, stand_in: Outputs, kept: T
 def _edges_end(forward: Forward, embedding: Tensor, stand_in: Outputs, edges: Tensor) -> Tensor:
     """Each reader has a stream of its own: the live one, with what comes over edges outside the circuit exchanged."""
     graph = forward.graph
-    outside = (~edges).to(embedding.dtype)
+    outside = wide((~edges).to(embedding.dtype))
     x, rotary = embedding, forward.rotary(embedding)
-    moved = [(stand_in.embedding - embedding)[:, :, None]]
+    # Nodes first: what is written so far is then one block, and no stream copies it.
+    moved = wide(embedding).new_empty(len(graph.nodes), *embedding.shape)
+    moved[0], written = stand_in.embedding - embedding, 1
 
     def stream(first: int, count: int) -> Tensor:
-        """[b, t, count, width] of the readers from column `first` on."""
-        every = torch.cat(moved, dim=2)
-        return x[:, :, None] + torch.einsum("btsw,sr->btrw", every, outside[: every.shape[2], first : first + count])
+        """[count, b, t, width] of the readers from column `first` on."""
+        exchanged = torch.tensordot(outside[:written, first : first + count].T, moved[:written], dims=1)
+        mine: Tensor = x + exchanged.to(x.dtype)
+        return mine
 
     for i in range(graph.layers):
         first = i * (3 * graph.heads + 1)
-        read = forward.blocks[i].input_layernorm(stream(first, 3 * graph.heads)).unflatten(2, (3, graph.heads))
-        q, k, v = (_own_projection(forward, i, part, read[:, :, j]) for j, part in enumerate("qkv"))
+        read = forward.blocks[i].input_layernorm(stream(first, 3 * graph.heads)).unflatten(0, (3, graph.heads))
+        q, k, v = (_own_projection(forward, i, part, read[j]) for j, part in enumerate("qkv"))
         z = forward.attend(i, q, k, v, rotary)
         live = forward.write(i, z)
-        moved.append(forward.write(i, stand_in.heads[i]) - live)
+        moved[written : written + graph.heads] = (forward.write(i, stand_in.heads[i]) - live).movedim(2, 0)
+        written += graph.heads
         x = x + live.sum(2) + forward.bias(i)
-        out = forward.mlp(i, stream(first + 3 * graph.heads, 1)[:, :, 0])
-        moved.append((stand_in.mlps[i] - out)[:, :, None])
+        out = forward.mlp(i, stream(first + 3 * graph.heads, 1)[0])
+        moved[written] = stand_in.mlps[i] - out
+        written += 1
         x = x + out
-    return stream(len(graph.readers) - 1, 1)[:, :, 0]
+    return stream(len(graph.readers) - 1, 1)[0]
 
 
 def _own_projection(forward: Forward, layer: int, part: str, x: Tensor) -> Tensor:
-    """A stream per query head, [b, t, heads, width], through each head's own query, key or value projection."""
+    """A stream per query head, [heads, b, t, width], through each head's own projection: [b, t, heads, head width]."""
     own = forward.blocks[layer].self_attn
     project = {"q": own.q_proj, "k": own.k_proj, "v": own.v_proj}[part]
     weight, bias = project.weight.unflatten(0, (-1, forward.head_width)), project.bias
     if part != "q":
         weight = weight.repeat_interleave(forward.shared, dim=0)
-    out = torch.einsum("bthw,hew->bthe", x, weight)
+    out = torch.einsum("hbtw,hew->bthe", x, weight)
     if bias is None:
         return out
     own_bias: Tensor = bias.unflatten(0, (-1, forward.head_width))
@@ -179,11 +185,21 @@ class Curve:
         m, whole, empty = m.mean(-1), whole.mean(-1), empty.mean(-1)
         return ((m - empty) / (whole - empty)).movedim(0, -1)
 
-    def bootstrap(self) -> Tensor:
-        """[1,000, sizes] f over problems drawn anew."""
+    def _drawn(self) -> Tensor:
         n = len(self.whole)
-        rows = torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
-        return self.faithfulness(rows)
+        return torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
+
+    def bootstrap(self) -> Tensor:
+        """[1,000, sizes] f over problems drawn anew; draws in which f is 0 divided by 0 have no f, and are left out."""
+        f = self.faithfulness(self._drawn())
+        return f[torch.isfinite(f).all(1)]
+
+    @property
+    def stands_on_noise(self) -> bool:
+        """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
+        gap = (self.whole - self.empty).double()[self._drawn()].mean(1)
+        low, high = torch.quantile(gap, torch.tensor([0.025, 0.975], dtype=gap.dtype)).tolist()
+        return bool(low <= 0 <= high)
 
 
 def cpr(f: Tensor) -> Tensor:
@@ -196,6 +212,44 @@ def cmd(f: Tensor) -> Tensor:
     return torch.trapezoid((1 - f.double()).abs(), torch.tensor(SIZES, dtype=torch.float64))
 
 
+@dataclass(frozen=True)
+class Ranking:
+    """Scores, and whether circuits are chosen by |score| (as for CMD) instead of the score (as for CPR)."""
+
+    scores: Scores
+    absolute: bool = False
+
+
+def curves(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    rankings: Sequence[Ranking],
+    *,
+    exchange: Exchange = RESAMPLE,
+    work: Work = QUIETLY,
+) -> list[Curve]:
+    """Faithfulness of the top circuits of each ranking at MIB's sizes, all in one pass over the problems.
+
+    Nodes and neurons are not pruned, as MIB's code does not prune them (there every node of a circuit counts as fed).
+
+    Raises:
+        UserError: the model has the same metric with and without its activations.
+        ValueError: scores of another model, or not finite.
+    """
+    graph = Forward(model).graph
+    circuits, items = [Circuit.whole(graph), Circuit.empty(graph)], []
+    for ranking in rankings:
+        level, mean = ranking.scores.level, ranking.scores.mean
+        items.append(tuple(int(size * graph.items(level)) for size in SIZES))
+        circuits += [top(mean, n, graph, level, absolute=ranking.absolute) for n in items[-1]]
+    metric = circuit_metric(model, contrasts, circuits, exchange=exchange, work=work)
+    whole, empty = metric[0], metric[1]
+    if whole.double().mean() == empty.double().mean():
+        raise UserError("the model has the same metric with and without all its activations: f is 0 divided by 0")
+    parts = metric[2:].split(len(SIZES))
+    return [Curve(n, part, whole, empty) for n, part in zip(items, parts, strict=True)]
+
+
 def curve(
     model: LlamaForCausalLM,
     contrasts: Contrasts,
@@ -203,23 +257,9 @@ def curve(
     *,
     absolute: bool = False,
     exchange: Exchange = RESAMPLE,
-    work: Work = QUIETLY,
 ) -> Curve:
-    """Faithfulness of the top circuits of these scores at MIB's sizes; `absolute` chooses by |score|, as CMD does.
-
-    Raises:
-        ValueError: the scores are of another model or not finite, or the model does no better than nothing on these problems.
-    """
-    graph = Forward(model).graph
-    ranking, level = scores.mean, scores.level
-    items = tuple(int(size * graph.items(level)) for size in SIZES)
-    circuits = [top(ranking, n, graph, level, absolute=absolute) for n in items]
-    kept = [Circuit.whole(graph), Circuit.empty(graph), *circuits]
-    metric = circuit_metric(model, contrasts, kept, exchange=exchange, work=work)
-    whole, empty = metric[0], metric[1]
-    if whole.double().mean() == empty.double().mean():
-        raise ValueError("the model has the same metric with and without all its activations; f is 0 divided by 0")
-    return Curve(items, metric[2:], whole, empty)
+    """The curve of one ranking (`curves`)."""
+    return curves(model, contrasts, [Ranking(scores, absolute)], exchange=exchange)[0]
 
 
 @torch.no_grad()

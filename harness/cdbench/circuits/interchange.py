@@ -21,6 +21,7 @@ from cdbench.circuits.forward import Forward, Outputs, wide
 from cdbench.circuits.patching import exchanged
 from cdbench.errors import UserError
 from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
+from cdbench.zoo import exact_match
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,25 @@ def make_interchanges(
     Raises:
         UserError: problems that are neither sums nor differences, or none has a source.
     """
-    by_length: dict[int, list[Example]] = {}
-    for example in examples:
-        by_length.setdefault(len(prompt_ids(tokenizer, example.prompt)), []).append(example)
+    pools: dict[tuple[int, str], list[tuple[Example, int]]] = {}
+    keys = [(len(prompt_ids(tokenizer, example.prompt)), operator(example)) for example in examples]
+    for example, (length, op) in zip(examples, keys, strict=True):
+        a, b = example.operands
+        pools.setdefault((length, op), []).append((example, value_of(a, b, op, variable)))
     pairs, expected = [], []
-    for example in examples:
-        pool = by_length[len(prompt_ids(tokenizer, example.prompt))]
-        found = _source(example, pool, variable, rng)
-        if found:
-            pairs.append((example, found[0]))
-            expected.append(found[1])
+    for example, (length, op) in zip(examples, keys, strict=True):
+        a, b = example.operands
+        own = value_of(a, b, op, variable)
+        answers = {value: str(answer_with(a, b, op, variable, value)) for value in range(10)}
+        fitting = [
+            (other, answers[value])
+            for other, value in pools[length, op]
+            if value != own and answers[value] not in (example.answer, other.answer)
+        ]
+        if fitting:
+            chosen, answer = rng.choice(fitting)
+            pairs.append((example, chosen))
+            expected.append(answer)
     if not pairs:
         raise UserError(f"no two of {len(examples)} problems differ in '{variable}' so that an exchange would show")
     targets = [Example(base.prompt, text, base.operands) for (base, _), text in zip(pairs, expected, strict=True)]
@@ -73,20 +83,10 @@ def make_interchanges(
     return Interchanges(variable, base, source, tuple(pairs), tuple(expected))
 
 
-_TRIES = 20
-
-
-def _source(base: Example, pool: Sequence[Example], variable: Variable, rng: Random) -> tuple[Example, str] | None:
-    op = operator(base)
-    a, b = base.operands
-    for _ in range(_TRIES):
-        other = rng.choice(pool)
-        if operator(other) != op:
-            continue
-        answer = str(answer_with(a, b, op, variable, value_of(other.operands[0], other.operands[1], op, variable)))
-        if answer not in (base.answer, other.answer):
-            return other, answer
-    return None
+def solved(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> list[Example]:
+    """The problems that the model answers right: an exchange between others would count the model's own errors (as in MIB)."""
+    right = exact_match(model, encode(tokenizer, examples)).tolist()
+    return [example for example, known in zip(examples, right, strict=True) if known]
 
 
 @torch.no_grad()

@@ -5,7 +5,6 @@ everything, `.pt` is a dictionary of tensors; MIB's own code reads both (EAP-IG'
 """
 
 import json
-import math
 import pickle
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from cdbench.circuits.arithmetic import KINDS, Kind, alternatives
 from cdbench.circuits.graph import Circuit, Graph, Level
 from cdbench.errors import EnvironmentLacks, UserError, first_line
 from cdbench.files import read_json, write_atomic
+from cdbench.seeds import seed_for
 
 ADDITION = ("mib-bench/arithmetic_addition", "d56d68b7b1d8f9c7e9a262ec1f89331ed52c7516")
 TEMPLATE = "The sum of {x} and {y} is "
@@ -101,8 +101,8 @@ def _save_pt(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Ci
     write_atomic(path, buffer.getvalue(), "the circuit file")
 
 
-def read(path: Path) -> Importances:
-    """Reads importances that MIB's code, or `write`, has written.
+def read(path: Path, level: Level | None = None) -> Importances:
+    """Reads importances that MIB's code, or `write`, has written: of one level, or of all that the file has.
 
     Raises:
         UserError: no such file, another format, names that the graph has not, or scores that are not finite.
@@ -113,13 +113,16 @@ def read(path: Path) -> Importances:
         graph, scores = _read_json(path)
     else:
         raise UserError(f"{path}: MIB knows .json and .pt files")
+    if level is not None and level not in scores:
+        raise UserError(f"{path} has no scores of {level}s; it has scores of {' and '.join(scores)}s")
+    scores = scores if level is None else {level: scores[level]}
     for level, values in scores.items():
         used = values[graph.edge_mask] if level == "edge" else values
         bad = int((~torch.isfinite(used)).sum())
         if bad:
             raise UserError(
                 f"{path}: {bad} of {used.numel()} {level} scores are not finite (MIB writes NaN for what was not scored, and "
-                "keeps it in every circuit); score them, or leave that level out"
+                "keeps it in every circuit); score them, or take another level"
             )
     return Importances(graph, scores)
 
@@ -135,6 +138,8 @@ def _graph(config: object, path: Path) -> Graph:
 
 
 def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; a circuit file of MIB is expected")
     table = read_json(path, "circuit file")
     graph = _graph(table.get("cfg"), path)
     nodes, edges = table.get("nodes"), table.get("edges")
@@ -145,19 +150,8 @@ def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     ]
     if unknown:
         raise UserError(f"{path}: '{unknown[0]}' is no node or edge of a model of {_size(graph)}")
-    found: dict[Level, Tensor] = {}
     try:
-        if all("score" in nodes.get(name, {}) for name in graph.nodes):
-            found["node"] = torch.tensor([float(nodes[name]["score"]) for name in graph.nodes])
-        if all("neurons_scores" in nodes.get(name, {}) for name in graph.nodes):
-            found["neuron"] = torch.tensor([nodes[name]["neurons_scores"] for name in graph.nodes]).float()
-            if found["neuron"].shape != graph.shape("neuron"):
-                raise ValueError(f"neurons_scores are {tuple(found['neuron'].shape)}")
-        if edges and any(float(edge["score"]) != 0 for edge in edges.values()):
-            scores = torch.zeros(graph.shape("edge"))
-            values = torch.tensor([float(edges[name]["score"]) if name in edges else math.nan for name in graph.edges])
-            scores[graph.edge_mask] = values
-            found["edge"] = scores
+        found = _scores_of(graph, nodes, edges)
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: a score is missing or no number ({error})") from None
     if not found:
@@ -165,21 +159,39 @@ def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     return graph, found
 
 
+def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any]) -> dict[Level, Tensor]:
+    found: dict[Level, Tensor] = {}
+    if all("score" in nodes.get(name, {}) for name in graph.nodes):
+        found["node"] = torch.tensor([float(nodes[name]["score"]) for name in graph.nodes])
+    if all("neurons_scores" in nodes.get(name, {}) for name in graph.nodes):
+        found["neuron"] = torch.tensor([nodes[name]["neurons_scores"] for name in graph.nodes]).float()
+        if found["neuron"].shape != graph.shape("neuron"):
+            raise ValueError(f"neurons_scores are {tuple(found['neuron'].shape)}")
+    if edges and any(float(edge["score"]) != 0 for edge in edges.values()):
+        if absent := [name for name in graph.edges if name not in edges]:
+            raise ValueError(f"{len(absent)} edges have none, the first of them '{absent[0]}'")
+        found["edge"] = torch.zeros(graph.shape("edge"))
+        found["edge"][graph.edge_mask] = torch.tensor([float(edges[name]["score"]) for name in graph.edges])
+    return found
+
+
 def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     try:
         table = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"circuit file {path} does not exist") from None
-    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError, OSError, KeyError, ValueError) as error:
         raise UserError(f"{path} is no file of plain tensors: {first_line(error)}") from None
-    if not isinstance(table, dict) or "edges_scores" not in table:
+    if not isinstance(table, dict) or not isinstance(table.get("edges_scores"), Tensor):
         raise UserError(f"{path}: a table with 'cfg' and 'edges_scores' is expected; this is no circuit file of MIB")
     graph = _graph(table.get("cfg"), path)
     levels: dict[Level, str] = {"node": "nodes_scores", "edge": "edges_scores", "neuron": "neurons_scores"}
     found: dict[Level, Tensor] = {}
     for level, key in levels.items():
-        if key not in table or (level == "edge" and not bool(table[key].any())):
+        if table.get(key) is None or (level == "edge" and not bool(table[key].any())):
             continue
+        if not isinstance(table[key], Tensor):
+            raise UserError(f"{path}: {key} is a {type(table[key]).__name__}, a tensor is expected")
         if tuple(table[key].shape) != graph.shape(level):
             raise UserError(
                 f"{path}: {key} has shape {tuple(table[key].shape)}; {_size(graph)} have {graph.shape(level)}"
@@ -194,14 +206,18 @@ def _size(graph: Graph) -> str:
     return f"{graph.layers} layers, {graph.heads} heads and width {graph.width}"
 
 
-def generate(rng: Random, n: int, template: str = TEMPLATE) -> Iterator[dict[str, Any]]:
+def generate(rng: Random, n: int, split: str = "train", template: str = TEMPLATE) -> Iterator[dict[str, Any]]:
     """`n` rows of two-digit addition in the schema of MIB's arithmetic data, each with all seven counterfactuals.
 
-    Not MIB's own rows: those are on the hub (`load`). Operands for which a kind has no counterfactual are drawn anew.
+    Not MIB's own rows: those are on the hub (`load`). Operands for which a kind has no counterfactual are drawn anew. One
+    unordered pair of operands in four is of the "test" split, the others of the "train" split: no problem, and no twin, is in
+    both (errata A11).
     """
     made = 0
     while made < n:
         a, b = rng.randint(10, 99), rng.randint(10, 99)
+        if (seed_for("mib-split", min(a, b), max(a, b)) % 4 == 0) != (split == "test"):
+            continue
         example = Example(template.format(x=a, y=b), str(a + b), (a, b))
         kinds = {kind: alternatives(example, kind) for kind in KINDS if kind != "random"}
         if not all(kinds.values()):
@@ -226,26 +242,30 @@ def generate(rng: Random, n: int, template: str = TEMPLATE) -> Iterator[dict[str
         made += 1
 
 
-def pairs_of(rows: Iterator[Mapping[str, Any]], kind: Kind) -> list[tuple[Example, Example]]:
-    """Rows in MIB's schema -> problems with the counterfactual of one kind.
+def pairs_of(rows: Iterator[Mapping[str, Any]], kind: Kind) -> tuple[list[tuple[Example, Example]], int]:
+    """Rows in MIB's schema -> problems with the counterfactual of one kind, and how many rows have none.
 
     Raises:
-        UserError: a row lacks a field.
+        UserError: a row lacks a field, or holds no number where one is expected.
     """
-    found = []
+    found, without = [], 0
     for number, row in enumerate(rows):
         try:
             other = row[f"{kind}_counterfactual"]
+            if other is None:
+                without += 1
+                continue
             first, second = ((int(r["operand1"]), int(r["operand2"])) for r in (row, other))
-            found.append(
-                (
-                    Example(row["prompt"], str(row["label"]), first),
-                    Example(other["prompt"], str(other["label"]), second),
-                )
+            pair = (
+                Example(row["prompt"], str(row["label"]), first),
+                Example(other["prompt"], str(other["label"]), second),
             )
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise UserError(f"row {number} of the MIB data lacks {error}; expected MIB's arithmetic schema") from None
-    return found
+        except (TypeError, ValueError) as error:
+            raise UserError(f"row {number} of the MIB data does not fit MIB's arithmetic schema: {error}") from None
+        found.append(pair)
+    return found, without
 
 
 def load(split: str) -> Iterator[dict[str, Any]]:

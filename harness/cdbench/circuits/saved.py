@@ -57,8 +57,9 @@ class Item(Closed):
 
     name: str
     score: float
-    low: float
-    high: float
+    low: float | None = None
+    high: float | None = None
+    """95 % over problems; None where there are too few to say."""
     exact: float | None = None
 
 

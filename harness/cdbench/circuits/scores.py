@@ -9,6 +9,7 @@ from cdbench.circuits.graph import Level
 from cdbench.seeds import generator_for
 
 _DRAWS = 1000
+_LEAST_ROWS = 4
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,26 @@ class Scores:
         flat: Tensor = (weights / weights.sum()) @ self.rows[chosen].double().flatten(1)
         return flat.reshape(self.rows.shape[1:])
 
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bootstrap percentiles of the mean over other problems (1,000 draws of rows), in the shape of the mean."""
+    def interval(self, items: Tensor | None = None, level: float = 0.95) -> tuple[Tensor, Tensor] | None:
+        """Bootstrap percentiles of the mean over other problems (1,000 draws of rows), of some items or of all.
+
+        `items` are places in the flattened mean, whose limits come flat; else the limits have the shape of the mean. None for
+        fewer than 4 rows: so few have no spread to speak of.
+        """
+        if len(self.rows) < _LEAST_ROWS:
+            return None
+        flat = self.rows.flatten(1).double()
+        flat = flat if items is None else flat[:, items]
         draw = generator_for("bootstrap", len(self.rows))
-        means = self._resampled(draw, _DRAWS)
+        chosen = torch.randint(len(self.rows), (_DRAWS, len(self.rows)), generator=draw)
+        counts = torch.zeros(_DRAWS, len(self.rows), dtype=torch.float64)
+        counts.scatter_add_(1, chosen, self.sizes.double()[chosen])
+        means = (counts / counts.sum(1, keepdim=True)) @ flat
         tail = (1 - level) / 2
         low, high = torch.quantile(means, torch.tensor([tail, 1 - tail], dtype=means.dtype), dim=0)
-        return low, high
-
-    def _resampled(self, draw: torch.Generator, times: int) -> Tensor:
-        """[times, ...] means of so many rows drawn with replacement."""
-        chosen = torch.randint(len(self.rows), (times, len(self.rows)), generator=draw)
-        counts = torch.zeros(times, len(self.rows), dtype=torch.float64)
-        counts.scatter_add_(1, chosen, self.sizes[chosen].double())
-        flat = (counts / counts.sum(1, keepdim=True)) @ self.rows.flatten(1).double()
-        return flat.reshape(times, *self.rows.shape[1:])
+        return (
+            (low, high) if items is not None else (low.reshape(self.rows.shape[1:]), high.reshape(self.rows.shape[1:]))
+        )
 
     def stability(self, exists: Tensor, splits: int = 20) -> float:
         """Mean Spearman rank correlation between the scores of two random halves of the rows; NaN for fewer than 4 rows.
@@ -57,7 +63,7 @@ class Scores:
         `exists` [nodes, ...] bool says which items count. 1 means that half of the problems rank the items as the other half
         does; 0 that the ranking is noise.
         """
-        if len(self.rows) < 4:
+        if len(self.rows) < _LEAST_ROWS:
             return float("nan")
         draw, found = generator_for("halves", len(self.rows)), []
         for _ in range(splits):
@@ -85,9 +91,3 @@ def _ranks(x: Tensor) -> Tensor:
     last = counts.cumsum(0).double()
     ranks: Tensor = (last - (counts.double() - 1) / 2)[place]
     return ranks
-
-
-def overlap(x: Tensor, y: Tensor, k: int) -> float:
-    """Share of the `k` largest of x that are among the `k` largest of y (both flat)."""
-    first, second = (set(v.argsort(descending=True, stable=True)[:k].tolist()) for v in (x, y))
-    return len(first & second) / k

@@ -167,7 +167,8 @@ def _width(found: CircuitJudgement) -> int:
 
 def draw_component_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """Student x teacher components."""
-    for group, record, found in _first_of(data, ("atp_cd", "finetune", "base")):
+    wanted = ("atp_cd", "cka_cd", "finetune", "base")
+    for group, record, found in sorted(_first_of(data, wanted), key=lambda each: wanted.index(each[0].method)):
         if found.cka:
             names = [short_site(site) for site in found.cka.teacher], [short_site(site) for site in found.cka.student]
             caption = (

@@ -312,7 +312,7 @@ def node_graph(name: str, graphs: Mapping[str, Nodes], caption: str) -> Picture:
 
 def _draw_nodes(axes: Axes, graph: Nodes) -> None:
     layers = (len(graph.names) - 1) // graph.per_layer
-    centre = (graph.per_layer - 1) / 2
+    centre = graph.per_layer - 1.5  # between the heads and the MLP
     places = {graph.names[0]: (centre, -1.0)}
     for i, node in enumerate(graph.names[1:]):
         places[node] = (float(i % graph.per_layer), float(i // graph.per_layer))

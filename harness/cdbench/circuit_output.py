@@ -1,0 +1,98 @@
+"""What `cdbench circuit` shows: text for people, drawings."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cdbench.circuits.attention import Pattern
+    from cdbench.circuits.saved import Problems, SavedCircuit
+
+_MEASURE = {
+    "attribution": "attribution patching: logit difference lost, to first order",
+    "exact": "exact patching: logit difference lost",
+    "ablation": "mean ablation: accuracy lost (0 to 1)",
+    "import": "imported",
+}
+
+
+def show_discovery(made: "SavedCircuit", items: int) -> None:
+    """The top of a ranking of `items` items, how sure it is and how exact."""
+    model, told = made.model, made.data
+    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.task}: "
+               f"{told.problems} problems against '{told.counterfactual}' counterfactuals" + dropped(told))  # fmt: skip
+    if made.metric_clean is not None and made.metric_corrupt is not None:
+        click.echo(
+            f"logit difference {made.metric_clean:+.2f}, with the counterfactual's prompt {made.metric_corrupt:+.2f}"
+        )
+    click.echo(f"\n{_MEASURE[made.by]}; top {len(made.top)} of {items} {made.level}s by size, 95 % over problems")
+    width = max(len(item.name) for item in made.top)
+    for item in made.top:
+        exact = "" if item.exact is None else f"   exact {item.exact:+.3f}"
+        limits = "" if item.low is None or item.high is None else f" [{item.low:+.3f}, {item.high:+.3f}]"
+        click.echo(f"  {item.name:<{width}}  {item.score:+.3f}{limits}{exact}")
+    if made.same_sign_as_exact is not None:
+        rank = "not defined" if made.spearman_with_exact is None else f"{made.spearman_with_exact:.2f}"
+        click.echo(f"\nagreement with exact patching on these: rank correlation {rank}, "
+                   f"same sign {made.same_sign_as_exact} of {len(made.top)}")  # fmt: skip
+    stable = "too few problems to say" if made.stability is None else f"rank correlation {made.stability:.2f}"
+    click.echo(f"stability of the ranking between halves of the problems: {stable}")
+
+
+def dropped(told: "Problems") -> str:
+    """What was left out, in brackets; empty where nothing was."""
+    parts = []
+    if told.without_counterfactual:
+        parts.append(f"{told.without_counterfactual} have no such counterfactual of equal token length")
+    if told.without_contrast:
+        parts.append(f"{told.without_contrast} have the same answer")
+    return f" (dropped: {'; '.join(parts)})" if parts else ""
+
+
+ELSE = {"resample": "from the counterfactual", "mean": "at its mean", "zero": "zero"}
+
+
+def _plain(value: float) -> str:
+    """0.123; what rounds to nothing has no sign."""
+    return f"{round(value, 3) + 0.0:.3f}"
+
+
+def show_evaluation(result: dict[str, Any], level: str) -> None:
+    """Faithfulness over sizes, CPR and CMD, beside the rankings that know nothing."""
+    whole, empty = result["metric_whole"], result["metric_empty"]
+    click.echo(
+        f"logit difference of the whole model {whole:+.2f}, of nothing {empty:+.2f}; f is 1 for the one, 0 for the other"
+    )
+    if result["on_noise"]:
+        click.echo("note: these problems do not show that the model does better than nothing; f divides by chance")
+    click.echo()
+    mine, size, chance = result["circuit"], result["magnitude"], result["random"]
+    click.echo(f"  {'kept':>7}  {level + 's':>8}  {'f':>6}  {'95 %':>15}  {'magnitude':>9}  {'random':>7}")
+    for i, share in enumerate(result["sizes"]):
+        low, high = mine["f_95"][i]
+        click.echo(f"  {share:>7.1%}  {result['items'][i]:>8}  {_plain(mine['f'][i]):>6}  [{_plain(low):>6}, {_plain(high):>5}]  "
+                   f"{_plain(size['f'][i]):>9}  {_plain(chance['f'][i]):>7}")  # fmt: skip
+    for key, name, better in (("cpr", "CPR", "higher is better"), ("cmd", "CMD", "lower is better")):
+        (low, high), (least, most) = mine[f"{key}_95"], chance[f"{key}_range"]
+        click.echo(f"{name}  {mine[key]:.3f} [{low:.3f}, {high:.3f}]   magnitude {size[key]:.3f}   "
+                   f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
+
+
+def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model: str) -> None:
+    """Attention of some heads as heat maps, into an .svg file.
+
+    Raises:
+        UserError: another kind of file.
+    """
+    from cdbench.files import write_atomic
+    from cdbench.report import figures
+
+    if file.suffix != ".svg":
+        raise UserError(f"--out {file}: the drawing is an .svg file")
+    caption = f"Mean attention of {model}'s heads"
+    maps = {name: weights.tolist() for name, weights in shown.items()}
+    picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption, 1.0, pattern.roles)
+    write_atomic(file, picture.svg.replace("currentColor", "#444"), "the drawing")

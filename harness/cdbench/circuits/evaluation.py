@@ -1,0 +1,94 @@
+"""A circuit judged as MIB does, beside rankings that know nothing: numbers for a table or a JSON file."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from cdbench.circuits.attribution import QUIETLY, Work
+from cdbench.circuits.contrasts import Contrasts
+from cdbench.circuits.faithfulness import (
+    RESAMPLE,
+    SIZES,
+    Curve,
+    Exchange,
+    Ranking,
+    cmd,
+    cpr,
+    curves,
+    magnitude,
+    random_scores,
+)
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.scores import Scores
+
+_TAIL = torch.tensor([0.025, 0.975], dtype=torch.float64)
+
+
+def evaluate(
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    scores: Scores,
+    draws: int,
+    *,
+    exchange: Exchange = RESAMPLE,
+    work: Work = QUIETLY,
+) -> dict[str, Any]:
+    """Faithfulness, CPR and CMD with intervals over problems, of these scores, of magnitudes, and of `draws` random rankings.
+
+    Raises:
+        UserError: f is 0 divided by 0.
+        ValueError: scores of another model, or not finite.
+    """
+    graph = Graph.of(model)
+    size = magnitude(model, contrasts, scores.level)
+    chance = [random_scores(graph, scores.level, i) for i in range(draws)]
+    # Magnitudes and random scores are not negative: by |score| they rank as by score.
+    rankings = [Ranking(scores), Ranking(scores, absolute=True), Ranking(size), *(Ranking(each) for each in chance)]
+    signed, absolute, by_size, *random = curves(model, contrasts, rankings, exchange=exchange, work=work)
+    areas = [(float(cpr(f)), float(cmd(f))) for f in (each.faithfulness() for each in random)]
+    return {
+        "sizes": list(SIZES),
+        "items": list(signed.items),
+        "metric_whole": signed.whole.double().mean().item(),
+        "metric_empty": signed.empty.double().mean().item(),
+        "on_noise": signed.stands_on_noise,
+        "circuit": _judged(signed, absolute),
+        "magnitude": _judged(by_size, by_size),
+        "random": {
+            "f": torch.stack([each.faithfulness() for each in random]).mean(0).tolist(),
+            **{
+                name: value
+                for i, key in enumerate(("cpr", "cmd"))
+                for name, value in (
+                    (key, sum(area[i] for area in areas) / draws),
+                    (f"{key}_range", [min(area[i] for area in areas), max(area[i] for area in areas)]),
+                )
+            },
+            "draws": draws,
+        },
+    }
+
+
+def _judged(signed: Curve, absolute: Curve) -> dict[str, Any]:
+    f, g = signed.faithfulness(), absolute.faithfulness()
+    first, second = signed.bootstrap(), absolute.bootstrap()
+    return {
+        "f": f.tolist(),
+        "f_absolute": g.tolist(),
+        "f_95": [list(limits) for limits in zip(*_limits(first), strict=True)],
+        "cpr": float(cpr(f)),
+        "cpr_95": _limits(cpr(first)),
+        "cmd": float(cmd(g)),
+        "cmd_95": _limits(cmd(second)),
+    }
+
+
+def _limits(draws: Tensor) -> list[Any]:
+    """The 2.5 and 97.5 percentiles over the first dimension; NaN where there is no draw."""
+    if not len(draws):
+        return torch.full((2, *draws.shape[1:]), math.nan).tolist()
+    limits: list[Any] = torch.quantile(draws, _TAIL, dim=0).tolist()
+    return limits

@@ -1,0 +1,194 @@
+"""What the evaluator says of a circuit: found on the training split, judged on held-out problems, the same for every row."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from cdbench import data
+from cdbench.api import Example
+from cdbench.circuits.attribution import attribute
+from cdbench.circuits.graph import Graph
+from cdbench.circuits.patching import hits_at
+from cdbench.judge import SHARE, changed, component_cka, judge_circuit, perplexity
+from cdbench.record import CircuitJudgement
+from cdbench.report.circuits import even_heads
+from cdbench.similarity import linear_cka
+from cdbench.sites import captured
+from cdbench.tokens import encode
+from cdbench.workspace import Workspace
+from cdbench.zoo import exact_match, make_tokenizer
+from circuit_models import llama
+from conftest import World
+
+
+@pytest.fixture(scope="module")
+def held(world: World) -> tuple[Workspace, tuple[Example, ...]]:
+    workspace = world.workspace(build=False)
+    return workspace, data.read_examples(workspace.heldout_data / "test.jsonl")
+
+
+@pytest.fixture(scope="module")
+def judgement(held: tuple[Workspace, tuple[Example, ...]]) -> CircuitJudgement:
+    workspace, test = held
+    found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
+    assert found is not None
+    return found
+
+
+def test_importance_is_found_on_the_training_split(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, _ = held
+    model = workspace.student.model()
+    expected = attribute(model, workspace.contrasts)
+    assert judgement.importance == expected.mean.tolist()
+    assert judgement.nodes == list(Graph.of(model).nodes)
+    assert len(judgement.circuit) == math.ceil(SHARE * len(judgement.nodes))
+    for low, value, high in zip(judgement.importance_low, judgement.importance, judgement.importance_high, strict=True):
+        assert low <= value <= high
+
+
+def test_it_says_the_same_twice_to_the_bit(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    assert judge_circuit(workspace.student.model(), workspace, test, reference=False) == judgement
+
+
+def test_the_teacher_is_judged_but_not_compared_with_itself(held) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    found = judge_circuit(workspace.teacher.model(), workspace, test, reference=True)
+    assert found is not None and found.cka is None and found.faithfulness is not None
+
+
+def test_a_circuit_of_everything_is_the_model(held, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    monkeypatch.setattr("cdbench.judge.SHARE", 1.0)
+    model = workspace.teacher.model()
+    found = judge_circuit(model, workspace, test, reference=True)
+    assert found is not None
+    assert found.accuracy.k == int(exact_match(model, encode(workspace.tokenizer, test)).sum())
+    assert found.faithfulness is not None and found.faithfulness.f[-1] == pytest.approx(1, abs=1e-5)
+
+
+def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    """Functional pairs of the models before training; CKA by hand for one of them."""
+    workspace, test = held
+    other = workspace.student.model()
+    with torch.no_grad():
+        other.model.layers[0].mlp.down_proj.weight.mul_(2.0)
+    found = judge_circuit(other, workspace, test, reference=False)
+    assert found is not None and found.cka is not None and judgement.cka is not None
+    assert found.cka.pairs == judgement.cka.pairs
+    student, teacher = judgement.cka.pairs[0]
+    split, rows = encode(workspace.tokenizer, test), torch.arange(len(test))
+    read = []
+    for model, site in ((workspace.student.model(), student), (workspace.teacher.model(), teacher)):
+        with torch.no_grad(), captured(model, [site]) as caught:
+            model.model(input_ids=split.ids)
+        read.append(caught[site][rows, split.last_prompt])
+    expected = linear_cka(read[0].double(), read[1].double(), debiased=True).item()
+    assert judgement.cka.debiased[0] == pytest.approx(expected, abs=1e-4)
+    assert judgement.cka.debiased_mean == pytest.approx(sum(judgement.cka.debiased) / len(judgement.cka.debiased))
+
+
+def test_a_component_that_is_constant_has_no_cka(held) -> None:  # type: ignore[no-untyped-def]
+    from cdbench.circuits.components import components
+
+    workspace, test = held
+    model = workspace.student.model()
+    own = components(Graph.of(model), attribute(model, workspace.contrasts))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.mlp.down_proj.weight.zero_()
+            layer.self_attn.v_proj.weight.zero_()
+    assert component_cka(model, workspace, test, own) is None
+
+
+def test_perplexity_is_the_exponential_of_the_mean_loss_of_answer_tokens() -> None:
+    model = llama(vocab_size=len(make_tokenizer()))
+    split = encode(make_tokenizer(), [Example("12+34=", "46", (12, 34)), Example("1+2=", "3", (1, 2))])
+    with torch.no_grad():
+        logits = model(input_ids=split.ids).logits
+    losses = []
+    for row in range(2):
+        for position, token in zip(split.answer_positions[row], split.answer_tokens[row], strict=True):
+            if token != -100:
+                losses.append(F.cross_entropy(logits[row, position], token).item())
+    assert len(losses) == 5  # 4, 6, end; 3, end
+    assert perplexity(model, split) == pytest.approx(math.exp(sum(losses) / 5), rel=1e-5)
+
+
+def test_changed_parameters_are_counted_one_by_one() -> None:
+    base, other = llama(), llama()
+    with torch.no_grad():
+        other.model.layers[1].mlp.down_proj.weight[0, :3] += 1
+        other.lm_head.weight[2, 2] += 1
+    assert changed(other, base) == (4, sum(p.numel() for p in base.parameters()))
+
+
+def test_a_record_tells_it_all(world: World, tmp_path: Path) -> None:
+    spec = world.spec("circuit_finetune")
+    for step in ("train", "evaluate"):
+        code, folder = world.step(step, spec, tmp_path)
+        assert code == 0, (folder / f"failure-{step}.json").read_text()
+    metrics = json.loads((folder / "metrics.json").read_text())["metrics"]
+    extras = json.loads((folder / "outcome.json").read_text())["extras"]
+    assert 0 < metrics["parameters_changed"] < metrics["parameters"]
+    assert set(metrics["perplexity"]) == {
+        "test",
+        "shift_addition_3digit",
+        "shift_addition_4digit",
+        "shift_addition_5digit",
+    }
+    assert metrics["circuit"]["faithfulness"]["cpr"] is not None
+    assert len(extras["circuit"]) == 5  # half of ten heads and MLPs
+
+
+def test_whole_answers_are_right_or_not() -> None:
+    from cdbench.circuits.forward import Forward
+
+    model = llama(vocab_size=len(make_tokenizer()))
+    split = encode(make_tokenizer(), [Example("12+34=", "46", (12, 34)), Example("1+2=", "3", (1, 2))])
+    forward = Forward(model)
+    with torch.no_grad():
+        end = forward.trace(forward.embed(split.ids)).end
+        at = end[torch.arange(2)[:, None], split.answer_positions]
+        assert torch.equal(hits_at(forward, at, split), exact_match(model, split))
+
+
+def heads_with(importance: dict[str, float]) -> CircuitJudgement:
+    graph = Graph(4, 4, 8)
+    values = [importance.get(name, 0.0) for name in graph.nodes]
+    blank = {"k": 0, "n": 1, "value": 0.0, "low": 0.0, "high": 1.0}
+    return CircuitJudgement(
+        problems=1, nodes=list(graph.nodes), importance=values, importance_low=values, importance_high=values, circuit=[],
+        faithfulness=None, accuracy=blank, interchange=None, cka=None,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def test_even_heads_of_the_later_layers_are_told_from_shuffled_ones() -> None:
+    """Four of sixteen heads are even and in the later half; all importance there is as rare as 1 in C(16, 4) = 1820."""
+    planted = even_heads(heads_with({"a2.h0": 1.0, "a2.h2": 1.0, "a3.h0": -1.0, "a3.h2": 1.0, "m3": 50.0}))
+    assert planted is not None
+    assert planted.share == 1.0
+    assert planted.expected == pytest.approx(0.25, abs=0.01)
+    assert planted.p < 0.003
+    assert planted.low > 0
+    elsewhere = even_heads(heads_with({"a0.h1": 1.0, "a1.h3": 1.0, "a3.h1": 1.0}))
+    assert elsewhere is not None and elsewhere.share == 0 and elsewhere.p == 1.0
+    even = even_heads(heads_with({f"a{i}.h{j}": 1.0 for i in range(4) for j in range(4)}))
+    assert even is not None and even.share == pytest.approx(even.expected) and even.p_two_sided == 1.0
+    assert even_heads(heads_with({"m0": 3.0})) is None
+
+
+def test_the_test_of_even_heads_errs_as_often_as_it_says() -> None:
+    """Under random importance p < 0.05 in about 5 of 100 models."""
+    draw, rejected = np.random.default_rng(0), 0
+    for _ in range(300):
+        names = [f"a{i}.h{j}" for i in range(4) for j in range(4)]
+        found = even_heads(heads_with(dict(zip(names, draw.exponential(size=16).tolist(), strict=True))))
+        assert found is not None
+        rejected += found.p < 0.05
+    assert 5 <= rejected <= 27
