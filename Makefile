@@ -8,7 +8,7 @@ ARGS ?=
 export PYTHON
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check test smoke reproduce paper pictures lock wheel clean
+.PHONY: help setup check test oracles smoke reproduce paper pictures lock wheel clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,10 @@ check: $(BIN)/cdbench  ## lint and types; repairs nothing
 
 test: $(BIN)/cdbench  ## the test suite
 	$(BIN)/python -m pytest $(ARGS)
+
+oracles: $(BIN)/cdbench  ## hold circuits against TransformerLens and pyvene, installed into .oracles for it
+	$(BIN)/python -m pip install --quiet --target .oracles --upgrade --no-deps --require-hashes -r tests/oracles.txt
+	PYTHONPATH=.oracles $(BIN)/python -m pytest tests/test_circuit_oracles.py
 
 smoke: $(BIN)/cdbench  ## the whole flow, small, in about a minute (its numbers mean nothing)
 	$(BIN)/cdbench reproduce paper_a failed_run --profile smoke --jobs $(JOBS) --runner $(RUNNER) $(ARGS)

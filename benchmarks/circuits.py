@@ -31,7 +31,7 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.patching import ablated_hits, mean_outputs, patch_exactly
 from cdbench.seeds import generator_for
 from cdbench.tokens import Encoded
-from cdbench.zoo import fresh
+from cdbench.zoo import exact_match, fresh
 
 VOCABULARY = 512
 
@@ -128,7 +128,7 @@ def split_edges(model: LlamaForCausalLM, pairs: Contrasts) -> Tensor:
 
 def edges(repeats: int) -> dict[str, Any]:
     """Edge attribution against a copy of the stream per reader."""
-    model, pairs = llama(12, 8, 256), contrasts(16)
+    model, pairs = llama(12, 8, 256), contrasts(64)
     ways = {"copies": lambda: split_edges(model, pairs), "closed form": lambda: attribute(model, pairs, "edge").mean}
     seconds, found = alternately(ways, repeats)
     return {
@@ -148,7 +148,7 @@ def random_split(n: int, t: int = 10) -> Encoded:
 
 
 def ablation(repeats: int) -> dict[str, Any]:
-    """Mean ablation of 16 MLPs by restart against a hook and a whole pass each; answers are the model's own, so accuracy is 1."""
+    """Accuracy as it is (1: the answers are the model's own) and with each of 16 MLPs at its mean: by restart, and by hooks."""
     model, split = llama(16, 8, 256), random_split(200)
     with torch.no_grad():
         own = model(input_ids=split.ids, use_cache=False, logits_to_keep=1).logits.argmax(-1)
@@ -157,10 +157,12 @@ def ablation(repeats: int) -> dict[str, Any]:
     nodes = [graph.mlp(i) for i in range(16)]
 
     def by_hooks() -> list[float]:
-        return [ablated_accuracy(model, split, i, means.mlps[i][0, 0]) for i in range(16)]
+        whole = exact_match(model, split).double().mean().item()
+        return [whole, *(ablated_accuracy(model, split, i, means.mlps[i][0, 0]) for i in range(16))]
 
     def by_restart() -> list[float]:
-        return [float(x) for x in ablated_hits(model, split, means, nodes)[1].double().mean(0)]
+        whole, ablated = ablated_hits(model, split, means, nodes)
+        return [whole.double().mean().item(), *ablated.double().mean(0).tolist()]
 
     seconds, found = alternately({"hooks": by_hooks, "restart": by_restart}, repeats)
     return {

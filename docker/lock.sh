@@ -11,6 +11,12 @@ uv pip compile ../pyproject.toml --extra dev --extra peers --python-version 3.11
 awk 'NR == FNR { if ($1 ~ /==/) have[$1] = 1; next }
      /^[a-zA-Z0-9]/ { keep = !($1 in have) && $1 !~ /^torchvision==/ } keep' requirements.cuda.txt peers.tmp > ../benchmarks/requirements.txt
 rm peers.tmp
+# The same for the circuits' oracles.
+uv pip compile ../pyproject.toml --extra dev --extra oracles --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
+  --constraint requirements.cuda.txt --generate-hashes --no-header --no-annotate --quiet --output-file oracles.tmp
+awk 'NR == FNR { if ($1 ~ /==/) have[$1] = 1; next }
+     /^[a-zA-Z0-9]/ { keep = !($1 in have) && $1 !~ /^torchvision==/ } keep' requirements.cuda.txt oracles.tmp > ../tests/oracles.txt
+rm oracles.tmp
 # Images hold what the steps of a run import.
 uv pip compile image.in --python-version 3.11 --python-platform x86_64-manylinux_2_28 \
   --constraint requirements.cuda.txt --generate-hashes --no-header --no-annotate --quiet --output-file image.cuda.txt

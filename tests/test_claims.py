@@ -116,7 +116,7 @@ def test_the_ledger_names_rows_that_exist_or_are_to_come() -> None:
         for key in ("high", "low", "one", "other", "row")
         if (value := getattr(claim, key, None))
     } | {value for claim in ledger.claim for value in getattr(claim, "rows", [])}
-    assert named - known == {"atp_cd", "cot"}  # paper B's rows
+    assert named - known == {"cot"}  # paper B's row that is to come
     assert {row.method for row in ledger.table1} <= known
     assert len({claim.id for claim in ledger.claim}) == len(ledger.claim)
 
@@ -148,3 +148,60 @@ def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
 
 def test_the_ledgers_schema_is_closed() -> None:
     assert Ledger.model_config["extra"] == "forbid"
+
+
+def numbered(method: str, values: dict[int, float]) -> Group:
+    """A row whose runs each have one number of the evaluator, by seed."""
+    made = [
+        SimpleNamespace(
+            run_id=f"{method}{seed}",
+            spec=SimpleNamespace(seed=seed),
+            metrics=SimpleNamespace(circuit=SimpleNamespace(faithfulness=SimpleNamespace(cpr=value))),
+        )
+        for seed, value in values.items()
+    ]
+    return Group(method, method, TASK, {}, cast(Any, tuple(made)), (), np.zeros((len(made), 2)), ())
+
+
+def more(margin: float = 0.0) -> forms.MetricDifference:
+    return forms.MetricDifference(
+        id="T.m", says="", source="", decided_by="metric_difference", task=TASK, high="atp_cd", low="kl",
+        metric="circuit.faithfulness.cpr", margin=margin,
+    )  # fmt: skip
+
+
+def test_a_number_of_the_evaluator_is_compared_seed_by_seed() -> None:
+    """0.2 more on each seed, whose own level differs by far more than that: pairing sees it. Seed 9 has no partner."""
+    low = numbered("kl", {0: 0.1, 1: 0.5, 2: 0.9})
+    high = numbered("atp_cd", {0: 0.31, 1: 0.7, 2: 1.09, 9: 0.0})
+    found = one(more(), high, low)
+    assert found.outcome == "supported" and found.evidence
+    assert found.evidence.effect == pytest.approx(0.2, abs=1e-9)
+    assert found.evidence.seeds == 3
+    assert {"atp_cd0", "kl2"} <= set(found.evidence.run_ids)
+    assert one(more(margin=0.3), high, low).outcome == "refuted"
+    assert one(more(), low.__class__(**{**vars(low), "method": "atp_cd"}), low).outcome in ("inconclusive", "refuted")
+    lone = one(more(), numbered("atp_cd", {0: 0.9}), low)
+    assert lone.outcome == "inconclusive" and "one seed only" in lone.why
+    assert one(more(), numbered("atp_cd", {7: 0.9}), low).outcome == "not tested here"
+
+
+def even(importance: dict[str, float]) -> Verdict:
+    from test_judge import heads_with
+
+    made = SimpleNamespace(
+        run_id="t", spec=SimpleNamespace(seed=0), metrics=SimpleNamespace(circuit=heads_with(importance))
+    )
+    group = Group("teacher", "teacher", TASK, {}, cast(Any, (made,)), (), np.zeros((1, 2)), ())
+    claim = forms.EvenHeads(id="T.e", says="", source="", decided_by="even_heads", task=TASK, row="teacher")
+    return one(claim, group)
+
+
+def test_even_heads_are_decided_by_shuffling_heads() -> None:
+    planted = even({"a2.h0": 1.0, "a2.h2": 1.0, "a3.h0": 1.0, "a3.h2": 1.0})
+    assert planted.outcome == "supported" and planted.evidence and planted.evidence.effect > 0.7
+    assert "one model of 16 heads" in planted.why
+    odd = even({f"a{i}.h{j}": 1.0 for i in range(4) for j in range(4) if not (i >= 2 and j % 2 == 0)})
+    assert odd.outcome == "refuted"
+    assert even({f"a{i}.h{j}": 1.0 + 0.1 * j for i in range(4) for j in range(4)}).outcome == "inconclusive"
+    assert even({"m0": 1.0}).outcome == "not tested here"

@@ -101,7 +101,7 @@ def test_a_missing_plugin_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_an_unknown_plugin_is_answered_with_those_there_are() -> None:
-    with pytest.raises(UserError, match="unknown method 'cka'; there are: base, cka_cd"):
+    with pytest.raises(UserError, match="unknown method 'cka'; there are: atp_cd, atp_random_pairs, "):
         discover.locate("methods", "cka")
 
 
