@@ -328,21 +328,21 @@ def test_a_damaged_store_stops_the_study_with_one_sentence(cli: Cli, world: Worl
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 3 MiB."""
+    """A real file system of 4 MiB."""
     folder = tmp_path / "small"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     if subprocess.run(command, capture_output=True).returncode:
         pytest.skip("mounting a small file system is not permitted here (needs root)")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_kib", [100, 500, 2000])
+@pytest.mark.parametrize("free_kib", [100, 500, 3000])
 def test_a_full_disk_ends_in_a_sentence_and_keeps_finished_records(
     free_kib: int, cli: Cli, world: World, small_disk: Path
 ) -> None:
-    (small_disk / "fill").write_bytes(bytes((3072 - free_kib) * 1024))
+    (small_disk / "fill").write_bytes(bytes((4096 - free_kib) * 1024))
     where = ["--profile", world.profile_file, "--runs", small_disk / "runs", "--store", world.store]
     done = cli("reproduce", "paper_a", "--seeds", "0", *where)
     assert "Traceback" not in done.stderr
