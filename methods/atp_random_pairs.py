@@ -1,4 +1,4 @@
-"""Control: `atp_cd` with each of the student's components paired with a random one of its kind, other than its partner."""
+"""Control: `atp_cd` with the partners dealt out anew at random within heads and within MLPs."""
 
 from dataclasses import dataclass
 

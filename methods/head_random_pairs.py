@@ -1,4 +1,4 @@
-"""Control: `head_cd` with each head paired with a random head of the teacher (the parent paper's third row)."""
+"""Control: `head_cd` with the partners dealt out anew at random, none kept (the parent paper's third row)."""
 
 from dataclasses import dataclass
 

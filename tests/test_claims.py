@@ -24,7 +24,9 @@ def row(method: str, accuracy: float, *, seeds: int = 5, n: int = 1000, luck: fl
     hits = (np.random.default_rng(0).random(n)[None] + 0.02 * rng.standard_normal((seeds, n)) < chances).astype(float)
     if method in ("teacher", "base"):
         hits = np.repeat(hits[:1], 1 if method == "teacher" else seeds, axis=0)
-    made = [SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i)) for i in range(len(hits))]
+    made = [
+        SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i), metrics=None) for i in range(len(hits))
+    ]
     return Group(method, method, TASK, point or {}, cast(Any, tuple(made)), (), hits, tuple(Path() for _ in made))
 
 
@@ -180,17 +182,16 @@ def test_a_number_of_the_evaluator_is_compared_seed_by_seed() -> None:
     assert found.evidence.seeds == 3
     assert {"atp_cd0", "kl2"} <= set(found.evidence.run_ids)
     assert one(more(margin=0.3), high, low).outcome == "refuted"
-    assert one(more(), low.__class__(**{**vars(low), "method": "atp_cd"}), low).outcome in ("inconclusive", "refuted")
     lone = one(more(), numbered("atp_cd", {0: 0.9}), low)
     assert lone.outcome == "inconclusive" and "one seed only" in lone.why
     assert one(more(), numbered("atp_cd", {7: 0.9}), low).outcome == "not tested here"
 
 
-def even(importance: dict[str, float]) -> Verdict:
+def even(importance: dict[str, float], heads: int = 4) -> Verdict:
     from test_judge import heads_with
 
     made = SimpleNamespace(
-        run_id="t", spec=SimpleNamespace(seed=0), metrics=SimpleNamespace(circuit=heads_with(importance))
+        run_id="t", spec=SimpleNamespace(seed=0), metrics=SimpleNamespace(circuit=heads_with(importance, heads))
     )
     group = Group("teacher", "teacher", TASK, {}, cast(Any, (made,)), (), np.zeros((1, 2)), ())
     claim = forms.EvenHeads(id="T.e", says="", source="", decided_by="even_heads", task=TASK, row="teacher")
@@ -198,10 +199,37 @@ def even(importance: dict[str, float]) -> Verdict:
 
 
 def test_even_heads_are_decided_by_shuffling_heads() -> None:
-    planted = even({"a2.h0": 1.0, "a2.h2": 1.0, "a3.h0": 1.0, "a3.h2": 1.0})
-    assert planted.outcome == "supported" and planted.evidence and planted.evidence.effect > 0.7
-    assert "one model of 16 heads" in planted.why
-    odd = even({f"a{i}.h{j}": 1.0 for i in range(4) for j in range(4) if not (i >= 2 and j % 2 == 0)})
+    planted = even({f"a{i}.h{j}": 1.0 for i in (2, 3) for j in (0, 2, 4, 6)}, heads=8)
+    assert (
+        planted.outcome == "supported" and planted.evidence and planted.evidence.effect == pytest.approx(0.5, abs=0.01)
+    )
+    assert "one model of 32 heads" in planted.why
+    odd = even({f"a{i}.h{j}": 1.0 for i in (2, 3) for j in (1, 3, 5, 7)}, heads=8)
     assert odd.outcome == "refuted"
+    # All importance in the later layers, whatever the number of the head: late, not even.
+    assert even({f"a{i}.h{j}": 1.0 + 0.1 * j for i in (2, 3) for j in range(4)}).outcome == "inconclusive"
     assert even({f"a{i}.h{j}": 1.0 + 0.1 * j for i in range(4) for j in range(4)}).outcome == "inconclusive"
     assert even({"m0": 1.0}).outcome == "not tested here"
+
+
+def test_a_claim_about_what_the_teacher_cannot_do_is_not_tested() -> None:
+    claim = difference("atp_cd", "kl").model_copy(update={"teacher_at_least": 0.1})
+    rows = row("atp_cd", 0.9), row("kl", 0.5)
+    assert one(claim, *rows, row("teacher", 0.9)).outcome == "supported"
+    floor = one(claim, *rows, row("teacher", 0.0))
+    assert floor.outcome == "not tested here" and "there is nothing to transfer" in floor.why
+    assert one(claim, *rows).outcome == "not tested here"
+
+
+def test_rows_that_train_other_parts_of_the_student_are_told() -> None:
+    def part(method: str, accuracy: float, changed: int) -> Group:
+        group = row(method, accuracy)
+        for record in group.records:
+            cast(Any, record).metrics = SimpleNamespace(parameters_changed=changed, parameters=100)
+        return group
+
+    told = one(difference("atp_cd", "kl"), part("atp_cd", 0.9, 85), part("kl", 0.6, 100))
+    assert "atp_cd changes 85% of the parameters, kl 100%" in told.why
+    assert (
+        "of the parameters" not in one(difference("atp_cd", "kl"), part("atp_cd", 0.9, 100), part("kl", 0.6, 100)).why
+    )

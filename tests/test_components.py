@@ -81,15 +81,22 @@ def test_heads_go_with_heads_and_what_has_no_kind_stays_alone() -> None:
     assert [s for s, _ in pair_components(student, teacher, 1.0)] == ["attn.0.head.0"]
 
 
-def test_random_partners_are_of_their_kind_and_not_the_functional_one() -> None:
+def test_random_partners_are_the_same_components_dealt_out_anew() -> None:
     teacher = of(a0h0=[1.0, 2.0], a0h1=[2.0, 5.0], a1h0=[1.0, 1.0], m0=[1.0, 3.0], m1=[0.0, 1.0])
-    pairs = (("attn.0.head.0", "attn.0.head.1"), ("mlp.0.out", "mlp.1.out"))
+    pairs = (("attn.0.head.0", "attn.0.head.1"), ("mlp.0.out", "mlp.1.out"), ("attn.1.head.0", "attn.1.head.0"),
+             ("attn.1.head.1", "attn.0.head.0"))  # fmt: skip
+    seen = set()
     for seed in range(20):
         drawn = random_partners(pairs, teacher, Random(seed))
         assert [s for s, _ in drawn] == [s for s, _ in pairs]
-        assert drawn[0][1] in ("attn.0.head.0", "attn.1.head.0")
-        assert drawn[1][1] == "mlp.0.out"
+        assert all(new != old for (_, new), (_, old) in zip(drawn, pairs, strict=True))
+        assert sorted(t for _, t in drawn if "head" in t) == ["attn.0.head.0", "attn.0.head.1", "attn.1.head.0"]
+        assert drawn[1][1] == "mlp.0.out"  # the only MLP that has a pair: another of its kind
+        seen.add(drawn)
+    assert len(seen) == 2  # three heads have two derangements
     assert random_partners(pairs, teacher, Random(1)) == random_partners(pairs, teacher, Random(1))
+    shared = (("attn.0.head.0", "attn.0.head.1"), ("attn.1.head.0", "attn.0.head.1"))
+    assert all(t != "attn.0.head.1" for _, t in random_partners(shared, teacher, Random(0)))
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -126,7 +133,7 @@ ONLY = ("attn.0.head.1", "attn.1.head.2", "mlp.1.out")
 
 
 def test_training_a_subnetwork_changes_nothing_else_to_the_bit(world: World, tmp_path: Path) -> None:
-    problem = make_problem(world, tmp_path)
+    problem = make_problem(world, tmp_path, weight_decay=0.1)  # decay would move what has no gradient
     masks = parameter_masks(problem.student, ONLY)
     before = {name: value.clone() for name, value in problem.student.state_dict().items()}
     weights = problem.fit([CrossEntropy()], ONLY).weights
@@ -137,6 +144,45 @@ def test_training_a_subnetwork_changes_nothing_else_to_the_bit(world: World, tmp
         if mask.any():
             assert not torch.equal(value[mask], before[name][mask]), name
     assert all(p.requires_grad for p in problem.student.parameters())
+
+
+def test_a_subnetwork_resumed_is_a_subnetwork_trained_in_one_go(world: World, tmp_path: Path) -> None:
+    whole = make_problem(world, tmp_path / "1").fit([CrossEntropy()], ONLY).weights
+    broken = make_problem(world, tmp_path / "2")
+    broken.checkpoint_seconds = 0.0
+    told = broken.progress
+
+    def stop(done: int, total: int, note: str) -> None:
+        if done == total - 2:
+            raise KeyboardInterrupt
+        told(done, total, note)
+
+    broken.progress = stop
+    with pytest.raises(KeyboardInterrupt):
+        broken.fit([CrossEntropy()], ONLY)
+    assert broken.checkpoint.exists()
+    again = make_problem(world, tmp_path / "2").fit([CrossEntropy()], ONLY).weights
+    assert whole is not None and again is not None
+    assert all(torch.equal(whole[name], again[name]) for name in whole)
+
+
+def test_a_training_that_fails_leaves_the_student_whole(world: World, tmp_path: Path) -> None:
+    problem = make_problem(world, tmp_path)
+    problem.student.lm_head.weight.requires_grad_(False)
+
+    def fail(done: int, total: int, note: str) -> None:
+        raise RunFailed("enough")
+
+    problem.progress = fail
+    with pytest.raises(RunFailed, match="enough"):
+        problem.fit([CrossEntropy()], ONLY)
+    assert [n for n, p in problem.student.named_parameters() if not p.requires_grad] == ["lm_head.weight"]
+    assert not any(p._backward_hooks for p in problem.student.parameters())
+
+
+def test_an_alignment_without_pairs_says_so(world: World, tmp_path: Path) -> None:
+    with pytest.raises(RunFailed, match="the alignment has no pairs"):
+        make_problem(world, tmp_path).fit([Kl(), CkaAlignment(())])
 
 
 def test_the_whole_model_as_a_subnetwork_is_not_the_whole_model(world: World, tmp_path: Path) -> None:
@@ -151,7 +197,7 @@ def test_the_whole_model_as_a_subnetwork_is_not_the_whole_model(world: World, tm
 
 
 def test_gradient_norms_of_a_subnetwork_are_its_own(world: World, tmp_path: Path) -> None:
-    for name, only in (("1", ("mlp.1.out",)), ("2", ())):
+    for name, only in (("1", ONLY), ("2", ())):
         made = make_problem(world, tmp_path / name)
         made.fit([CrossEntropy()], only)
         made.history.flush()

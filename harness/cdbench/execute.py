@@ -253,8 +253,11 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         teacher = SignalStore(workspace.store, identity, load, test, "float32", "heldout-signals")
         own = signals_of(model, test, sites[0])
         cka = compare_representations([own[site] for site in sites[0]], teacher.get(sites[1]), workspace.pairs)
-    base = None if reference else workspace.student.model(device)
-    touched = changed(model, base) if base is not None else (0, sum(p.numel() for p in model.parameters()))
+    touched = (
+        (0, sum(p.numel() for p in model.parameters()))
+        if reference
+        else changed(model, workspace.student.model(device))
+    )
     masks, agreement = _examine_masks(folder / "masks.safetensors", workspace)
     first = splits["test"][0].prompt
     metrics = Metrics(

@@ -1,7 +1,7 @@
 """What the evaluator says of a model's circuit (paper B, 5.2): how faithful it is, what it can do alone, what it carries.
 
 The circuit is found on the training split and judged on held-out problems, in the same way for every row: attribution patching
-ranks the nodes of the trained student, and the first half of them is its circuit. No method has a say in it.
+ranks the nodes of the trained student, and the first half of them, by score, is its circuit.
 """
 
 import math
@@ -74,14 +74,17 @@ def _contrasts(workspace: Workspace, test: Sequence[Example]) -> Contrasts | Non
 
 
 def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> Faithfulness | None:
-    """None where the model's metric is the same with its activations and with the counterfactual's: f is 0 divided by 0."""
+    """None where f is 0 divided by 0, or scores are not finite."""
     try:
         signed, absolute = curves(model, held, [Ranking(scores), Ranking(scores, absolute=True)])
-    except UserError:
+    except (UserError, ValueError):
         return None
     f, g = signed.faithfulness(), absolute.faithfulness()
     tail = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    draws = (cpr(signed.bootstrap()).quantile(tail), cmd(absolute.bootstrap()).quantile(tail))
+    first, second = signed.bootstrap(), absolute.bootstrap()
+    if not len(first) or not len(second):
+        return None
+    draws = (cpr(first).quantile(tail), cmd(second).quantile(tail))
     return Faithfulness(
         items=list(signed.items),
         f=f.tolist(),
@@ -116,10 +119,14 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
     """The node that carries the ones' carry best on training problems, judged on held-out ones; None for other tasks."""
 
     def hits(split: Sequence[Example], name: str, nodes: Sequence[int]) -> Tensor:
+        """Of pairs that are the same for every row, those of which the model solves both problems."""
         rng = rng_for("judge-interchange", workspace.task, name)
-        known = solved(model, workspace.tokenizer, split[:_PROBLEMS])
-        problems = make_interchanges(workspace.tokenizer, known, _VARIABLE, rng)
-        return interchange_hits(model, problems, nodes)
+        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng)
+        known = {example.prompt for example in solved(model, workspace.tokenizer, split[:_PROBLEMS])}
+        kept = [i for i, pair in enumerate(problems.pairs) if all(example.prompt in known for example in pair)]
+        if not kept:
+            raise UserError("the model solves none of the problems that could be exchanged")
+        return interchange_hits(model, problems, nodes)[kept]
 
     graph = Graph.of(model)
     try:
@@ -137,10 +144,13 @@ def component_cka(
 ) -> ComponentCka | None:
     """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
 
-    The pairs are functional ones of the models before training. None where a component is constant over the problems.
+    The pairs are functional ones of the models before training, the ones that `atp_cd` aligns: for that row this measures what it
+    was trained on. None where no two components are of one kind, or one is constant over the problems.
     """
     teacher = workspace.components("teacher", "attribution")
     pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
+    if not pairs:
+        return None
     mine, theirs = (top_components(each, min(1.0, _SHOWN / len(each.sites)))[:_SHOWN] for each in (own, teacher))
     split = encode(workspace.tokenizer, test)
     first = _activations(model, split, [*mine, *(s for s, _ in pairs)])
@@ -185,6 +195,6 @@ def perplexity(model: LlamaForCausalLM, split: Encoded) -> float:
 
 def changed(model: LlamaForCausalLM, base: LlamaForCausalLM) -> tuple[int, int]:
     """How many of a student's parameters differ from the base student's, of how many."""
-    before = base.state_dict()
-    pairs = [(value, before[name]) for name, value in model.state_dict().items()]
+    before = dict(base.named_parameters())  # what two names share is one parameter
+    pairs = [(value, before[name]) for name, value in model.named_parameters()]
     return sum(int((a != b).sum()) for a, b in pairs), sum(a.numel() for a, _ in pairs)

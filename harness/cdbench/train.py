@@ -10,8 +10,8 @@ import math
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -135,7 +135,8 @@ class TrainingProblem(Problem):
     def fit(self, terms: Sequence[Term], only: Sequence[str] = ()) -> Outcome:
         if not terms:
             return Outcome()
-        weights = Loop(self, terms, parameter_masks(self.student, only)).run()
+        with _subnetwork(self.student, parameter_masks(self.student, only)) as part:
+            weights = Loop(self, terms, part).run()
         return Outcome(weights=weights)
 
 
@@ -152,7 +153,8 @@ class _Subnetwork:
         self._hooks: list[Any] = []
         for name, parameter in model.named_parameters() if only else ():
             if name not in only:
-                self._frozen.append(parameter.requires_grad_(False))
+                if parameter.requires_grad:
+                    self._frozen.append(parameter.requires_grad_(False))
             elif not bool(only[name].all()):
                 mask = only[name].to(parameter.device)
                 self._parts.append((parameter, mask, parameter.detach().clone()))
@@ -172,18 +174,26 @@ class _Subnetwork:
             parameter.requires_grad_(True)
 
 
+@contextmanager
+def _subnetwork(model: LlamaForCausalLM, only: Mapping[str, Tensor]) -> Iterator[_Subnetwork]:
+    """The model is an ordinary one again afterwards, also when the training fails."""
+    part = _Subnetwork(model, only)
+    try:
+        yield part
+    finally:
+        part.release()
+
+
 class Loop:
     """One training run: AdamW, warm-up, clipping, per-term values and gradient norms, checkpoints."""
 
-    def __init__(
-        self, problem: TrainingProblem, terms: Sequence[Term], only: Mapping[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, problem: TrainingProblem, terms: Sequence[Term], subnetwork: _Subnetwork | None = None) -> None:
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise RunFailed(f"two terms have one name ({', '.join(names)}); give each its own")
         self.problem, self.terms, self.config = problem, terms, problem.training
         self.model = problem.student.train()
-        self.subnetwork = _Subnetwork(self.model, only or {})
+        self.subnetwork = subnetwork or _Subnetwork(self.model, {})
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
@@ -225,7 +235,6 @@ class Loop:
                     self._save()
                     saved = time.monotonic()
         self.model.eval()
-        self.subnetwork.release()
         self.problem.steps_done = self.step
         self.problem.notes += self._spectators()
         chosen = self.best[1] if self.best else self.model.state_dict()

@@ -13,6 +13,7 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.scores import Scores
 
 Pairs = tuple[tuple[str, str], ...]
+_TRIES = 200
 
 
 def site_of(node: str) -> str:
@@ -100,9 +101,21 @@ def _layer(site: str) -> int:
 
 
 def random_partners(pairs: Pairs, teacher: Components, rng: Random) -> Pairs:
-    """The same student components, each with a random teacher component of its kind other than its partner."""
-    drawn = []
-    for s, t in pairs:
-        others = [site for site in teacher.sites if is_head(site) == is_head(s) and site != t]
-        drawn.append((s, rng.choice(others or [t])))
-    return tuple(drawn)
+    """The same components on either side, dealt out anew within heads and within MLPs so that nobody keeps its partner.
+
+    Only who goes with whom changes: not which of the teacher's components are aimed at, nor how often. A kind in which that
+    cannot be (one pair, or one partner for all) takes random other components of its kind instead.
+    """
+    drawn: dict[str, str] = {}
+    for head in (True, False):
+        mine = [(s, t) for s, t in pairs if is_head(s) == head]
+        targets = [t for _, t in mine]
+        for _ in range(_TRIES):
+            rng.shuffle(targets)
+            if all(t != new for (_, t), new in zip(mine, targets, strict=True)):
+                break
+        else:
+            others = [site for site in teacher.sites if is_head(site) == head]
+            targets = [rng.choice([site for site in others if site != t] or [t]) for _, t in mine]
+        drawn |= {s: new for (s, _), new in zip(mine, targets, strict=True)}
+    return tuple((s, drawn[s]) for s, _ in pairs)

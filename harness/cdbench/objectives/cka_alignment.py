@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from cdbench.api import Position, Signal, Source, Term, TermInputs
+from cdbench.errors import RunFailed
 from cdbench.similarity import linear_cka
 from cdbench.sites import mlp_out
 
@@ -22,7 +23,15 @@ def _site(place: Place) -> str:
 def cka_alignment(
     pairs: Sequence[tuple[Tensor, Tensor]], *, debiased: bool, reduction: Literal["sum", "mean"]
 ) -> Tensor:
-    """Sum (as printed) or mean of 1 − CKA over pairs of [b, d_student], [b, d_teacher]."""
+    """Sum (as printed) or mean of 1 − CKA over pairs of [b, d_student], [b, d_teacher].
+
+    Raises:
+        RunFailed: no pairs.
+    """
+    if not pairs:
+        raise RunFailed(
+            "the alignment has no pairs: no two layers or components of student and teacher belong together"
+        )
     losses = torch.stack([1 - linear_cka(x, y, debiased=debiased) for x, y in pairs])
     return losses.sum() if reduction == "sum" else losses.mean()
 

@@ -18,7 +18,7 @@ from cdbench.seeds import seed_for
 Row = dict[str, Any]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _DRAWN = 20_000
-_SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "global_cd", "head_cd")
+_SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "atp_weight_zero", "global_cd", "head_cd")
 
 
 def judged(record: Record) -> CircuitJudgement | None:
@@ -34,6 +34,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
         if not found:
             continue
         nodes = [j.interchange.node for j in found if j.interchange]
+        kept = next((j.faithfulness.items for j in found if j.faithfulness), [])
         rows.append(
             {
                 "name": group.name,
@@ -46,6 +47,9 @@ def circuit_rows(data: StudyData) -> list[Row]:
                 "perplexity": group.metric("perplexity.test"),
                 "changed": group.metric("parameters_changed"),
                 "parameters": group.metric("parameters"),
+                "kept": kept,
+                "of": len(found[0].nodes),
+                "on_noise": sum(j.faithfulness.on_noise for j in found if j.faithfulness),
                 "run_ids": [r.run_id for r in group.records if judged(r)],
             }
         )
@@ -56,9 +60,12 @@ def circuit_rows(data: StudyData) -> list[Row]:
 class EvenHeads:
     """Whether importance sits in even-numbered heads of middle to late layers (errata C6), by a permutation test.
 
+    Heads are shuffled within their layers: that late heads matter more than early ones, whatever their number, decides nothing.
+
     Attributes:
         share: of all heads' |importance|, how much even heads of the later half of the layers have.
         expected: what shuffled heads give, their mean.
+        late: what all heads of the later half have.
         p: one-sided, the share of shuffles with as much.
         p_two_sided: the same for as far from what is expected, either way.
         low, high: 95 % interval of share − expected: what shifts of the share the shuffles do not reject.
@@ -67,6 +74,7 @@ class EvenHeads:
 
     share: float
     expected: float
+    late: float
     p: float
     p_two_sided: float
     low: float
@@ -75,9 +83,11 @@ class EvenHeads:
 
 
 @cache
-def _orders(heads: int) -> NDArray[np.int64]:
-    draw = np.random.default_rng(seed_for("even-heads", heads))
-    return np.array([np.arange(heads), *(draw.permutation(heads) for _ in range(_DRAWN - 1))])
+def _orders(layers: int, heads: int) -> NDArray[np.int64]:
+    """[20,000, layers * heads] orders in which each layer's heads are shuffled among themselves; the first is as it is."""
+    draw = np.random.default_rng(seed_for("even-heads", layers, heads))
+    own = np.arange(layers * heads).reshape(layers, heads)
+    return np.array([own.ravel(), *(draw.permuted(own, axis=1).ravel() for _ in range(_DRAWN - 1))])
 
 
 def even_heads(found: CircuitJudgement) -> EvenHeads | None:
@@ -88,17 +98,19 @@ def even_heads(found: CircuitJudgement) -> EvenHeads | None:
     if not sizes.sum() > 0:
         return None
     layers = 1 + max(layer for layer, _ in places)
-    wanted = np.array([layer >= layers / 2 and head % 2 == 0 for layer, head in places])
-    shares = sizes[_orders(len(sizes))][:, wanted].sum(1) / sizes.sum()
+    late = np.array([layer >= layers / 2 for layer, _ in places])
+    wanted = late & np.array([head % 2 == 0 for _, head in places])
+    shares = sizes[_orders(layers, len(sizes) // layers)][:, wanted].sum(1) / sizes.sum()
     more, less = float((shares >= shares[0] - 1e-12).mean()), float((shares <= shares[0] + 1e-12).mean())
-    least, most = np.quantile(shares, [0.025, 0.975])
+    (least, most), expected = np.quantile(shares, [0.025, 0.975]), float(shares.mean())
     return EvenHeads(
         share=float(shares[0]),
-        expected=float(shares.mean()),
+        expected=expected,
+        late=float(sizes[late].sum() / sizes.sum()),
         p=more,
         p_two_sided=min(1.0, 2 * min(more, less)),
-        low=float(shares[0] - most),
-        high=float(shares[0] - least),
+        low=max(float(shares[0] - most), -expected),  # a share is not below 0 and not above 1
+        high=min(float(shares[0] - least), 1 - expected),
         heads=len(sizes),
     )
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats as distributions
 
-from cdbench.config import HubModel, Profile
+from cdbench.config import TEACHER, HubModel, Profile
 from cdbench.files import printable
 from cdbench.inference import (
     MOST_SEEDS,
@@ -134,8 +134,16 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"a number of the paper's models; the profile {profile} has others")
+    if claim.teacher_at_least is not None:
+        _require_teacher(claim, data)
     weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
     return weigh(claim, data)
+
+
+def _require_teacher(claim: Any, data: StudyData) -> None:
+    accuracy = float(_hits(_row(data, claim, TEACHER), claim).mean())
+    if accuracy < claim.teacher_at_least:
+        raise NotTested(f"the teacher itself has {accuracy:.1%} there: there is nothing to transfer")
 
 
 def _decided(verdict: Verdict) -> Verdict:
@@ -243,7 +251,19 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     found = _evidence(values, (claim.margin, math.inf), [high, low])
     better = probability_of_improvement(_hits(high, claim).mean(1), _hits(low, claim).mean(1))
     told = f"a run of {high.name} beats one of {low.name} {better:.0%} of the time"
-    return replace(found, detail=_with(found.detail, told))
+    return replace(found, detail=_with(_with(found.detail, told), _trained_parts(high, low)))
+
+
+def _trained_parts(high: Group, low: Group) -> str:
+    """Says so where two rows do not change the same part of the student: then they differ in more than their objective."""
+    parts = []
+    for group in (high, low):
+        changed, of = group.metric("parameters_changed"), group.metric("parameters")
+        if not changed or not of:  # the teacher, the untrained student, records from before it was counted
+            return ""
+        parts.append((group.name, changed / of))
+    (first, a), (second, b) = parts
+    return f"{first} changes {a:.0%} of the parameters, {second} {b:.0%}" if abs(a - b) > 0.01 else ""
 
 
 def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
@@ -365,7 +385,12 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     first, second = (group.by_seed(claim.metric) for group in (high, low))
     gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}")
-    return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=_with(_lost(low), found.detail))
+    detail = _with(_with(_lost(low), found.detail), _trained_parts(high, low))
+    if claim.metric.startswith("circuit.faithfulness."):
+        noise = sum(bool(group.metric("circuit.faithfulness.on_noise")) for group in (high, low))
+        if noise:
+            raise NotTested("the problems do not show that the model does better than nothing: f divides by chance")
+    return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=detail)
 
 
 def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
@@ -382,7 +407,8 @@ def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
         seeds=1,
         run_ids=(group.records[0].run_id,),
         p=found.p_two_sided,
-        detail=f"one model of {found.heads} heads: of their importance {found.share:.1%}, by chance {found.expected:.1%}",
+        detail=f"one model of {found.heads} heads: of their importance {found.share:.1%}, by chance {found.expected:.1%}; the "
+        f"later layers have {found.late:.1%}",
     )
 
 

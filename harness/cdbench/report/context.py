@@ -227,7 +227,7 @@ def _of_numbers(claim: Claim) -> str:
 def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
     """One row of Table 1."""
     # A swept row is not the paper's row, even where one of its points is.
-    printed = [] if group.point else ledger.table1
+    printed = [] if group.point or is_paper_b(data) else ledger.table1
     paper = next((row for row in printed if (row.method, row.task) == (group.method, group.task)), None)
     teacher = data.beside(group, TEACHER)
     ok = bool(group.records)
@@ -344,6 +344,8 @@ def runs_of(data: StudyData) -> list[Row]:
 
 def differences(profile: Profile, data: StudyData) -> list[str]:
     """How this study differs from the paper's setting, in sentences made from the profile."""
+    if is_paper_b(data):
+        return _from_paper_b(profile, data)
     told = []
     for role, paper in (("teacher", "Llama-3-8B"), ("student", "Llama-3.2-1B")):
         config = profile.teacher if role == "teacher" else profile.student
@@ -370,6 +372,28 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
     if profile.name == "smoke":
         told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
     return told
+
+
+def is_paper_b(data: StudyData) -> bool:
+    """Whether a study has rows of paper B and none that is paper A's own."""
+    methods = {group.method for group in data.groups}
+    return bool(methods & {"atp_cd", "global_cd", "three_term"}) and not methods & {"cka_cd", "supervised_cd"}
+
+
+def _from_paper_b(profile: Profile, data: StudyData) -> list[str]:
+    tasks = ", ".join(sorted({r.spec.task for r in data.records}))
+    told = [
+        "Paper B has Llama-3-70B-Instruct teach Llama-3-8B, on 100,000 sums and differences of two to five digits; here the "
+        f"profile is {profile.name}, and the students are trained on {tasks}.",
+        "Paper B measured nothing: its Table 1 is of hypotheses (errata C5; two digits, five digits: base 45.2 %, 12.5 %; SFT "
+        "98.5 %, 42.1 %; KD 98.8 %, 55.3 %; CoT 97.2 %, 61.0 %; circuit distillation 98.1 %, 84.5 %). Its claims stand in the "
+        "ledger below; no number of it stands beside ours in the table.",
+        "The weights of the terms, the share of components that is the circuit, and what it is for two components to have one "
+        "function are not printed; what was taken stands in each run's hyperparameters.",
+    ]
+    if profile.name == "smoke":
+        told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
+    return [*told, _leak(profile, data), *_readings(data)]
 
 
 def _leak(profile: Profile, data: StudyData) -> str:

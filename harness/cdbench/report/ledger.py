@@ -28,6 +28,8 @@ class _OfRows(_Claim):
     task: str
     split: str = "test"
     """`test`, or a length-shift set: the task that it was drawn by."""
+    teacher_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The teacher's accuracy there, below which there is nothing to transfer and the claim says nothing."""
 
 
 class Difference(_OfRows):
