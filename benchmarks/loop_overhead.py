@@ -87,7 +87,7 @@ def loop_steps(student: LlamaForCausalLM, terms: list[Term], signals: dict[Signa
         student_layers=len(student.model.layers), teacher_layers=0, layer_pairs=(), training=TrainingConfig(epochs=8),
         encoded_train=ENCODED, encoded_validation=encode(TOKENIZER, SPLITS.validation), signal_stores=stores,
         history=History(folder / "history.jsonl"), checkpoint=folder / "checkpoint.pt", progress=lambda *_: None,
-        ranked=no_components,
+        ranked=no_components, worked_out=lambda: (),
     )  # fmt: skip
     loop = Loop(problem, terms)
     sites = [site for term in terms for site in term.student_sites]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Cli
+from conftest import MICRO, Cli
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], c
     assert complaint in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_profile_that_names_an_unknown_task_is_refused_before_anything_runs(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "more.toml"
+    file.write_text(MICRO.replace("[training]", 'zoo_tasks = ["addition_9digit"]\nzoo_train = 5\n[training]'))
+    done = cli("reproduce", "paper_b", "--profile", str(file))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "unknown task 'addition_9digit'; there are: addition_2digit" in done.stderr
 
 
 def test_a_runs_folder_that_cannot_be_written_is_exit_code_4(cli: Cli) -> None:

@@ -19,7 +19,7 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.subnetwork import parameter_masks
 from cdbench.errors import RunFailed, UserError
 from cdbench.files import write_json
-from cdbench.objectives.global_cka import global_cka
+from cdbench.objectives.global_cka import global_cka, make_probe
 from cdbench.similarity import linear_cka
 from cdbench.store import MANIFEST, Store
 from cdbench.workspace import Workspace
@@ -228,6 +228,23 @@ def test_the_state_of_a_circuit_is_its_components_side_by_side() -> None:
     assert global_cka(xs, xs, debiased=False).item() == pytest.approx(0, abs=1e-6)
     term = GlobalCka(("mlp.0.out",), ("mlp.1.out", "attn.0.head.1"))
     assert [signal.site for signal in term.signals] == ["mlp.1.out", "attn.0.head.1"]
+    # Through a probe that turns and stretches the student's state, the value is that of the turned state.
+    probe = torch.randn(8, 3, generator=g)
+    turned = 1 - linear_cka(torch.cat(xs, 1) @ probe, torch.cat(ys, 1))
+    torch.testing.assert_close(global_cka(xs, ys, debiased=False, probe=probe), turned)
+
+
+def test_a_probe_is_drawn_from_the_seed_trained_along_and_left_out_of_the_student(world: World, tmp_path: Path) -> None:
+    own, target = ("mlp.0.out", "attn.1.head.0"), ("mlp.1.out",)
+    made = make_problem(world, tmp_path)
+    probe, again = make_probe(made, own, target), make_probe(made, own, target)
+    assert torch.equal(probe, again) and probe.shape == (32 + 8, 32)
+    with_probe = made.fit([Kl(), GlobalCka(own, target, 1.0, probe=probe)]).weights
+    assert not torch.equal(probe, again)
+    without = make_problem(world, tmp_path).fit([Kl(), GlobalCka(own, target, 1.0)]).weights
+    assert with_probe is not None and without is not None
+    assert with_probe.keys() == without.keys()
+    assert not all(torch.equal(with_probe[name], without[name]) for name in without)
 
 
 def test_components_of_both_models_are_ranked_on_the_same_problems(world: World) -> None:

@@ -1,14 +1,28 @@
 import random
+from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cdbench import zoo
 from cdbench.api import Example, Task
 from cdbench.config import DataConfig
-from cdbench.data import make_counterfactuals, make_length_shift, make_splits, read_examples, twin_class, write_examples
+from cdbench.data import (
+    make_counterfactuals,
+    make_length_shift,
+    make_pretraining,
+    make_splits,
+    read_examples,
+    twin_class,
+    write_examples,
+)
 from cdbench.discover import make_task
 from cdbench.errors import UserError
+from cdbench.store import Store
+from cdbench.workspace import Workspace
+from conftest import World, quiet
 
 SMALL = DataConfig(train=400, validation=50, test=100, length_shift=20)
 
@@ -100,3 +114,47 @@ def test_examples_survive_the_file(tmp_path) -> None:  # type: ignore[no-untyped
     examples = (Example("1+2=", "3", (1, 2)), Example("7-9=", "-2", (7, 9)))
     write_examples(tmp_path / "x.jsonl", examples)
     assert read_examples(tmp_path / "x.jsonl") == examples
+
+
+def test_what_zoo_models_know_from_before_holds_no_twin_of_a_held_out_problem() -> None:
+    # The task itself as its own pretraining is the hardest case again.
+    task = make_task("addition_2digit")
+    config = SMALL.model_copy(update={"zoo_tasks": ("addition_2digit",), "zoo_train": 200})
+    splits = make_splits(task, "addition_2digit", config)
+    heldout = [*splits.validation, *splits.test]
+    known = make_pretraining(task, "addition_2digit", config, heldout)
+    assert len(known) == len({e.prompt for e in known}) == 200
+    assert not {twin_class(e) for e in known} & {twin_class(e) for e in heldout}
+    assert known == make_pretraining(task, "addition_2digit", config, heldout)
+
+
+def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, tmp_path: Path) -> None:
+    also = {"zoo_tasks": ("addition_3digit",), "zoo_train": 60}
+    profile = world.profile.model_copy(update={"data": world.profile.data.model_copy(update=also)})
+    made = Workspace(profile, "addition_2digit", Store(tmp_path), quiet)
+    known = made.pretraining["addition_3digit"]
+    assert len(known) == 60 and all(e.operands[0] > 99 for e in known)
+    # The training split is the same one; the models are others; the set of three digits holds nothing they have seen.
+    plain = world.workspace()
+    assert made.train_examples == plain.train_examples
+    assert made.student.content != plain.student.content
+    shifted = read_examples(made.heldout_data / "shift_addition_3digit.jsonl")
+    assert not {twin_class(e) for e in shifted} & {twin_class(e) for e in known}
+    assert Workspace(profile, "addition_2digit", Store(tmp_path), quiet, build=False).student == made.student
+
+
+def test_parts_are_drawn_alike_whatever_their_size() -> None:
+    order = torch.Generator().manual_seed(0)
+    rows = zoo._draw([10, 1000, 1], 3000, order)
+    counts = [int(((rows >= a) & (rows < b)).sum()) for a, b in ((0, 10), (10, 1010), (1010, 1011))]
+    assert sum(counts) == 3000 and all(900 < count < 1100 for count in counts)
+    assert len(rows[rows < 10].unique()) == 10
+    # One part: as it was drawn before there were several.
+    one, two = (torch.Generator().manual_seed(1) for _ in range(2))
+    assert torch.equal(zoo._draw([10], 5, one), torch.randint(10, (5,), generator=two))
+
+
+def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:
+    for wrong in ({"zoo_tasks": ["addition_3digit"]}, {"zoo_train": 5}):
+        with pytest.raises(ValueError, match="zoo_tasks and zoo_train go together"):
+            DataConfig.model_validate({"train": 1, "validation": 1, "test": 1, **wrong})

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from cdbench.data import read_examples
-from cdbench.evaluate import Refused, generate, load_masks, load_student, require_own, summarise_masks
+from cdbench.evaluate import Refused, load_masks, load_student, require_own, summarise_masks
+from cdbench.generation import generate
 from cdbench.predictions import NO_ANSWER, count, dump_predictions, parse_predictions, score
 from conftest import World
 
@@ -28,7 +29,7 @@ from conftest import World
 )
 def test_the_two_scoring_rules(text: str, first: str, strict: str) -> None:
     prediction = score("12+45=", "57", text)
-    assert (prediction.first_integer, prediction.strict) == (first, strict)
+    assert (prediction.given, prediction.strict) == (first, strict)
     assert prediction.correct == (first == "57")
     assert prediction.strictly_correct == (strict == "57")
 
@@ -46,7 +47,7 @@ def test_format_errors_stand_apart_from_arithmetic_errors() -> None:
 def test_predictions_survive_the_file_and_are_scored_again(texts: list[str]) -> None:
     made = {"test": [score("1+1=", "2", text) for text in texts]}
     assert parse_predictions(dump_predictions(made)) == made
-    forged = dump_predictions(made).replace('"first_integer": "[none]"', '"first_integer": "2"')
+    forged = dump_predictions(made).replace('"given": "[none]"', '"given": "2"')
     assert parse_predictions(forged) == made
 
 
@@ -180,5 +181,5 @@ def test_lm_eval_agrees_item_by_item_under_both_rules(world: World, tmp_path: Pa
     assert sum(p.correct for p in ours.values()) > 0
     for sample in samples:
         prediction = ours[sample["doc"]["prompt"]]
-        want = prediction.correct if sample["filter"] == "first_integer" else prediction.strictly_correct
+        want = prediction.correct if sample["filter"] == "answer" else prediction.strictly_correct
         assert sample["exact_match"] == float(want), sample["doc"]

@@ -308,7 +308,7 @@ def test_an_exported_student_scores_the_same_through_the_lm_eval_command(
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(next((elsewhere / "out").rglob("results_*.json")).read_text())
-    theirs = result["results"]["cdbench_addition_2digit"]["exact_match,first_integer"]
+    theirs = result["results"]["cdbench_addition_2digit"]["exact_match,answer"]
     stored = json.loads((tmp_path / "runs" / "records" / finished / "record.json").read_text())
     assert theirs == pytest.approx(stored["metrics"]["accuracy"]["value"])
     assert cli("export", finished, "student", *where).returncode == 2  # not empty

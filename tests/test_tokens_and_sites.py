@@ -111,7 +111,7 @@ def test_a_bos_of_the_tokenizers_own_stands_in_the_prompt() -> None:
 
 
 def test_teacher_forcing_and_greedy_decoding_agree_on_exact_match() -> None:
-    from cdbench.evaluate import generate
+    from cdbench.generation import generate
 
     llama, tokenizer = model(), make_tokenizer()
     # Three examples whose answers are what the model says, and one that is not.

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from cdbench.api import CkaAlignment, CrossEntropy, Kl, Signal, Term, TermInputs
+from cdbench.api import CkaAlignment, CrossEntropy, GlobalCka, Kl, Signal, Term, TermInputs
 from cdbench.config import TrainingConfig
 from cdbench.errors import RunFailed
 from cdbench.execute import training_problem
+from cdbench.objectives.global_cka import make_probe
 from cdbench.signals import compute_signals
 from cdbench.train import Loop, TrainingProblem, learning_rate
 from conftest import World, history_of, quiet
@@ -64,9 +65,18 @@ def test_a_term_of_weight_zero_is_measured_and_never_pulls(world: World, tmp_pat
     assert rows[0]["grad/cka"] > 0
 
 
-def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    terms: list[Term] = [Kl(), CkaAlignment(ALIGN)]
+@pytest.mark.parametrize("probe", [False, True])
+def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, probe: bool) -> None:
+    def terms_of(folder: Path) -> list[Term]:
+        folder.mkdir(exist_ok=True)
+        if not probe:
+            return [Kl(), CkaAlignment(ALIGN)]
+        own, target = ("mlp.0.out",), ("mlp.1.out", "mlp.2.out")
+        return [Kl(), GlobalCka(own, target, 0.1, probe=make_probe(problem(world, folder), own, target))]
+
+    terms = terms_of(tmp_path / "1")
     straight = fit(world, tmp_path / "1", terms, epochs=3, selection="validation")
+    terms = terms_of(tmp_path / "2")
     broken = dataclasses.replace(problem(world, tmp_path / "2", epochs=3, selection="validation"), checkpoint_seconds=0)
     steps = 0
     original = Loop._step
@@ -83,7 +93,7 @@ def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pyte
         broken.fit(terms)
     monkeypatch.setattr(Loop, "_step", original)
     assert (tmp_path / "2" / "checkpoint.pt").exists()
-    resumed = fit(world, tmp_path / "2", terms, epochs=3, selection="validation")
+    resumed = fit(world, tmp_path / "2", terms_of(tmp_path / "2"), epochs=3, selection="validation")
     assert same(straight, resumed)
     assert history_of(tmp_path / "1") == history_of(tmp_path / "2")
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     )
     from cdbench.objectives.cka_alignment import CkaAlignment
     from cdbench.objectives.cross_entropy import CrossEntropy
-    from cdbench.objectives.global_cka import GlobalCka
+    from cdbench.objectives.global_cka import GlobalCka, make_probe
     from cdbench.objectives.kl import Kl
 
 _REEXPORTS = {
@@ -52,6 +52,7 @@ _REEXPORTS = {
     "kl_to_prior": "cdbench.circuits.masks",
     "mask_overlap_loss": "cdbench.circuits.masks",
     "mask_sparsity_loss": "cdbench.circuits.masks",
+    "make_probe": "cdbench.objectives.global_cka",
     "pair_components": "cdbench.circuits.components",
     "random_partners": "cdbench.circuits.components",
     "straight_through_classes": "cdbench.circuits.masks",
@@ -74,12 +75,14 @@ __all__ = [
     "Problem",
     "ProblemEncoder",
     "Signal",
+    "Solution",
     "Task",
     "Term",
     "TermInputs",
     "class_usage_entropy",
     "k_selection_curve",
     "kl_to_prior",
+    "make_probe",
     "mask_overlap_loss",
     "mask_sparsity_loss",
     "pair_components",
@@ -186,6 +189,11 @@ class Term(ABC):
     def signals(self) -> tuple[Signal, ...]:
         """The teacher signals that `loss` reads."""
 
+    @property
+    def learned(self) -> "tuple[Tensor, ...]":
+        """Leaf tensors of the term's own that are trained along with the student and discarded after, such as a probe."""
+        return ()
+
     @abstractmethod
     def loss(self, inputs: TermInputs) -> "Tensor":
         """The unweighted value, a scalar with gradient."""
@@ -213,6 +221,19 @@ class Components:
         """The heads alone."""
         chosen = [i for i, site in enumerate(self.sites) if site.startswith("attn")]
         return Components(tuple(self.sites[i] for i in chosen), self.scores[:, chosen])
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A problem worked out: what a model writes after the prompt, up to and with the answer.
+
+    Attributes:
+        text: "7+5=12 4+8+1=13 =132" for "47+85=".
+        by_teacher: whether the teacher wrote it; else the rule of column-wise arithmetic did.
+    """
+
+    text: str
+    by_teacher: bool
 
 
 @dataclass(frozen=True)
@@ -257,6 +278,10 @@ class Problem(ABC):
         """A frozen model's signal on the whole training split, [n, ...], in the order of `train`."""
 
     @abstractmethod
+    def solutions(self) -> Sequence[Solution]:
+        """A worked solution of each training problem, the teacher's own where it writes one that ends in the right answer."""
+
+    @abstractmethod
     def generator(self, *scope: str | int) -> "torch.Generator":
         """A generator of its own for this run and scope."""
 
@@ -269,10 +294,12 @@ class Problem(ABC):
         """Adds a line to the run's history (and so to MLflow and the report)."""
 
     @abstractmethod
-    def fit(self, terms: "Sequence[Term]", only: Sequence[str] = ()) -> Outcome:
+    def fit(self, terms: "Sequence[Term]", only: Sequence[str] = (), answers: Sequence[str] = ()) -> Outcome:
         """Trains the student on the weighted sum of the terms with the profile's training budget.
 
-        `only` names heads and MLPs ("attn.0.head.3", "mlp.0.out"): then nothing but their parameters changes.
+        `only` names heads and MLPs ("attn.0.head.3", "mlp.0.out"): then nothing but their parameters changes. `answers`, one for
+        each training problem, are what to write instead of its answer, such as a worked solution: then a term's
+        `answer_tokens` are theirs, and only signals at the last prompt token can be read.
         """
 
 

@@ -87,6 +87,17 @@ class DataConfig(Closed):
     length_shift: Annotated[int, Field(ge=0)] = 0
     """Problems in each out-of-distribution set; 0 makes none."""
     split: Literal["strict", "paper"] = "strict"
+    zoo_tasks: tuple[str, ...] = ()
+    """Other tasks that zoo models are trained on, each as often as on the training split: what a model knows from before. Methods
+    train on the training split alone."""
+    zoo_train: Annotated[int, Field(ge=0)] = 0
+    """Problems of each of them; none is a twin of a held-out problem."""
+
+    @model_validator(mode="after")
+    def _tasks_and_problems(self) -> "DataConfig":
+        if bool(self.zoo_tasks) != bool(self.zoo_train):
+            raise ValueError("zoo_tasks and zoo_train go together: the tasks, and how many problems of each")
+        return self
 
 
 class TrainingConfig(Closed):
@@ -147,6 +158,8 @@ class Profile(Closed):
 
 
 _NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")
+_NEW_IN_DATA = ("zoo_tasks", "zoo_train")
+"""Keys of [data] that older specs have not: left out of the run id where they say nothing, so that ids stay."""
 
 
 class RunSpec(Closed):
@@ -165,6 +178,9 @@ class RunSpec(Closed):
         table = self.model_dump(mode="json")
         for key in _NO_NUMBER_DEPENDS_ON:
             del table["profile"][key]
+        for key in _NEW_IN_DATA:
+            if not table["profile"]["data"][key]:
+                del table["profile"]["data"][key]
         return digest(table)
 
     @property

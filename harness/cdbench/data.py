@@ -104,14 +104,22 @@ def make_splits(task: Task, name: str, config: DataConfig) -> Splits:
     return Splits(tuple(sides["train"]), tuple(sides["validation"]), tuple(sides["test"]), leaked)
 
 
-def make_length_shift(task: Task, name: str, config: DataConfig, train: Sequence[Example]) -> tuple[Example, ...]:
-    """Test problems of another task, none of them a twin of a training problem."""
-    seen = {twin_class(example) for example in train}
-    rng = rng_for("length_shift", name, config.seed)
+def make_length_shift(task: Task, name: str, config: DataConfig, seen: Sequence[Example]) -> tuple[Example, ...]:
+    """Test problems of another task, none of them a twin of a problem that a model has seen."""
+    return _without_twins(task, rng_for("length_shift", name, config.seed), name, config.length_shift, seen)
+
+
+def make_pretraining(task: Task, name: str, config: DataConfig, heldout: Sequence[Example]) -> tuple[Example, ...]:
+    """Problems of another task for zoo models, none of them a twin of a held-out one."""
+    return _without_twins(task, rng_for("pretraining", name, config.seed), name, config.zoo_train, heldout)
+
+
+def _without_twins(task: Task, rng: Random, name: str, n: int, others: Sequence[Example]) -> tuple[Example, ...]:
+    seen = {twin_class(example) for example in others}
     taken: set[str] = set()
     examples: list[Example] = []
-    while len(examples) < config.length_shift:
-        drawn = draw_distinct(task, name, rng, config.length_shift - len(examples), taken)
+    while len(examples) < n:
+        drawn = draw_distinct(task, name, rng, n - len(examples), taken)
         examples += [example for example in drawn if twin_class(example) not in seen]
     return tuple(examples)
 

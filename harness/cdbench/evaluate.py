@@ -13,12 +13,10 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cdbench.api import Example
 from cdbench.circuits.agreement import depth_agreement, layer_shares, overlap_agreement
 from cdbench.errors import CdbenchError
+from cdbench.generation import generate
 from cdbench.predictions import Prediction, score
 from cdbench.record import Agreement, Cka, MaskAgreement, MaskSummary
 from cdbench.similarity import cka_matrices
-from cdbench.tokens import answer_ids, prompt_ids
-
-SPARE_TOKENS = 2
 
 
 class Refused(CdbenchError):
@@ -67,45 +65,6 @@ def require_own(student: LlamaForCausalLM, teacher: LlamaForCausalLM) -> None:
     same = own.keys() == other.keys() and all(own[n].shape == other[n].shape for n in own)
     if same and all(torch.equal(own[name], other[name]) for name in own):
         raise Refused("the exported weights are the teacher's, every tensor of them")
-
-
-@torch.inference_mode()
-def generate(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], batch_size: int
-) -> list[str]:
-    """Greedy continuations, in order. Prompts of equal token length form a batch, so nothing is padded.
-
-    Stops at end of text, or two tokens after the longest gold answer.
-    """
-    prompts = [prompt_ids(tokenizer, example.prompt) for example in examples]
-    budget = max(len(answer_ids(tokenizer, example)) for example in examples) - 1 + SPARE_TOKENS
-    texts = [""] * len(examples)
-    by_length: dict[int, list[int]] = {}
-    for i, prompt in enumerate(prompts):
-        by_length.setdefault(len(prompt), []).append(i)
-    for _, indices in sorted(by_length.items()):
-        for start in range(0, len(indices), batch_size):
-            chunk = indices[start : start + batch_size]
-            ids = torch.tensor([prompts[i] for i in chunk], device=model.device)
-            for i, tokens in zip(chunk, _greedy(model, ids, budget, int(tokenizer.eos_token_id)), strict=True):
-                texts[i] = str(tokenizer.decode(tokens, skip_special_tokens=True))
-    return texts
-
-
-def _greedy(model: LlamaForCausalLM, ids: Tensor, budget: int, eos: int) -> list[list[int]]:
-    produced, cache = [], None
-    done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(budget):
-        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        chosen = output.logits[:, -1].float().argmax(-1)
-        produced.append(chosen)
-        done |= chosen == eos
-        if bool(done.all()):
-            break
-        ids = chosen[:, None]
-    rows = torch.stack(produced, dim=1).tolist()
-    return [row[: row.index(eos)] if eos in row else row for row in rows]
 
 
 def predict(

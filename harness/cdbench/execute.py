@@ -201,6 +201,7 @@ def training_problem(folder: Path, spec: RunSpec, workspace: Workspace, progress
         teacher_layers=workspace.teacher.layers,
         layer_pairs=workspace.pairs,
         ranked=workspace.components,
+        worked_out=lambda: workspace.solutions,
         training=spec.profile.training,
         encoded_train=split,
         encoded_validation=encode(workspace.tokenizer, workspace.validation_examples),

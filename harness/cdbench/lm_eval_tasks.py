@@ -9,7 +9,7 @@ from cdbench.config import DataConfig
 from cdbench.data import make_splits
 from cdbench.discover import find, make_task
 from cdbench.files import write_atomic
-from cdbench.predictions import FIRST_INTEGER, NO_ANSWER, STRICT
+from cdbench.predictions import ANSWER, NO_ANSWER, STRICT
 
 PREFIX = "cdbench_"
 
@@ -26,8 +26,8 @@ doc_to_target: "{{{{answer}}}}"
 target_delimiter: ""
 generation_kwargs: {{until: [], do_sample: false, max_gen_toks: {tokens}}}
 filter_list:
-  - name: first_integer
-    filter: [{{function: regex, regex_pattern: '{first}', fallback: "{none}"}}, {{function: take_first}}]
+  - name: answer
+    filter: [{{function: regex, regex_pattern: '{answer}', fallback: "{none}"}}, {{function: take_first}}]
   - name: strict
     filter: [{{function: regex, regex_pattern: '{strict}', fallback: "{none}"}}, {{function: take_first}}]
 metric_list:
@@ -41,8 +41,8 @@ _SPLITS = """\
 from cdbench.lm_eval_tasks import heldout  # noqa: F401
 """
 
-_MAX_TOKENS = 8
-"""Room for the longest answer of a built-in task, digit by digit (six digits), end of text, and one to spare."""
+_MAX_TOKENS = 64
+"""Room for the longest worked solution of a built-in task, digit by digit, end of text, and some to spare."""
 
 
 def heldout(task: str, **kwargs: object) -> object:
@@ -65,7 +65,7 @@ def write_tasks(folder: Path, config: DataConfig) -> list[str]:
             task=task,
             **config.model_dump(exclude={"length_shift"}),
             tokens=_MAX_TOKENS,
-            first=FIRST_INTEGER,
+            answer=ANSWER,
             strict=STRICT,
             none=NO_ANSWER,
         )

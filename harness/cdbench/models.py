@@ -1,6 +1,7 @@
 """Loading models: from the zoo, from a folder, from the hub at a pinned revision. One code path after the folder is known."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -113,10 +114,10 @@ def make_zoo_model(
     config: ZooModel,
     role: Role,
     store: Store,
-    data: tuple[tuple[Example, ...], tuple[Example, ...], str],
+    data: tuple[Sequence[Sequence[Example]], Sequence[Example], str],
     progress: zoo.Progress,
 ) -> Checkpoint:
-    """The zoo model of this configuration, trained on `data` = (train, validation, content hash) if it is not there."""
+    """The zoo model of this configuration; trained on `data` (parts to learn from, validation, content hash) if it is not there."""
 
     def build(folder: Path) -> None:
         model, tokenizer, accuracy = zoo.train_zoo_model(config, data[0], data[1], role, progress)

@@ -149,6 +149,8 @@ def make_plan(  # noqa: PLR0913  (each is a flag of the command line)
         specs = [spec for spec in specs if only in spec.label or spec.method == TEACHER]
         if all(spec.method == TEACHER for spec in specs):
             raise UserError(f"-k {only!r} matches no run of study '{study.name}'")
+    for name in specs[0].profile.data.zoo_tasks:
+        locate("tasks", name)
     runs = tuple(PlannedRun(spec, *_decide(spec, where, force, isolated)) for spec in specs)
     swept: dict[str, tuple[Scalar, str]] = {key: (str(values), "sweep") for key, values in study.sweep.items()}
     name = _name(study, chosen, overrides, seeds)

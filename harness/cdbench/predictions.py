@@ -1,7 +1,8 @@
-"""Predictions and what two scoring rules make of them. Pure text: no model, no torch.
+"""Predictions and what the scoring rules make of them. Pure text: no model, no torch.
 
-Both rules stand in paper A's code: the first integer after the "=", and `strict`, where the whole continuation is the
-integer. One greedy generation serves both.
+Two rules stand in paper A's code: the first integer after the "=", and `strict`, where the whole continuation is the
+integer. A worked solution (`circuits.solutions`) begins with another integer than its answer: there the answer is what
+follows the "=" that stands alone, after the columns. One greedy generation serves all.
 """
 
 import json
@@ -13,40 +14,51 @@ from typing import Any
 from cdbench.stats import Proportion, wilson
 
 FIRST_INTEGER = r"^\s*(-?\d+)"
-STRICT = r"^\s*(-?\d+)\s*$"
+WORKS = r"^\s*\d+[+-]\d"
+"""How a worked solution begins."""
+_COLUMN = r"\d+(?:[+-]\d+)+=-?\d+"
+WORKED = rf"^\s*{_COLUMN}(?:\s+{_COLUMN})*\s+=(-?\d+)"
+ANSWER = rf"{WORKED}|{FIRST_INTEGER}"
+"""The answer that is given: after a worked solution, else the first integer."""
+STRICT = rf"{WORKED}\s*$|^\s*(-?\d+)\s*$"
 NO_ANSWER = "[none]"
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One problem's greedy continuation and what the two rules make of it; NO_ANSWER where there is no integer."""
+    """One problem's greedy continuation and what the rules make of it; NO_ANSWER where there is no integer."""
 
     prompt: str
     answer: str
     text: str
-    first_integer: str
+    given: str
     strict: str
 
     @property
     def correct(self) -> bool:
-        """By the first integer."""
-        return self.first_integer == self.answer
+        """By the answer that is given."""
+        return self.given == self.answer
 
     @property
     def strictly_correct(self) -> bool:
         """By the whole continuation."""
         return self.strict == self.answer
 
+    @property
+    def worked(self) -> bool:
+        """Whether the answer stands at the end of a worked solution."""
+        return re.search(WORKED, self.text) is not None
+
 
 def extract(text: str, rule: str) -> str:
     """The integer that a rule finds in a continuation, or NO_ANSWER."""
     match = re.search(rule, text)
-    return match[1] if match else NO_ANSWER
+    return next(filter(None, match.groups())) if match else NO_ANSWER
 
 
 def score(prompt: str, answer: str, text: str) -> Prediction:
-    """Applies both rules to one continuation."""
-    return Prediction(prompt, answer, text, extract(text, FIRST_INTEGER), extract(text, STRICT))
+    """Applies the rules to one continuation."""
+    return Prediction(prompt, answer, text, extract(text, ANSWER), extract(text, STRICT))
 
 
 def dump_predictions(splits: Mapping[str, Sequence[Prediction]]) -> str:
@@ -70,11 +82,12 @@ def parse_predictions(text: str) -> dict[str, list[Prediction]]:
 def count(predictions: dict[str, list[Prediction]]) -> dict[str, Any]:
     """Accuracies and error counts from predictions; needs no model."""
     test = predictions["test"]
-    no_answer = sum(p.first_integer == NO_ANSWER for p in test)
+    no_answer = sum(p.given == NO_ANSWER for p in test)
     accuracy = _share([p.correct for p in test])
     return {
         "accuracy": accuracy,
         "strict": _share([p.strictly_correct for p in test]),
+        "worked": sum(p.worked for p in test),
         "format_errors": no_answer,
         "arithmetic_errors": accuracy.n - accuracy.k - no_answer,
         "length_shift": {

@@ -138,12 +138,14 @@ class CircuitJudgement(_Model):
 class Metrics(_Model):
     """The sealed evaluator's answer.
 
-    `accuracy` is by the integer that the answer begins with, `strict` demands nothing but the integer. `format_errors` are
-    answers that begin with no integer, `arithmetic_errors` wrong integers (errata A12).
+    `accuracy` is by the integer that the answer begins with, or that ends a worked solution; `strict` demands nothing but that.
+    `format_errors` are answers without such an integer, `arithmetic_errors` wrong integers (errata A12).
     """
 
     accuracy: Proportion
     strict: Proportion
+    worked: int = 0
+    """How many answers stand at the end of a worked solution (`circuits.solutions`)."""
     format_errors: int
     arithmetic_errors: int
     length_shift: dict[str, Proportion]
@@ -153,8 +155,8 @@ class Metrics(_Model):
     circuit: CircuitJudgement | None = None
     perplexity: dict[str, float] = Field(default_factory=dict)
     """Of the answers, by held-out split."""
-    parameters_changed: int = 0
-    """How many parameters differ from those of the student before training."""
+    parameters_changed: int | None = None
+    """How many parameters differ from those of the student before training; None in records from before it was counted."""
     parameters: int = 0
     first_prompt: str
     first_prompt_ids: list[int]

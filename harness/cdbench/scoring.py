@@ -17,6 +17,7 @@ class Counts:
 
     accuracy: Proportion
     strict: Proportion
+    worked: int
     format_errors: int
     arithmetic_errors: int
     length_shift: dict[str, Proportion]
@@ -29,8 +30,9 @@ class Counts:
     def text(self) -> str:
         """For people."""
         lines = [
-            f"accuracy (first integer)  {share(self.accuracy)}",
+            f"accuracy (answer given)   {share(self.accuracy)}",
             f"accuracy (strict)         {share(self.strict)}",
+            f"worked solutions          {self.worked}",
             f"arithmetic errors         {self.arithmetic_errors}",
             f"format errors             {self.format_errors}",
         ]
@@ -42,6 +44,7 @@ class Counts:
         return {
             "accuracy": self.accuracy.model_dump(),
             "strict": self.strict.model_dump(),
+            "worked": self.worked,
             "format_errors": self.format_errors,
             "arithmetic_errors": self.arithmetic_errors,
             "length_shift": {name: value.model_dump() for name, value in self.length_shift.items()},

@@ -17,7 +17,7 @@ from cdbench.files import explained, open_to_all, read_json, sha256, write_json
 from cdbench.seeds import digest
 
 MANIFEST = "MANIFEST.json"
-TRAINING_KINDS = ("data", "models", "circuits", "counterfactuals", "signals")
+TRAINING_KINDS = ("data", "models", "circuits", "counterfactuals", "signals", "solutions")
 """What a method may see. Held-out splits, and what a model computes on them, are of other kinds."""
 KINDS = (*TRAINING_KINDS, "heldout", "heldout-signals")
 Key = dict[str, object]

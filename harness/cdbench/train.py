@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,15 +20,28 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cdbench.api import Components, Example, Outcome, Position, Problem, Signal, Source, Term, TermInputs
+from cdbench.api import (
+    Components,
+    Example,
+    Outcome,
+    Position,
+    Problem,
+    Signal,
+    Solution,
+    Source,
+    Term,
+    TermInputs,
+)
 from cdbench.circuits.subnetwork import parameter_masks
 from cdbench.config import TrainingConfig
 from cdbench.errors import RunFailed
 from cdbench.files import explained, write_atomic
+from cdbench.generation import generate
+from cdbench.predictions import score
 from cdbench.seeds import generator_for, rng_for
 from cdbench.signals import SignalStore
 from cdbench.sites import LOGITS, answer_logits, at_last_prompt, captured
-from cdbench.tokens import Encoded
+from cdbench.tokens import Encoded, encode
 from cdbench.zoo import exact_match
 
 Progress = Callable[[int, int, str], None]
@@ -101,6 +114,7 @@ class TrainingProblem(Problem):
     teacher_layers: int
     layer_pairs: tuple[tuple[int, int], ...]
     ranked: Callable[[Literal["teacher", "student"], Literal["attribution", "ablation"]], Components]
+    worked_out: Callable[[], Sequence[Solution]]
     training: TrainingConfig
     encoded_train: Encoded
     encoded_validation: Encoded
@@ -119,6 +133,9 @@ class TrainingProblem(Problem):
     def components(self, model: Literal["teacher", "student"], by: Literal["attribution", "ablation"]) -> Components:
         return self.ranked(model, by)
 
+    def solutions(self) -> Sequence[Solution]:
+        return self.worked_out()
+
     def signal(self, signal: Signal) -> Tensor:
         return self.signal_stores[signal.source].get([(signal.site, signal.position)])[0]
 
@@ -132,12 +149,26 @@ class TrainingProblem(Problem):
         self.history.add(step, values)
         self.progress(step, 0, "")
 
-    def fit(self, terms: Sequence[Term], only: Sequence[str] = ()) -> Outcome:
+    def fit(self, terms: Sequence[Term], only: Sequence[str] = (), answers: Sequence[str] = ()) -> Outcome:
         if not terms:
             return Outcome()
+        split = self._with(answers, terms) if answers else self.encoded_train
         with _subnetwork(self.student, parameter_masks(self.student, only)) as part:
-            weights = Loop(self, terms, part).run()
+            weights = Loop(self, terms, part, split).run()
         return Outcome(weights=weights)
+
+    def _with(self, answers: Sequence[str], terms: Sequence[Term]) -> Encoded:
+        """The training problems with other answers."""
+        if len(answers) != len(self.train):
+            raise RunFailed(f"fit was given {len(answers)} answers for {len(self.train)} training problems")
+        for term in terms:
+            if any(signal.position == "all" or signal.site == LOGITS for signal in term.signals):
+                raise RunFailed(
+                    f"term '{term.name}' reads what a frozen model says at the problems' own answers; with other answers only "
+                    "signals at the last prompt token can be read"
+                )
+        rows = zip(self.train, answers, strict=True)
+        return encode(self.tokenizer, [replace(example, answer=answer) for example, answer in rows])
 
 
 class _Subnetwork:
@@ -187,18 +218,26 @@ def _subnetwork(model: LlamaForCausalLM, only: Mapping[str, Tensor]) -> Iterator
 class Loop:
     """One training run: AdamW, warm-up, clipping, per-term values and gradient norms, checkpoints."""
 
-    def __init__(self, problem: TrainingProblem, terms: Sequence[Term], subnetwork: _Subnetwork | None = None) -> None:
+    def __init__(
+        self,
+        problem: TrainingProblem,
+        terms: Sequence[Term],
+        subnetwork: _Subnetwork | None = None,
+        split: Encoded | None = None,
+    ) -> None:
         names = [term.name for term in terms]
         if len(set(names)) < len(names):
             raise RunFailed(f"two terms have one name ({', '.join(names)}); give each its own")
         self.problem, self.terms, self.config = problem, terms, problem.training
+        self.split = problem.encoded_train if split is None else split
         self.model = problem.student.train()
         self.subnetwork = subnetwork or _Subnetwork(self.model, {})
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.learned = [tensor for term in terms for tensor in term.learned]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
+            [*self.parameters, *self.learned], lr=self.config.lr, weight_decay=self.config.weight_decay, fused=True
         )
-        n = len(problem.encoded_train)
+        n = len(self.split)
         self.batch_size = min(self.config.batch_size, n)
         self.steps_per_epoch = n // self.batch_size  # the last, short batch is dropped: CKA depends on its size
         self.steps = self.steps_per_epoch * self.config.epochs
@@ -225,9 +264,7 @@ class Loop:
         with captured(self.model, sites) as found:
             while self.step < self.steps:
                 epoch, index = divmod(self.step, self.steps_per_epoch)
-                order = torch.randperm(
-                    len(self.problem.encoded_train), generator=generator_for("order", self.problem.seed, epoch)
-                )
+                order = torch.randperm(len(self.split), generator=generator_for("order", self.problem.seed, epoch))
                 for rows in order.split(self.batch_size)[index : self.steps_per_epoch]:
                     self._step(rows, found)
                 self._end_epoch(epoch)
@@ -244,7 +281,7 @@ class Loop:
         device = self.model.device
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.config, self.step, self.steps)
-        batch = self.problem.encoded_train.take(rows).to(device)
+        batch = self.split.take(rows).to(device)
         with ExitStack() as stack:
             if self.config.precision == "bfloat16":
                 stack.enter_context(torch.autocast(device.type, torch.bfloat16))
@@ -314,11 +351,20 @@ class Loop:
 
     def _end_epoch(self, epoch: int) -> None:
         self.model.eval()
-        accuracy = exact_match(self.model, self.problem.encoded_validation).double().mean().item()
+        accuracy = self._validate().double().mean().item()
         self.model.train()
         self.problem.history.add(self.step, {"validation/accuracy": accuracy, "epoch": epoch + 1})
         if self.config.selection == "validation" and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _validate(self) -> Tensor:
+        """Which validation problems the student solves; [n] bool."""
+        problem = self.problem
+        if self.split is problem.encoded_train:
+            return exact_match(self.model, problem.encoded_validation)
+        texts = generate(self.model, problem.tokenizer, problem.validation, batch_size=250)
+        solved = [score(e.prompt, e.answer, text).correct for e, text in zip(problem.validation, texts, strict=True)]
+        return torch.tensor(solved)
 
     def _save(self) -> None:
         state = {
@@ -326,6 +372,7 @@ class Loop:
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "learned": [tensor.detach() for tensor in self.learned],
             "best": self.best,
             "without_gradient": self.without_gradient,
         }
@@ -348,6 +395,8 @@ class Loop:
             raise RunFailed(f"checkpoint {self.problem.checkpoint} belongs to run {state['run_id']}; delete it")
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        for tensor, before in zip(self.learned, state["learned"], strict=True):
+            tensor.data.copy_(before)
         self.step, self.best = state["step"], state["best"]
         self.without_gradient = state["without_gradient"]
         self.problem.history.rewind(self.step)

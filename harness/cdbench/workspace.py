@@ -1,5 +1,6 @@
 """The shared artefacts of a (profile, task): splits, models, impacts, pairing. Found in the store, or made."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from cdbench import data, models
-from cdbench.api import Components, Example
+from cdbench.api import Components, Example, Solution
 from cdbench.circuits.ablation import ablation_impacts
 from cdbench.circuits.components import components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
@@ -25,8 +26,9 @@ from cdbench.config import Profile, ZooModel
 from cdbench.discover import find, make_task, plugin_digest
 from cdbench.errors import RunFailed, UserError
 from cdbench.files import read_json, write_atomic, write_json
+from cdbench.generation import solutions
 from cdbench.models import Checkpoint, Role
-from cdbench.seeds import rng_for
+from cdbench.seeds import digest, rng_for
 from cdbench.store import Store, content_hash, recipe
 from cdbench.tokens import encode, prompt_ids
 
@@ -74,6 +76,25 @@ class Workspace:
         return self._artefact("data", self._data_key("train"), build)
 
     @cached_property
+    def pretraining_data(self) -> Path:
+        """<task>.jsonl for each task that zoo models are trained on besides the training split."""
+
+        def build(folder: Path) -> None:
+            splits = data.make_splits(make_task(self.task), self.task, self.profile.data)
+            heldout = [*splits.validation, *splits.test]
+            for other in self.profile.data.zoo_tasks:
+                examples = data.make_pretraining(make_task(other), other, self.profile.data, heldout)
+                data.write_examples(folder / f"{other}.jsonl", examples)
+
+        return self._artefact("data", self._data_key("pretraining"), build)
+
+    @cached_property
+    def pretraining(self) -> dict[str, tuple[Example, ...]]:
+        """Task -> what zoo models are trained on besides the training split."""
+        folder = self.pretraining_data
+        return {name: data.read_examples(folder / f"{name}.jsonl") for name in self.profile.data.zoo_tasks}
+
+    @cached_property
     def heldout_data(self) -> Path:
         """test.jsonl and shift_<task>.jsonl. Never opened by the training step."""
 
@@ -81,8 +102,9 @@ class Workspace:
             task = make_task(self.task)
             splits = data.make_splits(task, self.task, self.profile.data)
             data.write_examples(folder / "test.jsonl", splits.test)
+            seen = [*splits.train, *itertools.chain.from_iterable(self.pretraining.values())]
             for other in type(task).length_shift if self.profile.data.length_shift else ():
-                shifted = data.make_length_shift(make_task(other), other, self.profile.data, splits.train)
+                shifted = data.make_length_shift(make_task(other), other, self.profile.data, seen)
                 data.write_examples(folder / f"shift_{other}.jsonl", shifted)
 
         return self._artefact("heldout", self._data_key("heldout"), build)
@@ -103,11 +125,15 @@ class Workspace:
         if not isinstance(config, ZooModel):
             return models.hub_or_folder(config)
         content = content_hash(self.training_data)
+        if self.profile.data.zoo_tasks:
+            content = digest([content, content_hash(self.pretraining_data)])
         if not self.build:
             folder = self.store.open(self.store.path("models", models.zoo_key(config, role, content)))
             return Checkpoint(folder, content_hash(folder))
-        splits = (self.train_examples, self.validation_examples, content)
-        return models.make_zoo_model(config, role, self.store, splits, self.progress)
+        learned = [self.train_examples, *self.pretraining.values()]
+        return models.make_zoo_model(
+            config, role, self.store, (learned, self.validation_examples, content), self.progress
+        )
 
     @cached_property
     def teacher(self) -> Checkpoint:
@@ -247,6 +273,33 @@ class Workspace:
         checkpoint = self.checkpoint(role)
         graph = Graph(checkpoint.layers, checkpoint.heads, checkpoint.width)
         return components(graph, Scores("node", rows, torch.ones(len(rows), dtype=torch.long)))
+
+    @cached_property
+    def solutions(self) -> tuple[Solution, ...]:
+        """A worked solution of each training problem.
+
+        Raises:
+            RunFailed: the task's problems cannot be worked out by columns.
+        """
+
+        def build(folder: Path) -> None:
+            model = self.teacher.model(self.profile.device)
+            try:
+                found = solutions(model, self.tokenizer, self.train_examples, self.profile.evaluation_batch)
+            except UserError as error:
+                raise RunFailed(f"task '{self.task}' has no worked solutions: {error}") from None
+            rows = "".join(json.dumps(asdict(each)) + "\n" for each in found)
+            write_atomic(folder / "solutions.jsonl", rows)
+
+        key: dict[str, object] = {
+            "teacher": self.teacher.content,
+            "data": content_hash(self.training_data),
+            "recipe": recipe("circuits/solutions", "circuits/arithmetic", "generation", "predictions", "tokens"),
+            "device": self.profile.device,
+            "threads": self.profile.threads,
+        }
+        rows = (self._artefact("solutions", key, build) / "solutions.jsonl").read_text().splitlines()
+        return tuple(Solution(**json.loads(row)) for row in rows)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

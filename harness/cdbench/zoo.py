@@ -1,7 +1,7 @@
 """The zoo: small Llamas trained on the spot, in Hugging Face format, so that no weight has to be downloaded.
 
-Real `LlamaForCausalLM`, real `PreTrainedTokenizerFast` with one token a digit. A zoo model sees the training split and
-nothing else; the student is stopped by validation accuracy, near the paper's starting gap.
+Real `LlamaForCausalLM`, real `PreTrainedTokenizerFast` with one token a digit. A zoo model sees the training split, and
+problems of other tasks if the profile names some; the student is stopped by validation accuracy, near the paper's gap.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ from cdbench.sites import answer_logits
 from cdbench.tokens import IGNORE, Encoded, encode
 
 _SPECIAL = ["<pad>", "<eos>", "<unk>"]
-_MAX_POSITIONS = 64
+_MAX_POSITIONS = 128
 _WARMUP = 100
 _FINAL_LR = 0.1
 Progress = Callable[[int, int, str], None]
@@ -91,15 +91,16 @@ def exact_match(model: LlamaForCausalLM, split: Encoded, batch_size: int = 250) 
 
 
 def train_zoo_model(
-    config: ZooModel, train: Sequence[Example], validation: Sequence[Example], role: str, progress: Progress
+    config: ZooModel, parts: Sequence[Sequence[Example]], validation: Sequence[Example], role: str, progress: Progress
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
-    """Trains one zoo model with cross-entropy on the answer tokens; AdamW, warm-up, linear decay.
+    """Trains one zoo model with cross-entropy on the answer tokens, on each part as often; AdamW, warm-up, linear decay.
 
     Returns the model, its tokenizer and its validation accuracy at the end.
     """
     tokenizer = make_tokenizer()
     model = fresh(zoo_config(config, tokenizer), generator_for("zoo", role, "init", config.seed)).train()
-    train_set, validation_set = encode(tokenizer, train), encode(tokenizer, validation)
+    train_set = encode(tokenizer, [example for part in parts for example in part])
+    validation_set = encode(tokenizer, validation)
     order = generator_for("zoo", role, "order", config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     accuracy = 0.0
@@ -107,7 +108,7 @@ def train_zoo_model(
         decay = 1 - (1 - _FINAL_LR) * step / config.steps
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / _WARMUP) * decay
-        batch = train_set.take(torch.randint(len(train_set), (config.batch_size,), generator=order))
+        batch = train_set.take(_draw([len(part) for part in parts], config.batch_size, order))
         loss = F.cross_entropy(
             answer_logits(model, batch).flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=IGNORE
         )
@@ -122,6 +123,16 @@ def train_zoo_model(
         if checked and config.stop_at is not None and accuracy >= config.stop_at:
             break
     return model.eval(), tokenizer, accuracy
+
+
+def _draw(sizes: Sequence[int], n: int, order: torch.Generator) -> Tensor:
+    """n rows, each of a part drawn at random and there of a row drawn at random."""
+    if len(sizes) == 1:
+        return torch.randint(sizes[0], (n,), generator=order)
+    size = torch.tensor(sizes)
+    part = torch.randint(len(sizes), (n,), generator=order)
+    within = torch.rand(n, generator=order, dtype=torch.float64) * size[part]
+    return (size.cumsum(0) - size)[part] + within.long()
 
 
 def save(folder: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -1,23 +1,36 @@
 """1 − CKA of whole circuits, their components' activations side by side (paper B, 4.3, strategy B; errata C7).
 
 No component has a partner: the student may spread the computation over its heads as it likes. CKA compares spaces of any two
-widths, so no probe is needed to bring one into the other.
+widths, so no probe is needed to bring one into the other. With one, the student's circuit is only asked to hold the teacher's
+state somewhere in a linear image of it: the probe takes over part of the work, and is thrown away.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cdbench.api import Signal, Source, Term, TermInputs
+from cdbench.api import Problem, Signal, Source, Term, TermInputs
 from cdbench.similarity import linear_cka
 
 
-def global_cka(student: Sequence[Tensor], teacher: Sequence[Tensor], *, debiased: bool) -> Tensor:
-    """1 − CKA of [b, d] activations, concatenated to [b, sum of d] on either side."""
-    return 1 - linear_cka(torch.cat(list(student), dim=1), torch.cat(list(teacher), dim=1), debiased=debiased)
+def global_cka(
+    student: Sequence[Tensor], teacher: Sequence[Tensor], *, debiased: bool, probe: Tensor | None = None
+) -> Tensor:
+    """1 − CKA of [b, d] activations, concatenated to [b, sum of d] on either side; the student's through `probe`, if any."""
+    own = torch.cat(list(student), dim=1)
+    return 1 - linear_cka(own if probe is None else own @ probe, torch.cat(list(teacher), dim=1), debiased=debiased)
+
+
+def make_probe(problem: Problem, own: Sequence[str], target: Sequence[str]) -> Tensor:
+    """A random linear map of the student's circuit state into the width of the teacher's, [d_student, d_teacher]."""
+    first = sum(problem.signal(Signal(site, source="student")).shape[-1] for site in own)
+    second = sum(problem.signal(Signal(site)).shape[-1] for site in target)
+    drawn = torch.randn(first, second, generator=problem.generator("probe")) / first**0.5
+    probe: Tensor = drawn.to(problem.student.device).requires_grad_()
+    return probe
 
 
 @dataclass(frozen=True)
@@ -27,6 +40,7 @@ class GlobalCka(Term):
     Attributes:
         own, target: sites of the student's and of the teacher's circuit.
         estimator: as in CkaAlignment.
+        probe: what the student's state is mapped by first (`make_probe`), trained along and discarded; None for nothing.
     """
 
     own: tuple[str, ...]
@@ -34,6 +48,7 @@ class GlobalCka(Term):
     weight: float = 0.01
     estimator: Literal["biased", "debiased"] = "biased"
     source: Source = "teacher"
+    probe: Tensor | None = field(default=None, compare=False)
     name: str = "global_cka"
 
     @property
@@ -44,7 +59,11 @@ class GlobalCka(Term):
     def signals(self) -> tuple[Signal, ...]:
         return tuple(Signal(site, source=self.source) for site in self.target)
 
+    @property
+    def learned(self) -> tuple[Tensor, ...]:
+        return () if self.probe is None else (self.probe,)
+
     def loss(self, inputs: TermInputs) -> Tensor:
         student = [inputs.student(site) for site in self.own]
         teacher = [inputs.teacher(signal).float() for signal in self.signals]
-        return global_cka(student, teacher, debiased=self.estimator == "debiased")
+        return global_cka(student, teacher, debiased=self.estimator == "debiased", probe=self.probe)

@@ -60,12 +60,12 @@ def kind_of(prediction: Prediction) -> str | None:
     """One of KINDS; None where the answer is right."""
     if prediction.correct:
         return None
-    if prediction.first_integer == NO_ANSWER:
+    if prediction.given == NO_ANSWER:
         return "no integer"
-    if max(map(len, (prediction.first_integer, prediction.answer))) > _LONGEST:
+    if max(map(len, (prediction.given, prediction.answer))) > _LONGEST:
         return "several digits"
     try:
-        said, truth = int(prediction.first_integer), int(prediction.answer)
+        said, truth = int(prediction.given), int(prediction.answer)
     except ValueError:  # a task whose answers are no integers
         return "several digits"
     if said == truth:
