@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 
 from cdbench import __version__, config, discover, plan, record
+from cdbench.ability_command import ability
 from cdbench.build_command import build
 from cdbench.check_command import check
 from cdbench.circuit_command import circuit
@@ -68,6 +69,7 @@ def main() -> None:
     """
 
 
+main.add_command(ability)
 main.add_command(build)
 main.add_command(check)
 main.add_command(circuit)
@@ -435,9 +437,11 @@ def tasks_path(profile: str, flags: tuple[str, ...], runs: str | None, store: st
     lm_eval run --model hf --model_args pretrained=student --include_path $(cdbench tasks-path) \\
         --tasks cdbench_addition_2digit
     """
-    from cdbench.session import lm_eval_folder
+    from cdbench.config import build_profile, layered_overrides
+    from cdbench.lm_eval_tasks import tasks_folder
 
-    click.echo(lm_eval_folder(plan.places(runs, store), profile, flags))
+    config = build_profile(profile, layered_overrides({}, flags)).data
+    click.echo(tasks_folder(config, plan.places(runs, store).store))
 
 
 @main.command()

@@ -10,6 +10,7 @@ from cdbench.data import make_splits
 from cdbench.discover import find, make_task
 from cdbench.files import write_atomic
 from cdbench.predictions import ANSWER, NO_ANSWER, STRICT
+from cdbench.seeds import digest
 
 PREFIX = "cdbench_"
 
@@ -53,6 +54,13 @@ def heldout(task: str, **kwargs: object) -> object:
     splits = make_splits(make_task(task), task, config)
     rows = [{"prompt": example.prompt, "answer": example.answer} for example in splits.test]
     return DatasetDict({"test": Dataset.from_list(rows)})
+
+
+def tasks_folder(config: DataConfig, store: Path) -> Path:
+    """The folder in the store with the tasks of these splits, written if it is not there."""
+    folder = store / "lm_eval" / digest(config.model_dump(mode="json"))
+    write_tasks(folder, config)
+    return folder
 
 
 def write_tasks(folder: Path, config: DataConfig) -> list[str]:

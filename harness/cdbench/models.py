@@ -117,7 +117,7 @@ def make_zoo_model(
     data: tuple[Sequence[Sequence[Example]], Sequence[Example], str],
     progress: zoo.Progress,
 ) -> Checkpoint:
-    """The zoo model of this configuration; trained on `data` (parts to learn from, validation, content hash) if it is not there."""
+    """The zoo model of this configuration, trained on `data` (parts, validation, content hash) unless it is there."""
 
     def build(folder: Path) -> None:
         model, tokenizer, accuracy = zoo.train_zoo_model(config, data[0], data[1], role, progress)

@@ -17,10 +17,11 @@ from cdbench.seeds import digest
 
 _PACKAGE = Path(__file__).resolve().parent
 _VIEWS = {
-    "__main__.py", "build_command.py", "bundle.py", "check_command.py", "circuit_command.py", "circuit_output.py",
-    "circuit_session.py", "cli.py", "compare_command.py", "containers", "display.py", "doctor.py", "inference.py",
-    "leaderboard_command.py", "lm_eval_tasks.py", "new_command.py", "plan.py", "plugin_test.py", "report",
-    "requirements.py", "runners", "scoring.py", "session.py", "test_command.py", "tracking.py",
+    "__main__.py", "ability.py", "ability_command.py", "build_command.py", "bundle.py", "check_command.py",
+    "circuit_command.py", "circuit_output.py", "circuit_session.py", "cli.py", "compare_command.py", "containers",
+    "display.py", "doctor.py", "inference.py", "leaderboard_command.py", "lm_eval_tasks.py", "new_command.py",
+    "plan.py", "plugin_test.py", "report", "requirements.py", "runners", "scoring.py", "session.py",
+    "test_command.py", "tracking.py",
 }  # fmt: skip
 """Parts of the package that no number in a record depends on."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")

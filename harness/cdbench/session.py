@@ -13,8 +13,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cdbench import lm_eval_tasks, record
-from cdbench.config import TEACHER, RunSpec, build_profile, layered_overrides
+from cdbench import record
+from cdbench.config import TEACHER, RunSpec
 from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, read_json
@@ -29,7 +29,6 @@ from cdbench.runners.remote import Inside
 from cdbench.runners.schedule import Schedule, exclusive
 from cdbench.runners.slurm import SlurmRunner
 from cdbench.scoring import share
-from cdbench.seeds import digest
 
 _SYNC_SECONDS = 900
 REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
@@ -313,11 +312,3 @@ def export(where: Places, run_id: str, folder: Path) -> None:
     with explained(folder, "the student"):
         model.save_pretrained(folder)
         workspace.tokenizer.save_pretrained(folder)
-
-
-def lm_eval_folder(where: Places, profile: str, flags: tuple[str, ...]) -> Path:
-    """A folder of lm-eval tasks for a profile's splits."""
-    data = build_profile(profile, layered_overrides({}, flags)).data
-    folder = where.store / "lm_eval" / digest(data.model_dump(mode="json"))
-    lm_eval_tasks.write_tasks(folder, data)
-    return folder

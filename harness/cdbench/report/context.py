@@ -10,6 +10,7 @@ from cdbench import __version__
 from cdbench.config import TEACHER, HubModel, Profile, ZooModel
 from cdbench.inference import Interval, share_interval
 from cdbench.report import ledger as forms
+from cdbench.report.abilities import ability_rows
 from cdbench.report.anatomy import KINDS, Anatomy
 from cdbench.report.circuits import circuit_rows, even_head_rows
 from cdbench.report.claims import Verdict, counts, gradient_shares, judge
@@ -89,6 +90,7 @@ def _of_rows(data: StudyData) -> Row:
         "mask_rows": mask_rows(data),
         "circuit_rows": circuit_rows(data),
         "even_heads": even_head_rows(data),
+        "ability_rows": ability_rows(data),
         "features": FEATURES,
         "costs": cost_rows(data),
     }
@@ -116,6 +118,7 @@ def _sections(context: Row) -> list[tuple[str, str]]:
         "table1": ("Rows" if context["grid"] else "Table 1", True),
         "errors": ("Errors", context["errors"]),
         "shift": ("Length shift", context["shift_names"]),
+        "ability": ("General ability", context["ability_rows"]),
         "dynamics": ("Dynamics", "figure-dynamics" in context["pictures"]),
         "circuits": ("Layers", context["circuits"]),
         "components": ("Circuits", context["circuit_rows"]),
