@@ -173,6 +173,18 @@ def test_sources_differ_in_the_variable_and_copying_is_never_right(variable: Var
         assert int(expected) == answer_with(*base.operands, "+", variable, value)
 
 
+def test_sources_of_the_control_share_the_variable_and_nothing_is_expected_to_change() -> None:
+    draw = Random(3)
+    examples = [sum_of(draw.randint(0, 99), draw.randint(0, 99)) for _ in range(80)]
+    made = make_interchanges(make_tokenizer(), examples, "ones_carry", Random(4), same=True)
+    assert len(made) > 60
+    for (base, source), expected in zip(made.pairs, made.expected, strict=True):
+        assert expected == base.answer != source.answer
+        assert value_of(*source.operands, "+", "ones_carry") == value_of(*base.operands, "+", "ones_carry")
+    with pytest.raises(UserError, match="no two of 1 problems have the same 'ones_carry'"):
+        make_interchanges(make_tokenizer(), [sum_of(1, 2)], "ones_carry", Random(0), same=True)
+
+
 def test_an_exchange_happens_on_the_prompt_alone_and_leaves_the_answer_be() -> None:
     """Held against hooks: one node's output is the source's where the prompt stands, the base's own where the answer does."""
     model = llama()

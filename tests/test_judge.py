@@ -11,15 +11,20 @@ from torch.nn import functional as F
 
 from cdbench import data
 from cdbench.api import Example
+from cdbench.circuits.arithmetic import make_pairs
 from cdbench.circuits.attribution import attribute
+from cdbench.circuits.components import components, is_head, top_components
+from cdbench.circuits.contrasts import make_contrasts
+from cdbench.circuits.faithfulness import cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.patching import hits_at
-from cdbench.judge import SHARE, changed, component_cka, judge_circuit, perplexity
+from cdbench.judge import SHARE, _best_matches, changed, component_cka, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
 from cdbench.report.circuits import even_heads
+from cdbench.seeds import rng_for
 from cdbench.similarity import linear_cka
 from cdbench.sites import captured
-from cdbench.tokens import encode
+from cdbench.tokens import encode, prompt_ids
 from cdbench.workspace import Workspace
 from cdbench.zoo import exact_match, make_tokenizer
 from circuit_models import llama
@@ -72,6 +77,7 @@ def test_a_circuit_of_everything_is_the_model(held, monkeypatch: pytest.MonkeyPa
     found = judge_circuit(model, workspace, test, reference=True)
     assert found is not None
     assert found.accuracy.k == int(exact_match(model, encode(workspace.tokenizer, test)).sum())
+    assert found.edges is not None and found.edges.accuracy == found.accuracy
     assert found.faithfulness is not None and found.faithfulness.f[-1] == pytest.approx(1, abs=1e-5)
 
 
@@ -97,8 +103,6 @@ def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgem
 
 
 def test_a_component_that_is_constant_has_no_cka(held) -> None:  # type: ignore[no-untyped-def]
-    from cdbench.circuits.components import components
-
     workspace, test = held
     model = workspace.student.model()
     own = components(Graph.of(model), attribute(model, workspace.contrasts))
@@ -118,6 +122,52 @@ def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
     assert found is not None and found.cka is None and found.faithfulness is not None
 
 
+def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    model, graph = workspace.student.model(), Graph.of(workspace.student.model())
+    edges = judgement.edges
+    assert edges is not None and edges.faithfulness is not None and judgement.faithfulness is not None
+    assert edges.edges == graph.items("edge") and edges.faithfulness.items[-1] == edges.edges
+    # The held-out problems and their counterfactuals are those of the nodes.
+    rng = rng_for("judge", workspace.task, workspace.profile.data.seed)
+    pairs, _ = make_pairs(test[:500], "random", lambda text: prompt_ids(workspace.tokenizer, text), rng)
+    contrasts = make_contrasts(workspace.tokenizer, pairs)
+    assert edges.faithfulness.problems == len(contrasts) == judgement.problems
+    scores = attribute(model, workspace.contrasts, "edge")
+    assert edges.faithfulness.cpr == pytest.approx(float(cpr(curve(model, contrasts, scores).faithfulness())), abs=1e-5)
+    f = curve(model, contrasts, scores, absolute=True).faithfulness()
+    assert edges.faithfulness.cmd == pytest.approx(float(cmd(f)), abs=1e-5)
+    for level, found in (("node", judgement.faithfulness), ("edge", edges.faithfulness)):
+        by_size = curve(model, contrasts, magnitude(model, contrasts, level)).faithfulness()
+        assert found.magnitude is not None and found.random is not None
+        assert found.magnitude.cpr == pytest.approx(float(cpr(by_size)), abs=1e-5)
+        at_random = [curve(model, contrasts, random_scores(graph, level, i)).faithfulness() for i in range(3)]
+        assert found.random.cmd == pytest.approx(sum(float(cmd(f)) for f in at_random) / 3, abs=1e-5)
+
+
+def test_the_best_match_asks_nobody_for_partners(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    """By hand: the largest debiased CKA with a teacher's component of its kind, for each of the student's circuit."""
+    workspace, test = held
+    model, teacher = workspace.student.model(), workspace.teacher.model()
+    own = components(Graph.of(model), attribute(model, workspace.contrasts))
+    mine, theirs = top_components(own, SHARE), top_components(workspace.components("teacher", "attribution"), SHARE)
+    split, rows = encode(workspace.tokenizer, test), torch.arange(len(test))
+    found = []
+    for each, sites in ((model, mine), (teacher, theirs)):
+        with torch.no_grad(), captured(each, list(sites)) as caught:
+            each.model(input_ids=split.ids)
+        found.append({site: caught[site][rows, split.last_prompt].double() for site in sites})
+    best = [
+        max(linear_cka(x, y, debiased=True).item() for t, y in found[1].items() if is_head(s) == is_head(t))
+        for s, x in found[0].items()
+        if any(is_head(s) == is_head(t) for t in theirs)
+    ]
+    assert judgement.cka is not None and judgement.cka.best_mean is not None
+    assert judgement.cka.best_mean == pytest.approx(sum(best) / len(best), abs=1e-4)
+    # A component that is constant matches nothing, and takes nothing from the others.
+    assert _best_matches({"mlp.0.out": torch.zeros(9, 2)}, {"mlp.0.out": torch.randn(9, 2)}) is None
+
+
 def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     """The pairs are drawn from all problems, so that every row has the same ones; here half of the problems count as solved."""
     workspace, test = held
@@ -132,6 +182,7 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found is not None and found.interchange is not None
     assert 0 < found.interchange.accuracy.n < 0.5 * seen[1]
+    assert found.interchange.control is not None and 0 < found.interchange.control.n < 0.5 * seen[2]
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found is not None and found.interchange is None

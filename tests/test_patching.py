@@ -3,13 +3,21 @@
 import pytest
 import torch
 
+from cdbench.api import Example
 from cdbench.circuits.ablation import ablated_accuracy, mean_activations
 from cdbench.circuits.attribution import Work
 from cdbench.circuits.discovery import Search, agreement, discover, exact_scores
 from cdbench.circuits.faithfulness import circuit_metric
-from cdbench.circuits.forward import Outputs
+from cdbench.circuits.forward import Forward, Outputs
 from cdbench.circuits.graph import Circuit, Graph
-from cdbench.circuits.patching import ablated_hits, ablation_scores, all_nodes, mean_outputs, patch_exactly
+from cdbench.circuits.patching import (
+    ablated_hits,
+    ablation_scores,
+    all_nodes,
+    mean_outputs,
+    patch_exactly,
+    placed_means,
+)
 from cdbench.errors import UserError
 from cdbench.tokens import encode
 from cdbench.zoo import exact_match, make_tokenizer
@@ -38,8 +46,6 @@ PROMPTS = [("1+2=", "3"), ("12+34=", "46"), ("5+66=", "71"), ("99+9=", "108"), (
 
 
 def problems():  # type: ignore[no-untyped-def]
-    from cdbench.api import Example
-
     return [Example(prompt, answer, tuple(map(int, prompt[:-1].split("+")))) for prompt, answer in PROMPTS]
 
 
@@ -48,6 +54,29 @@ def test_the_means_are_those_of_the_layers_ablation() -> None:
     means = mean_outputs(model, split, batch_size=2)
     for layer, value in enumerate(mean_activations(model, split, "pooled")):
         torch.testing.assert_close(means.mlps[layer][0, 0], value, rtol=1e-4, atol=1e-5)
+
+
+def test_placed_means_are_counted_from_the_last_prompt_token() -> None:
+    """One problem at a time, by hand: "12+34=" has its "=" at token 5, "1+2=" at token 3; both are place 5 of the longest."""
+    model, split = llama(), encode(make_tokenizer(), problems())
+    forward, found = Forward(model), placed_means(model, split, batch_size=2)
+    assert found.last == int(split.last_prompt.max()) == 5
+    by_place: dict[int, list[torch.Tensor]] = {}
+    for row, (prompt, answer) in enumerate(PROMPTS):
+        with torch.no_grad():
+            # What is read: the prompt and all of the answer but its end of text.
+            one = forward.trace(forward.embed(split.ids[row : row + 1, : len(prompt + answer)])).outputs
+        for t in range(len(prompt + answer)):
+            by_place.setdefault(t - (len(prompt) - 1) + 5, []).append(one.mlps[1][0, t])
+    assert len(found.outputs.mlps[1]) == max(by_place) + 1
+    for place, values in by_place.items():
+        torch.testing.assert_close(found.outputs.mlps[1][place], torch.stack(values).mean(0), rtol=1e-4, atol=1e-5)
+    at = found.at(split)
+    torch.testing.assert_close(at.heads[0][0, 3], found.outputs.heads[0][5])  # "1+2=": its "="
+    assert at.embedding.shape == (5, split.ids.shape[1], found.outputs.embedding.shape[1])
+    # Places beyond all that was seen have the nearest one's.
+    longer = encode(make_tokenizer(), [Example("1234+567=", "1801", (1234, 567))])
+    torch.testing.assert_close(found.at(longer).mlps[0][0, 0], found.outputs.mlps[0][0])
 
 
 def test_ablating_mlps_by_restart_gives_the_accuracies_of_the_hooks(world) -> None:  # type: ignore[no-untyped-def]

@@ -102,7 +102,7 @@ def run_circuits(folder: Path, store: Store) -> None:
     """Makes splits, impacts and pairing, and checks that the tokenizers agree."""
     _, workspace, progress = _workspace(folder, store, "circuits")
     progress(0, 1, "")
-    _ = workspace.heldout_data, workspace.circuits, workspace.components_file, workspace.checkpoint("teacher")
+    _ = workspace.heldout_data, workspace.circuits, workspace.components_file("attribution")
     write_json(folder / PREPARED, {"artefacts": store.opened()})
     progress(1, 1, "")
 
@@ -116,6 +116,8 @@ def run_signals(folder: Path, store: Store) -> None:
     by_source = sorted(order.signals, key=lambda signal: signal.source)
     for source, of_source in itertools.groupby(by_source, lambda signal: signal.source):
         stores[source].get([(signal.site, signal.position) for signal in of_source])
+    for name in order.artefacts:
+        workspace.make(name)
     progress(1, 1, "")
 
 
@@ -149,6 +151,7 @@ def run_train(folder: Path, store: Store) -> None:
         "inputs": workspace.inputs(),
         "notes": problem.notes,
         "lacked": _made(problem.signal_stores) if store.own != store.root else [],
+        "lacked_artefacts": workspace.made_here(),
         "files": {
             name: sha256(folder / name)
             for name in ("student.safetensors", "masks.safetensors")

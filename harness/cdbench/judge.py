@@ -1,7 +1,7 @@
 """What the evaluator says of a model's circuit (paper B, 5.2): how faithful it is, what it can do alone, what it carries.
 
 The circuit is found on the training split and judged on held-out problems, in the same way for every row: attribution patching
-ranks the nodes of the trained student, and the first half of them, by score, is its circuit.
+ranks the nodes and the edges of the trained student. The first half of the nodes, by score, is its circuit.
 """
 
 import math
@@ -14,17 +14,24 @@ from transformers import LlamaForCausalLM
 
 from cdbench.api import Components, Example
 from cdbench.circuits.arithmetic import Variable, make_pairs
-from cdbench.circuits.attribution import attribute
-from cdbench.circuits.components import Pairs, components, pair_components, top_components
+from cdbench.circuits.attribution import QUIETLY, Work, attribute
+from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
-from cdbench.circuits.faithfulness import Ranking, circuit_end, cmd, cpr, curves
+from cdbench.circuits.faithfulness import Curve, Ranking, circuit_end, cmd, cpr, curves, magnitude, random_scores
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
-from cdbench.circuits.patching import all_nodes, expanded, hits_at, mean_outputs
+from cdbench.circuits.patching import PlacedMeans, all_nodes, hits_at, placed_means
 from cdbench.circuits.scores import Scores
 from cdbench.errors import UserError
-from cdbench.record import CircuitJudgement, ComponentCka, Faithfulness, InterchangeJudgement
+from cdbench.record import (
+    Baseline,
+    CircuitJudgement,
+    ComponentCka,
+    EdgeJudgement,
+    Faithfulness,
+    InterchangeJudgement,
+)
 from cdbench.seeds import rng_for
 from cdbench.signals import SiteAt, signals_of
 from cdbench.similarity import cka_matrices
@@ -34,8 +41,12 @@ from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
 from cdbench.workspace import Workspace
 
 SHARE = 0.5
-"""The share of the nodes that counts as the circuit."""
+"""The share of the nodes, and of the edges, that counts as the circuit."""
 _PROBLEMS = 500
+_OF_EDGES = Work(batch_size=25)
+"""With a stream for each reader, memory goes with their number."""
+_EDGE_PROBLEMS = 200
+_DRAWS = 3
 _SHOWN = 12
 _VARIABLE: Variable = "ones_carry"
 
@@ -52,6 +63,9 @@ def judge_circuit(
         return None
     graph, scores = Graph.of(model), attribute(model, found)
     circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
+    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
+    means = placed_means(model, encode(workspace.tokenizer, calibration))
+    split = encode(workspace.tokenizer, test)
     low, high = scores.interval() or (scores.mean, scores.mean)
     return CircuitJudgement(
         problems=len(held),
@@ -61,7 +75,8 @@ def judge_circuit(
         importance_high=high.tolist(),
         circuit=circuit.names,
         faithfulness=_faithfulness(model, held, scores),
-        accuracy=wilson(int(_alone(model, workspace, test, circuit).sum()), len(test)),
+        accuracy=wilson(int(_alone(model, split, means, circuit).sum()), len(test)),
+        edges=_edges(model, found, held, split, means),
         interchange=_interchange(model, workspace, test),
         cka=None if reference else component_cka(model, workspace, test, components(graph, scores)),
     )
@@ -73,10 +88,31 @@ def _contrasts(workspace: Workspace, test: Sequence[Example]) -> Contrasts | Non
     return make_contrasts(workspace.tokenizer, pairs) if pairs else None
 
 
-def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> Faithfulness | None:
+def _edges(
+    model: LlamaForCausalLM, found: Contrasts, held: Contrasts, split: Encoded, means: PlacedMeans
+) -> EdgeJudgement:
+    graph, scores = Graph.of(model), attribute(model, found, "edge", work=_OF_EDGES)
+    count = graph.items("edge")
+    circuit = top(scores.mean, math.ceil(SHARE * count), graph, "edge", absolute=True)
+    some = split.select(torch.arange(min(_PROBLEMS, len(split))))
+    some_held = held.take(torch.arange(min(_EDGE_PROBLEMS, len(held))), model.device)
+    return EdgeJudgement(
+        edges=count,
+        faithfulness=_faithfulness(model, some_held, scores, _OF_EDGES),
+        accuracy=wilson(int(_alone(model, some, means, circuit, _OF_EDGES).sum()), len(some)),
+    )
+
+
+def _faithfulness(
+    model: LlamaForCausalLM, held: Contrasts, scores: Scores, work: Work = QUIETLY
+) -> Faithfulness | None:
     """None where f is 0 divided by 0, or scores are not finite."""
+    graph, level = Graph.of(model), scores.level
+    drawn = [random_scores(graph, level, draw) for draw in range(_DRAWS)]
+    others = [Ranking(each) for each in (magnitude(model, held, level, work), *drawn)]
     try:
-        signed, absolute = curves(model, held, [Ranking(scores), Ranking(scores, absolute=True)])
+        rankings = [Ranking(scores), Ranking(scores, absolute=True), *others]
+        signed, absolute, moved, *random = curves(model, held, rankings, work=work)
     except (UserError, ValueError):
         return None
     f, g = signed.faithfulness(), absolute.faithfulness()
@@ -95,21 +131,27 @@ def _faithfulness(model: LlamaForCausalLM, held: Contrasts, scores: Scores) -> F
         cmd_95=draws[1].tolist(),
         metric_whole=signed.whole.double().mean().item(),
         metric_empty=signed.empty.double().mean().item(),
+        problems=len(held),
+        magnitude=_areas([moved]),
+        random=_areas(random),
         on_noise=signed.stands_on_noise,
     )
 
 
+def _areas(found: Sequence[Curve]) -> Baseline:
+    f = torch.stack([each.faithfulness() for each in found])
+    return Baseline(cpr=float(cpr(f).mean()), cmd=float(cmd(f).mean()))
+
+
 @torch.no_grad()
-def _alone(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], circuit: Circuit) -> Tensor:
-    """[n] bool: whether the circuit alone gives the answer, everything else at its mean over training prompts."""
-    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
-    means = mean_outputs(model, encode(workspace.tokenizer, calibration))
-    forward, split, hits = Forward(model), encode(workspace.tokenizer, test), []
-    for rows in torch.arange(len(split)).split(_PROBLEMS):
+def _alone(
+    model: LlamaForCausalLM, split: Encoded, means: PlacedMeans, circuit: Circuit, work: Work = QUIETLY
+) -> Tensor:
+    """[n] bool: whether the circuit alone gives the answer, everything else at its mean over training problems at that place."""
+    forward, hits = Forward(model), []
+    for rows in torch.arange(len(split)).split(work.batch_size):
         batch = split.take(rows).to(model.device)
-        embedding = forward.embed(batch.ids)
-        stand_in = expanded(means, forward.trace(embedding).outputs)
-        end = circuit_end(forward, embedding, stand_in, circuit)
+        end = circuit_end(forward, forward.embed(batch.ids), means.at(batch), circuit)
         at_answer = end[torch.arange(len(batch), device=end.device)[:, None], batch.answer_positions]
         hits.append(hits_at(forward, at_answer, batch).cpu())
     return torch.cat(hits)
@@ -118,10 +160,10 @@ def _alone(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example
 def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement | None:
     """The node that carries the ones' carry best on training problems, judged on held-out ones; None for other tasks."""
 
-    def hits(split: Sequence[Example], name: str, nodes: Sequence[int]) -> Tensor:
+    def hits(split: Sequence[Example], name: str, nodes: Sequence[int], *, same: bool = False) -> Tensor:
         """Of pairs that are the same for every row, those of which the model solves both problems."""
         rng = rng_for("judge-interchange", workspace.task, name)
-        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng)
+        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng, same=same)
         known = {example.prompt for example in solved(model, workspace.tokenizer, split[:_PROBLEMS])}
         kept = [i for i, pair in enumerate(problems.pairs) if all(example.prompt in known for example in pair)]
         if not kept:
@@ -132,10 +174,14 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
     try:
         best = int(hits(workspace.train_examples, "train", all_nodes(graph)).sum(0).argmax())
         judged = hits(test, "test", [best])[:, 0]
+        control = hits(test, "control", [best], same=True)[:, 0]
     except UserError:
         return None
     return InterchangeJudgement(
-        variable=_VARIABLE, node=graph.nodes[best], accuracy=wilson(int(judged.sum()), len(judged))
+        variable=_VARIABLE,
+        node=graph.nodes[best],
+        accuracy=wilson(int(judged.sum()), len(judged)),
+        control=wilson(int(control.sum()), len(control)),
     )
 
 
@@ -145,16 +191,19 @@ def component_cka(
     """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
 
     The pairs are functional ones of the models before training, the ones that `atp_cd` aligns: for that row this measures what it
-    was trained on. None where no two components are of one kind, or one is constant over the problems.
+    was trained on. The best matches are of the trained student's own circuit, whoever their partners are. None where no two
+    components are of one kind, or one is constant over the problems.
     """
     teacher = workspace.components("teacher", "attribution")
     pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
     if not pairs:
         return None
+    circuits = [top_components(each, SHARE) for each in (own, teacher)]
     mine, theirs = (top_components(each, min(1.0, _SHOWN / len(each.sites)))[:_SHOWN] for each in (own, teacher))
     split = encode(workspace.tokenizer, test)
-    first = _activations(model, split, [*mine, *(s for s, _ in pairs)])
-    second = _activations(workspace.teacher.model(workspace.profile.device), split, [*theirs, *(t for _, t in pairs)])
+    first = _activations(model, split, [*mine, *circuits[0], *(s for s, _ in pairs)])
+    frozen = workspace.teacher.model(workspace.profile.device)
+    second = _activations(frozen, split, [*theirs, *circuits[1], *(t for _, t in pairs)])
     try:
         paired = _pairwise(first, second, pairs)
         matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
@@ -164,6 +213,9 @@ def component_cka(
         pairs=list(pairs),
         debiased=paired,
         debiased_mean=sum(paired) / len(paired),
+        best_mean=_best_matches(
+            *({site: found[site] for site in c} for found, c in zip((first, second), circuits, strict=True))
+        ),
         student=list(mine),
         teacher=list(theirs),
         matrix=matrix.tolist(),
@@ -173,6 +225,19 @@ def component_cka(
 def _activations(model: LlamaForCausalLM, split: Encoded, sites: Sequence[str]) -> Mapping[str, Tensor]:
     wanted: list[SiteAt] = [(site, "last_prompt") for site in dict.fromkeys(sites)]
     return {site: value for (site, _), value in signals_of(model, split, wanted).items()}
+
+
+def _best_matches(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> float | None:
+    """Mean over the student's components of the largest CKA with one of the teacher's of its kind; None where there is none."""
+    best: list[float] = []
+    for head in (True, False):
+        mine, theirs = (
+            [value for site, value in found.items() if is_head(site) == head and bool((value != value[0]).any())]
+            for found in (student, teacher)
+        )
+        if mine and theirs:
+            best += cka_matrices(mine, theirs)[1].max(1).values.tolist()
+    return sum(best) / len(best) if best else None
 
 
 def _pairwise(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pairs: Pairs) -> list[float]:

@@ -81,8 +81,15 @@ class MaskAgreement(_Model):
     depth: Agreement | None
 
 
+class Baseline(_Model):
+    """Areas of circuits that attribution did not choose: by how far an item's output moves, or at random (mean over draws)."""
+
+    cpr: float
+    cmd: float
+
+
 class Faithfulness(_Model):
-    """Faithfulness of the node circuits of MIB's ten sizes (`circuits.faithfulness`), chosen by score and by |score|."""
+    """Faithfulness of the circuits of MIB's ten sizes (`circuits.faithfulness`), chosen by score and by |score|."""
 
     items: list[int]
     f: list[float]
@@ -93,24 +100,49 @@ class Faithfulness(_Model):
     cmd_95: list[float]
     metric_whole: float
     metric_empty: float
+    problems: int = 0
+    """How many it was judged on; 0 in records from before it was kept."""
+    magnitude: Baseline | None = None
+    random: Baseline | None = None
     on_noise: bool = False
     """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
 
 
+class EdgeJudgement(_Model):
+    """What is said of nodes, said of edges: there are enough of them for ten sizes to differ.
+
+    `accuracy` is that of the circuit of half of the edges, by |score|, everything else at its mean.
+    """
+
+    edges: int
+    faithfulness: Faithfulness | None
+    accuracy: Proportion
+
+
 class InterchangeJudgement(_Model):
-    """Interchange accuracy of the node that does best on training problems, on held-out ones."""
+    """Interchange accuracy of the node that does best on training problems, on held-out ones.
+
+    `control`: how often the answer stays right where the source has the same value of the variable, and other digits. A node that
+    carries the variable and nothing else has both near 1; one that carries the digits loses its answer here.
+    """
 
     variable: str
     node: str
     accuracy: Proportion
+    control: Proportion | None = None
 
 
 class ComponentCka(_Model):
-    """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones."""
+    """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones.
+
+    `best_mean` is of no pairs that a method could be trained on: for each component of the trained student's circuit the most
+    similar one of its kind in the teacher's circuit, and of these the mean.
+    """
 
     pairs: list[tuple[str, str]]
     debiased: list[float]
     debiased_mean: float
+    best_mean: float | None = None
     student: list[str]
     teacher: list[str]
     matrix: list[list[float]]
@@ -120,7 +152,7 @@ class CircuitJudgement(_Model):
     """The evaluator's word on a model's circuit (`judge`): found on the training split, judged on held-out problems.
 
     `importance` of each node is by attribution patching, with 95 % intervals over training problems; `accuracy` is that of the
-    circuit alone, everything else at its mean.
+    circuit alone, everything else at its mean at that place of a problem.
     """
 
     problems: int
@@ -131,6 +163,7 @@ class CircuitJudgement(_Model):
     circuit: list[str]
     faithfulness: Faithfulness | None
     accuracy: Proportion
+    edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None
     cka: ComponentCka | None
 
@@ -203,10 +236,15 @@ class WantedSignal(_Model):
     position: Position
 
 
+Made = Literal["ablation", "solutions"]
+"""Shared artefacts that are made when a method asks for them: mean ablation of every component, worked solutions."""
+
+
 class Wanted(_Model):
-    """wanted.json: the signals that a step shall make."""
+    """wanted.json: the signals and other artefacts that a step shall make."""
 
     signals: list[WantedSignal]
+    artefacts: list[Made] = []
 
 
 class TrainingResult(_Model):
@@ -222,6 +260,7 @@ class TrainingResult(_Model):
     """SHA-256 of what was exported."""
     lacked: list[WantedSignal] = Field(default=[], max_length=MOST_WANTED)
     """What it had to compute because the store, which it must not write to, did not have it."""
+    lacked_artefacts: list[Made] = Field(default=[], max_length=2)
 
 
 class Failure(_Model):
@@ -273,7 +312,8 @@ def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
 
 def lacked(folder: Path) -> Wanted:
     """Which signals a training had to compute for itself; its outcome.json has been checked."""
-    return Wanted(signals=TrainingResult.model_validate(read_json(folder / "outcome.json", "result")).lacked)
+    result = TrainingResult.model_validate(read_json(folder / "outcome.json", "result"))
+    return Wanted(signals=result.lacked, artefacts=result.lacked_artefacts)
 
 
 def check_history(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save
@@ -28,6 +28,7 @@ from cdbench.errors import RunFailed, UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.generation import solutions
 from cdbench.models import Checkpoint, Role
+from cdbench.record import Made
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store, content_hash, recipe
 from cdbench.tokens import encode, prompt_ids
@@ -232,8 +233,7 @@ class Workspace:
         pairs = [(own, other) for own, other in zip(self.train_examples, others, strict=False) if other is not None]
         return make_contrasts(self.tokenizer, pairs) if any(a.answer != b.answer for a, b in pairs) else None
 
-    @cached_property
-    def components_file(self) -> Path:
+    def components_file(self, by: Literal["attribution", "ablation"]) -> Path:
         """Importance of every node of both models before training, problem by problem; empty without contrasts."""
 
         def build(folder: Path) -> None:
@@ -242,11 +242,11 @@ class Workspace:
                 split = encode(self.tokenizer, [own for own, _ in self.contrasts.pairs])
                 for role in ("teacher", "student"):
                     model = self.checkpoint(role).model(self.profile.device)
-                    for by in ("attribution", "ablation"):
-                        found[f"{role}.{by}"] = discover(model, self.contrasts, split, Search(by)).rows.contiguous()
-            write_atomic(folder / "components.safetensors", save(found))
+                    found[role] = discover(model, self.contrasts, split, Search(by)).rows.contiguous()
+            write_atomic(folder / f"{by}.safetensors", save(found))
 
         key: dict[str, object] = {
+            "by": by,
             "teacher": self.teacher.content,
             "student": self.student.content,
             "counterfactuals": content_hash(self.counterfactuals),
@@ -255,7 +255,7 @@ class Workspace:
             "device": self.profile.device,
             "threads": self.profile.threads,
         }
-        return self._artefact("circuits", key, build) / "components.safetensors"
+        return self._artefact("circuits", key, build) / f"{by}.safetensors"
 
     def components(self, role: Role, by: Literal["attribution", "ablation"]) -> Components:
         """Importance of a model's heads and MLPs before training, on the training split.
@@ -263,16 +263,28 @@ class Workspace:
         Raises:
             RunFailed: no two problems of the task can be contrasted.
         """
-        found = load_file(self.components_file)
+        found = load_file(self.components_file(by))
         if not found:
             raise RunFailed(
                 f"no problem of '{self.task}' has a counterfactual of equal token length with another answer: heads and MLPs "
                 "cannot be ranked"
             )
-        rows = found[f"{role}.{by}"]
+        rows = found[role]
         checkpoint = self.checkpoint(role)
         graph = Graph(checkpoint.layers, checkpoint.heads, checkpoint.width)
         return components(graph, Scores("node", rows, torch.ones(len(rows), dtype=torch.long)))
+
+    def make(self, name: Made) -> None:
+        """Makes a shared artefact that only some methods ask for."""
+        _ = self.components_file("ablation") if name == "ablation" else self.solutions
+
+    def made_here(self) -> list[Made]:
+        """Which of these had to be made where nobody else will find them."""
+        own = self.store.own
+        if own == self.store.root:
+            return []
+        here = {"solutions": "solutions/*", "ablation": "circuits/*/ablation.safetensors"}
+        return [name for name in get_args(Made) if any(own.glob(here[name]))]
 
     @cached_property
     def solutions(self) -> tuple[Solution, ...]:

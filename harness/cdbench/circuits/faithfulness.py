@@ -242,12 +242,24 @@ def curves(
         level, mean = ranking.scores.level, ranking.scores.mean
         items.append(tuple(int(size * graph.items(level)) for size in SIZES))
         circuits += [top(mean, n, graph, level, absolute=ranking.absolute) for n in items[-1]]
-    metric = circuit_metric(model, contrasts, circuits, exchange=exchange, work=work)
+    # Small sizes of few items are one circuit, and so are rankings that agree.
+    distinct: list[Circuit] = []
+    place: list[int] = []
+    for circuit in circuits:
+        same = next((i for i, other in enumerate(distinct) if _equal(circuit, other)), len(distinct))
+        distinct += [circuit] if same == len(distinct) else []
+        place.append(same)
+    metric = circuit_metric(model, contrasts, distinct, exchange=exchange, work=work)[place]
     whole, empty = metric[0], metric[1]
     if whole.double().mean() == empty.double().mean():
         raise UserError("the model has the same metric with and without all its activations: f is 0 divided by 0")
     parts = metric[2:].split(len(SIZES))
     return [Curve(n, part, whole, empty) for n, part in zip(items, parts, strict=True)]
+
+
+def _equal(a: Circuit, b: Circuit) -> bool:
+    pairs = [(a.nodes, b.nodes), (a.edges, b.edges), (a.neurons, b.neurons)]
+    return all(x is y if x is None or y is None else torch.equal(x, y) for x, y in pairs)
 
 
 def curve(

@@ -46,9 +46,17 @@ class Interchanges:
 
 
 def make_interchanges(
-    tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example], variable: Variable, rng: Random
+    tokenizer: PreTrainedTokenizerFast,
+    examples: Sequence[Example],
+    variable: Variable,
+    rng: Random,
+    *,
+    same: bool = False,
 ) -> Interchanges:
     """Draws for each problem a source of equal token length that has another value of the variable.
+
+    `same`: a source that has the same value and another answer, as a control. What carries the variable and nothing else leaves
+    the base's answer as it is.
 
     Raises:
         UserError: problems that are neither sums nor differences, or none has a source.
@@ -66,14 +74,16 @@ def make_interchanges(
         fitting = [
             (other, answers[value])
             for other, value in pools[length, op]
-            if value != own and answers[value] not in (example.answer, other.answer)
+            if (value == own) == same and other.answer not in (example.answer, answers[value])
+            if same or answers[value] != example.answer
         ]
         if fitting:
             chosen, answer = rng.choice(fitting)
             pairs.append((example, chosen))
             expected.append(answer)
     if not pairs:
-        raise UserError(f"no two of {len(examples)} problems differ in '{variable}' so that an exchange would show")
+        what = "have the same" if same else "differ in"
+        raise UserError(f"no two of {len(examples)} problems {what} '{variable}' so that an exchange would show")
     targets = [Example(base.prompt, text, base.operands) for (base, _), text in zip(pairs, expected, strict=True)]
     base = encode(tokenizer, targets)
     source = torch.full_like(base.ids, int(tokenizer.eos_token_id))

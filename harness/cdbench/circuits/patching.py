@@ -5,6 +5,7 @@ work of one whole pass a node. In layer i itself no attention is computed again:
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -113,6 +114,69 @@ def mean_outputs(model: LlamaForCausalLM, split: Encoded, *, batch_size: int = 1
     assert total is not None, "an Encoded split is never empty"
     dtype = model.dtype
     return Outputs(total.embedding.to(dtype), [z.to(dtype) for z in total.heads], [m.to(dtype) for m in total.mlps])
+
+
+@dataclass(frozen=True)
+class PlacedMeans:
+    """Every node's mean output at each place of a problem, counted from its last prompt token.
+
+    Attributes:
+        outputs: [places, ...] each; the last prompt token's place is `last`.
+    """
+
+    outputs: Outputs
+    last: int
+
+    def at(self, split: Encoded) -> Outputs:
+        """The means at every token of a batch, [b, t, ...]; beyond the places that were seen the nearest one's."""
+        place = _places(split, self.last).clamp(0, len(self.outputs.embedding) - 1).to(self.outputs.embedding.device)
+        return Outputs(
+            self.outputs.embedding[place],
+            [x[place] for x in self.outputs.heads],
+            [x[place] for x in self.outputs.mlps],
+        )
+
+
+def _places(split: Encoded, last: int) -> Tensor:
+    return torch.arange(split.ids.shape[1])[None] - split.last_prompt.cpu()[:, None] + last
+
+
+@torch.no_grad()
+def placed_means(model: LlamaForCausalLM, split: Encoded, *, batch_size: int = 100) -> PlacedMeans:
+    """Every node's mean output over the problems of a split, place by place, prompt and answer (errata A6, `per_position`).
+
+    A mean over all places tells the model at no place what it should see there: it is the mean of a prompt, not of a digit, and
+    whoever gets it everywhere has lost the prompt's form with its content.
+    """
+    forward, last = Forward(model), int(split.last_prompt.max())
+    count = last + 1 + split.answer_positions.shape[1]
+    total: Outputs | None = None
+    seen = torch.zeros(count, dtype=torch.float64, device=model.device)
+    for rows in torch.arange(len(split)).split(batch_size):
+        batch = split.take(rows)
+        real = torch.arange(batch.ids.shape[1])[None] <= batch.answer_positions.max(1).values[:, None]
+        weight = (
+            torch.nn.functional.one_hot(_places(batch, last).clamp(max=count - 1), count).double() * real[:, :, None]
+        )
+        weight = weight.to(model.device)
+        seen += weight.sum((0, 1))
+        found = forward.trace(forward.embed(batch.ids.to(model.device))).outputs
+        sums = Outputs(
+            torch.einsum("btp,btw->pw", weight, found.embedding.double()),
+            [torch.einsum("btp,bthe->phe", weight, z.double()) for z in found.heads],
+            [torch.einsum("btp,btw->pw", weight, m.double()) for m in found.mlps],
+        )
+        total = sums if total is None else _added(total, sums)
+    assert total is not None, "an Encoded split is never empty"
+    kept = int(seen.nonzero()[-1]) + 1  # a place that no problem has stands at the end, if anywhere
+    share = seen[:kept].clamp(min=1.0)
+
+    def mean(x: Tensor) -> Tensor:
+        return (x[:kept] / share.reshape(-1, *[1] * (x.ndim - 1))).to(model.dtype)
+
+    return PlacedMeans(
+        Outputs(mean(total.embedding), [mean(z) for z in total.heads], [mean(m) for m in total.mlps]), last
+    )
 
 
 def _added(a: Outputs, b: Outputs) -> Outputs:

@@ -327,7 +327,7 @@ class Schedule:
         wanted = record.lacked(job.folder)
         others = any(other.step == "train" and _shared_key(other.spec) == key for other in self.waiting)
         busy = any(other.name == name for other in (*self.waiting, *self.running))
-        if not wanted.signals or not others or busy or name in self.dropped:
+        if not (wanted.signals or wanted.artefacts) or not others or busy or name in self.dropped:
             return
         folder = self.where.runs / "prepare" / key
         write_json(folder / record.WANTED, wanted.model_dump(), "the list of signals")
