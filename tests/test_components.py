@@ -1,5 +1,6 @@
 """Heads and MLPs as what is trained and aligned: ranking, pairing, subnetworks, the state of a whole circuit."""
 
+import shutil
 from pathlib import Path
 from random import Random
 
@@ -273,3 +274,33 @@ def test_a_task_without_contrasts_is_told_to_who_asks_for_components(
     alone.__dict__["counterfactuals"] = folder
     with pytest.raises(RunFailed, match="heads and MLPs cannot be ranked"):
         alone.components("student", "attribution")
+
+
+def test_what_a_locked_in_method_had_to_make_is_made_once_for_those_after_it(world: World, tmp_path: Path) -> None:
+    """As in a container: the store must not be written to. Ablation of every component is made when a method asks for it."""
+    from cdbench import execute
+    from cdbench.record import WANTED, lacked
+
+    store = tmp_path / "store"
+    shutil.copytree(world.store, store)
+    for kind, name in (("circuits", "ablation.safetensors"), ("solutions", "solutions.jsonl")):
+        for made in store.glob(f"{kind}/*/{name}"):
+            shutil.rmtree(made.parent)
+
+    def train(method: str, where: Path) -> Path:
+        folder = world.folder(world.spec(method), where)
+        assert execute.main(["train", str(folder), str(store), str(where / "own")]) == 0
+        return folder
+
+    for method, name in (("head_cd", "ablation"), ("cot", "solutions")):
+        first = train(method, tmp_path / f"{method}-1")
+        wanted = lacked(first)
+        assert wanted.artefacts == [name]
+        prepare = world.folder(world.spec(method), tmp_path / f"{method}-2")
+        (prepare / WANTED).write_text(wanted.model_dump_json())
+        assert execute.main(["signals", str(prepare), str(store)]) == 0
+        second = train(method, tmp_path / f"{method}-3")
+        assert lacked(second).artefacts == []
+        weights = [(folder / "student.safetensors").read_bytes() for folder in (first, second)]
+        assert weights[0] == weights[1]
+    assert lacked(train("atp_cd", tmp_path / "atp_cd")).artefacts == []

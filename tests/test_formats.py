@@ -1,8 +1,9 @@
 import pytest
 
+from cdbench.inference import Interval
 from cdbench.report.build import to_csv
 from cdbench.report.escaping import markdown_cell
-from cdbench.report.formats import number, p_value, percent, points
+from cdbench.report.formats import Measured, number, over_seeds, p_value, percent, points
 
 
 def test_numbers_as_people_read_them() -> None:
@@ -22,3 +23,9 @@ def test_hostile_text_stays_in_its_cell() -> None:
 @pytest.mark.parametrize("rows", [[], [{"a": None}]])
 def test_an_empty_table_is_no_crash(rows: list[dict[str, object]]) -> None:
     assert isinstance(to_csv(rows), str)
+
+
+def test_a_mean_has_its_interval_where_seeds_differ() -> None:
+    assert over_seeds(None, number) == "–"
+    assert over_seeds(Measured(0.5, None), percent) == "50.0 %"
+    assert over_seeds(Measured(0.5, Interval(-0.02, 1.02)), number) == "0.500 [−0.020, 1.020]"

@@ -13,7 +13,7 @@ from cdbench.plan import Places, SavedStudy
 from cdbench.report.collect import collect, reports_folder
 from cdbench.report.context import build_context
 from cdbench.report.escaping import Escaped, csv_cell, markdown_cell, markdown_code, tex, tex_comment
-from cdbench.report.formats import number, p_value, percent, points, seconds
+from cdbench.report.formats import number, over_seeds, p_value, percent, points, seconds
 
 PAGES = {
     "index.html": "report.html.j2",
@@ -21,7 +21,13 @@ PAGES = {
     "table1.tex": "table1.tex.j2",
     "claims.tex": "claims.tex.j2",
 }
-TABLES = {"table1.csv": "rows", "claims.csv": "ledger", "errors.csv": "error_table", "runs.csv": "runs"}
+TABLES = {
+    "table1.csv": "rows",
+    "claims.csv": "ledger",
+    "errors.csv": "error_table",
+    "circuits.csv": "circuit_table",
+    "runs.csv": "runs",
+}
 
 
 def write_report(saved: SavedStudy, where: Places) -> Path:
@@ -66,6 +72,8 @@ def _environment(suffix: str) -> Environment:
         "p": p_value,
         "tex_comment": tex_comment,
         "md_code": markdown_code,
+        "measured": lambda found: over_seeds(found, number),
+        "measured_share": lambda found: over_seeds(found, percent),
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
     }
     return environment

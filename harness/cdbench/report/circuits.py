@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cdbench.config import TEACHER
+from cdbench.inference import seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
-from cdbench.report.collect import Group, StudyData
+from cdbench.report.collect import Group, StudyData, mean_of
 from cdbench.report.figures import Picture
+from cdbench.report.formats import Measured
 from cdbench.seeds import seed_for
 
 Row = dict[str, Any]
-SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 _DRAWN = 20_000
 _SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "atp_weight_zero", "global_cd", "head_cd")
 
@@ -26,8 +27,36 @@ def judged(record: Record) -> CircuitJudgement | None:
     return record.metrics.circuit if record.metrics else None
 
 
+def measured(group: Group, name: str) -> Measured | None:
+    """A number that the evaluator takes of each run; None where no run has it."""
+    values = group.values(name)
+    mean = mean_of(values)
+    if mean is None:
+        return None
+    return Measured(mean, seed_interval(values) if len(set(values)) > 1 else None)
+
+
+_NUMBERS = {
+    "cpr": "faithfulness.cpr",
+    "cmd": "faithfulness.cmd",
+    "alone": "accuracy.value",
+    "edge_cpr": "edges.faithfulness.cpr",
+    "edge_cmd": "edges.faithfulness.cmd",
+    "edge_alone": "edges.accuracy.value",
+    "moved_cpr": "edges.faithfulness.magnitude.cpr",
+    "moved_cmd": "edges.faithfulness.magnitude.cmd",
+    "random_cpr": "edges.faithfulness.random.cpr",
+    "random_cmd": "edges.faithfulness.random.cmd",
+    "interchange": "interchange.accuracy.value",
+    "control": "interchange.control.value",
+    "pairs": "interchange.accuracy.n",
+    "cka": "cka.debiased_mean",
+    "best": "cka.best_mean",
+}
+
+
 def circuit_rows(data: StudyData) -> list[Row]:
-    """One row a row of Table 1: means over seeds of what the evaluator says of its circuits."""
+    """One row a row of Table 1: what the evaluator says of its circuits, over seeds."""
     rows = []
     for group in data.groups:
         found = [j for r in group.records if (j := judged(r))]
@@ -35,25 +64,37 @@ def circuit_rows(data: StudyData) -> list[Row]:
             continue
         nodes = [j.interchange.node for j in found if j.interchange]
         kept = next((j.faithfulness.items for j in found if j.faithfulness), [])
+        numbers = {key: measured(group, f"circuit.{name}") for key, name in _NUMBERS.items()}
         rows.append(
             {
                 "name": group.name,
-                "cpr": group.metric("circuit.faithfulness.cpr"),
-                "cmd": group.metric("circuit.faithfulness.cmd"),
-                "alone": group.metric("circuit.accuracy.value"),
-                "interchange": group.metric("circuit.interchange.accuracy.value"),
+                **numbers,
                 "nodes": ", ".join(dict.fromkeys(nodes)),
-                "cka": group.metric("circuit.cka.debiased_mean"),
                 "perplexity": group.metric("perplexity.test"),
                 "changed": group.metric("parameters_changed"),
                 "parameters": group.metric("parameters"),
                 "kept": kept,
                 "of": len(found[0].nodes),
+                "edges": found[0].edges.edges if found[0].edges else None,
                 "on_noise": sum(j.faithfulness.on_noise for j in found if j.faithfulness),
                 "run_ids": [r.run_id for r in group.records if judged(r)],
             }
         )
     return rows
+
+
+def circuit_table(rows: Sequence[Row]) -> list[Row]:
+    """The same for a spreadsheet: mean and interval of each number in columns of their own."""
+    found = []
+    for row in rows:
+        flat: Row = {"row": row["name"]}
+        for key, name in _NUMBERS.items():
+            value = row[key]
+            low, high = value.interval if value and value.interval else (None, None)
+            flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
+        flat |= {key: row[key] for key in ("nodes", "perplexity", "changed", "parameters")}
+        found.append(flat | {"runs": " ".join(row["run_ids"])})
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,19 +181,28 @@ def _first_of(data: StudyData, methods: Sequence[str]) -> list[tuple[Group, Reco
 
 
 def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    """f over the share of nodes kept."""
-    curves: dict[str, list[tuple[list[float], list[float]]]] = {}
+    """f over the share of nodes and of edges that is kept."""
+    panels: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {"f of nodes": {}, "f of edges": {}}
     for group in data.groups:
-        found = [j.faithfulness for r in group.records if (j := judged(r)) and j.faithfulness]
-        if found and group.method in (TEACHER, *_SHOWN_ROWS):
-            curves[group.name] = [([100 * size for size in SIZES], f.f) for f in found]
-    if not curves:
+        if group.method not in (TEACHER, *_SHOWN_ROWS):
+            continue
+        found = [j for r in group.records if (j := judged(r))]
+        by_level = {
+            "f of nodes": [(j.faithfulness, len(j.nodes)) for j in found],
+            "f of edges": [(j.edges.faithfulness, j.edges.edges) for j in found if j.edges],
+        }
+        for title, curves in by_level.items():
+            lines = [([100 * n / of for n in f.items], f.f) for f, of in curves if f]
+            if lines:
+                panels[title][group.name] = lines
+    drawn = {title: curves for title, curves in panels.items() if curves}
+    if not drawn:
         return None
     caption = (
-        "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes are taken by attribution "
-        "score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all seeds."
+        "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes and edges are taken by "
+        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all seeds."
     )
-    return figures.panels("faithfulness", ["f"], [curves], caption, "nodes kept, %")
+    return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %")
 
 
 def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:
@@ -178,18 +228,19 @@ def _width(found: CircuitJudgement) -> int:
 
 
 def draw_component_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    """Student x teacher components."""
-    wanted = ("atp_cd", "cka_cd", "finetune", "base")
-    for group, record, found in sorted(_first_of(data, wanted), key=lambda each: wanted.index(each[0].method)):
+    """Student x teacher components, before training and after."""
+    maps = {}
+    for group, record, found in _first_of(data, ("base", "finetune", "kl", "atp_cd")):
         if found.cka:
-            names = [short_site(site) for site in found.cka.teacher], [short_site(site) for site in found.cka.student]
-            caption = (
-                "Debiased linear CKA between the components of largest importance, at the last prompt token, held out: "
-                f"{group.name}, seed {record.spec.seed}."
-            )
-            maps = {f"{group.name}, seed {record.spec.seed}": found.cka.matrix}
-            return figures.named_heat_map("component-cka", maps, names, caption)
-    return None
+            names = [[short_site(site) for site in sites] for sites in (found.cka.teacher, found.cka.student)]
+            maps[f"{group.name}, seed {record.spec.seed}"] = figures.Named(found.cka.matrix, names[0], names[1])
+    if not maps:
+        return None
+    caption = (
+        "Debiased linear CKA between the components of largest importance, at the last prompt token, held out; the first seed of "
+        "a row."
+    )
+    return figures.named_heat_maps("component-cka", maps, caption)
 
 
 def short_site(site: str) -> str:

@@ -347,7 +347,7 @@ def _of_runs(
         unit=unit,
         seeds=len(values),
         run_ids=tuple(group.run_ids),
-        p=p,
+        p=None if interval is None else p,  # of one run nothing is known that could be tested
         lone=interval is None,
         detail=_with(_lost(group), note),
     )
@@ -386,8 +386,9 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}")
     detail = _with(_with(_lost(low), found.detail), _trained_parts(high, low))
-    if claim.metric.startswith("circuit.faithfulness."):
-        noise = sum(bool(group.metric("circuit.faithfulness.on_noise")) for group in (high, low))
+    summary, _, _ = claim.metric.rpartition(".")
+    if summary.endswith(".faithfulness"):
+        noise = sum(bool(group.metric(f"{summary}.on_noise")) for group in (high, low))
         if noise:
             raise NotTested("the problems do not show that the model does better than nothing: f divides by chance")
     return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=detail)

@@ -12,7 +12,7 @@ from cdbench.inference import Interval, share_interval
 from cdbench.report import ledger as forms
 from cdbench.report.abilities import ability_rows
 from cdbench.report.anatomy import KINDS, Anatomy
-from cdbench.report.circuits import circuit_rows, even_head_rows
+from cdbench.report.circuits import circuit_rows, circuit_table, even_head_rows
 from cdbench.report.claims import Verdict, counts, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
@@ -71,6 +71,7 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
 
 
 def _of_rows(data: StudyData) -> Row:
+    circuits = circuit_rows(data)
     errors = [error_row(group, found) for group in data.groups if (found := group.anatomy)]
     counted: dict[int, set[int]] = {}
     for row in errors:
@@ -88,7 +89,8 @@ def _of_rows(data: StudyData) -> Row:
         "carry_headers": [f"{n} ({min(counted[n])})" if len(counted[n]) == 1 else str(n) for n in sorted(counted)],
         "effects": factor_effects(data.groups),
         "mask_rows": mask_rows(data),
-        "circuit_rows": circuit_rows(data),
+        "circuit_rows": circuits,
+        "circuit_table": circuit_table(circuits),
         "even_heads": even_head_rows(data),
         "ability_rows": ability_rows(data),
         "features": FEATURES,

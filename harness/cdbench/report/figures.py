@@ -257,31 +257,40 @@ def heat_maps(
     return Picture(f"figure-{name}", svg, caption, told)
 
 
-def named_heat_map(
-    name: str,
-    matrices: Mapping[str, Sequence[Sequence[float]]],
-    names: tuple[Sequence[str], Sequence[str]],
-    caption: str,
-) -> Picture:
-    """One matrix whose columns and rows have names (`names`: teacher's across, student's down)."""
-    ((title, matrix),) = matrices.items()
-    values = np.array(matrix)
-    with _drawing(1.6 + 0.42 * values.shape[1], 1.4 + 0.34 * values.shape[0]) as (figure, (one,)):
-        one.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
-        one.grid(False)
-        one.set_title(title, fontsize=10)
-        one.set_xlabel("teacher")
-        one.set_ylabel("student")
-        one.set_xticks(range(values.shape[1]), names[0], rotation=45, ha="right", fontsize=8)
-        one.set_yticks(range(values.shape[0]), names[1], fontsize=8)
-        for (i, j), value in np.ndenumerate(values):
-            one.text(
-                j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value < 0.6 else "black"
-            )
+@dataclass(frozen=True)
+class Named:
+    """A matrix whose columns (the teacher's) and rows (the student's) have names."""
+
+    values: Sequence[Sequence[float]]
+    columns: Sequence[str]
+    rows: Sequence[str]
+
+
+def named_heat_maps(name: str, matrices: Mapping[str, Named], caption: str) -> Picture:
+    """Matrices with their names and numbers, a panel each."""
+    wide = max(len(each.columns) for each in matrices.values())
+    high = max(len(each.rows) for each in matrices.values())
+    with _drawing(1.6 + 0.42 * wide, 1.4 + 0.34 * high, len(matrices)) as (figure, axes):
+        for (title, each), one in zip(matrices.items(), axes, strict=True):
+            one.imshow(np.array(each.values), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+            one.grid(False)
+            one.set_title(title, fontsize=10)
+            one.set_xlabel("teacher")
+            one.set_ylabel("student")
+            one.set_xticks(range(len(each.columns)), each.columns, rotation=45, ha="right", fontsize=8)
+            one.set_yticks(range(len(each.rows)), each.rows, fontsize=8)
+            for (i, j), value in np.ndenumerate(np.array(each.values)):
+                ink = "white" if value < 0.6 else "black"
+                one.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
         svg = _svg(figure, name)
-    told = "; ".join(
-        f"{row}: " + ", ".join(f"{column} {value:.2f}" for column, value in zip(names[0], line, strict=True))
-        for row, line in zip(names[1], matrix, strict=True)
+    told = " ".join(
+        f"{title}: "
+        + "; ".join(
+            f"{row}: " + ", ".join(f"{column} {value:.2f}" for column, value in zip(each.columns, line, strict=True))
+            for row, line in zip(each.rows, each.values, strict=True)
+        )
+        + "."
+        for title, each in matrices.items()
     )
     return Picture(f"figure-{name}", svg, caption, told)
 

@@ -1,5 +1,18 @@
 """Numbers as people read them."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cdbench.inference import Interval
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number of a row: its mean over seeds, and Student's interval over them; none for one run, or runs that are one."""
+
+    mean: float
+    interval: Interval | None
+
 
 def percent(value: float | None) -> str:
     """0.963 -> "96.3 %"; a gap stays a gap."""
@@ -27,3 +40,12 @@ def p_value(value: float) -> str:
 def seconds(value: float | None) -> str:
     """14.56 -> "14.6 s"."""
     return "–" if value is None else f"{value:.1f} s"
+
+
+def over_seeds(found: Measured | None, show: Callable[[float | None], str]) -> str:
+    """A mean with its interval over seeds, where there is one: "0.781 [0.702, 0.860]"."""
+    if found is None:
+        return "–"
+    if found.interval is None:
+        return show(found.mean)
+    return f"{show(found.mean)} [{show(found.interval.low)}, {show(found.interval.high)}]"
