@@ -41,6 +41,16 @@ def _where_options(command: Command) -> Command:
     return click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")(command)
 
 
+def _batch_option(command: Command) -> Command:
+    return click.option(
+        "--batch-size",
+        type=click.IntRange(1),
+        default=100,
+        show_default=True,
+        help="Problems at a time: fewer take less memory and change no score. Edges take as much as all readers' streams.",
+    )(command)
+
+
 def _model_options(command: Command) -> Command:
     command = _where_options(command)
     command = click.option(
@@ -98,6 +108,7 @@ def _data_options(command: Command) -> Command:
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write it [RUNS/circuits/NAME].")
 @_data_options
 @_model_options
+@_batch_option
 def discover(model: str, **options: Any) -> None:
     """Rank a model's nodes, edges or neurons by what they do for a task, and hold the top of the ranking against exact patching.
 
@@ -121,7 +132,7 @@ def discover(model: str, **options: Any) -> None:
         )
     contrasts, told = studied.contrasts(options["source"], options["counterfactual"], "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
-    work = _work(f"{search.by} of {search.level}s")
+    work = _work(f"{search.by} of {search.level}s", options["batch_size"])
     scores = discovery.discover(studied.model, contrasts, studied.encoded(examples), search, work)
     graph = Graph.of(studied.model)
     values = discovery.flat(scores.mean, graph, search.level)
@@ -185,11 +196,11 @@ def _told(what: str) -> Callable[[int, int, str], None]:
     return tell
 
 
-def _work(what: str) -> Any:
+def _work(what: str, batch_size: int) -> Any:
     from cdbench.circuits.attribution import Work
 
     tell = _told(what)
-    return Work(progress=lambda done, total: tell(done, total, "problems"))
+    return Work(batch_size, progress=lambda done, total: tell(done, total, "problems"))
 
 
 def _clear() -> None:
@@ -264,6 +275,7 @@ def _top(scores: "Scores", graph: Any, count: int, checked: Any) -> list[dict[st
     "--random", "draws", type=click.IntRange(1), default=5, show_default=True, help="Random rankings to compare with."
 )
 @_where_options
+@_batch_option
 def evaluate(folder: Path, **options: Any) -> None:
     """Judge a circuit on held-out problems as MIB does: faithfulness over sizes, CPR, CMD, beside random and magnitude rankings.
 
@@ -284,7 +296,12 @@ def evaluate(folder: Path, **options: Any) -> None:
         means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
     exchange = faithfulness.Exchange(options["ablation"], means)
     result = evaluation.evaluate(
-        studied.model, contrasts, scores, options["draws"], exchange=exchange, work=_work("faithfulness")
+        studied.model,
+        contrasts,
+        scores,
+        options["draws"],
+        exchange=exchange,
+        work=_work("faithfulness", options["batch_size"]),
     )
     _clear()
     if options["as_json"]:
@@ -332,6 +349,7 @@ def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Nodes to show.")
 @click.option("--all", "every", is_flag=True, help="Also problems that the model gets wrong.")
 @_model_options
+@_batch_option
 def interchange(model: str, **options: Any) -> None:
     """Ask which node carries a variable: give it the activation of another problem, and see if the answer is the causal model's.
 
@@ -357,7 +375,7 @@ def interchange(model: str, **options: Any) -> None:
     rng = rng_for("interchange", studied.workspace.task, options["variable"])
     problems = make_interchanges(studied.tokenizer, examples, options["variable"], rng)
     names = Graph.of(studied.model).nodes
-    hits = interchange_hits(studied.model, problems, range(len(names)), _work("interchange"))
+    hits = interchange_hits(studied.model, problems, range(len(names)), _work("interchange", options["batch_size"]))
     _clear()
     shares = [wilson(int(k), len(hits)) for k in hits.sum(0).tolist()]
     order = torch.tensor([share.value for share in shares]).argsort(descending=True, stable=True).tolist()

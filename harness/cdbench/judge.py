@@ -17,7 +17,8 @@ from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
-from cdbench.circuits.faithfulness import Curve, Ranking, circuit_end, cmd, cpr, curves, magnitude, random_scores
+from cdbench.circuits.evaluation import evaluate
+from cdbench.circuits.faithfulness import circuit_end
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
@@ -107,40 +108,23 @@ def _faithfulness(
     model: LlamaForCausalLM, held: Contrasts, scores: Scores, work: Work = QUIETLY
 ) -> Faithfulness | None:
     """None where f is 0 divided by 0, or scores are not finite."""
-    graph, level = Graph.of(model), scores.level
-    drawn = [random_scores(graph, level, draw) for draw in range(_DRAWS)]
-    others = [Ranking(each) for each in (magnitude(model, held, level, work), *drawn)]
     try:
-        rankings = [Ranking(scores), Ranking(scores, absolute=True), *others]
-        signed, absolute, moved, *random = curves(model, held, rankings, work=work)
+        found = evaluate(model, held, scores, _DRAWS, work=work)
     except (UserError, ValueError):
         return None
-    f, g = signed.faithfulness(), absolute.faithfulness()
-    tail = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    first, second = signed.bootstrap(), absolute.bootstrap()
-    if not len(first) or not len(second):
+    own = found["circuit"]
+    if math.isnan(own["cpr_95"][0]) or math.isnan(own["cmd_95"][0]):
         return None
-    draws = (cpr(first).quantile(tail), cmd(second).quantile(tail))
     return Faithfulness(
-        items=list(signed.items),
-        f=f.tolist(),
-        f_absolute=g.tolist(),
-        cpr=float(cpr(f)),
-        cpr_95=draws[0].tolist(),
-        cmd=float(cmd(g)),
-        cmd_95=draws[1].tolist(),
-        metric_whole=signed.whole.double().mean().item(),
-        metric_empty=signed.empty.double().mean().item(),
+        items=found["items"],
+        **own,
+        metric_whole=found["metric_whole"],
+        metric_empty=found["metric_empty"],
         problems=len(held),
-        magnitude=_areas([moved]),
-        random=_areas(random),
-        on_noise=signed.stands_on_noise,
+        magnitude=Baseline(**{key: found["magnitude"][key] for key in ("cpr", "cmd")}),
+        random=Baseline(**{key: found["random"][key] for key in ("cpr", "cmd")}),
+        on_noise=found["on_noise"],
     )
-
-
-def _areas(found: Sequence[Curve]) -> Baseline:
-    f = torch.stack([each.faithfulness() for each in found])
-    return Baseline(cpr=float(cpr(f).mean()), cmd=float(cmd(f).mean()))
 
 
 @torch.no_grad()

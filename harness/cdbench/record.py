@@ -94,6 +94,8 @@ class Faithfulness(_Model):
     items: list[int]
     f: list[float]
     f_absolute: list[float]
+    f_95: list[tuple[float, float]] = []
+    """95 % intervals over problems of f by score."""
     cpr: float
     cpr_95: list[float]
     cmd: float
