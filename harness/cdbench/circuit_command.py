@@ -57,7 +57,7 @@ def _model_options(command: Command) -> Command:
         "--profile",
         default="tiny",
         show_default=True,
-        help="Whose models and splits: tiny, smoke, paper, or a .toml file.",
+        help="Whose models and splits: tiny, tiny_lengths, smoke, paper, or a .toml file.",
     )(command)
     return click.option("--task", default="addition_2digit", show_default=True)(command)
 

@@ -106,7 +106,7 @@ def _gpus(ctx: click.Context, param: click.Parameter, value: str | None) -> list
 
 def _run_options(command: Command) -> Command:
     options = [
-        click.option("--profile", help="Models and budgets: tiny, smoke, paper, or a .toml file."),
+        click.option("--profile", help="Models and budgets: tiny, tiny_lengths, smoke, paper, or a .toml file."),
         click.option(
             "--set",
             "flags",
