@@ -61,23 +61,26 @@ class _Live:
 class _Passes:
     """One batch: both runs' outputs, the clean residual stream before each layer, and gradients by part and layer.
 
-    Gradients are those of the summed metric, mean over the steps; ("end", 0) is the residual stream's end.
+    Gradients are those of the summed metric, mean over the steps; ("end", 0) is the residual stream's end. Those at queries, keys
+    and values stay apart step by step, as each goes back through the norm at its own step's stream; so does that stream.
     """
 
     clean: Outputs
     corrupt: Outputs
-    gradients: list[dict[tuple[str, int], Tensor]]
+    mean: dict[tuple[str, int], Tensor]
+    steps: list[dict[tuple[str, int], Tensor]]
     before: list[list[Tensor]]
 
     def gradient(self, part: str, layer: int) -> Tensor:
-        return torch.stack([step[part, layer] for step in self.gradients]).mean(0)
+        return self.mean[part, layer]
 
 
 def _passes(forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Part]) -> _Passes:
     with torch.no_grad():
         near, far = forward.embed(batch.clean), forward.embed(batch.corrupt)
         corrupt = forward.trace(far).outputs
-    gradients: list[dict[tuple[str, int], Tensor]] = []
+    mean: dict[tuple[str, int], Tensor] = {}
+    apart: list[dict[tuple[str, int], Tensor]] = []
     before: list[list[Tensor]] = []
     with frozen(forward.model), torch.enable_grad():
         for k in range(1, steps + 1):
@@ -88,10 +91,13 @@ def _passes(forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Pa
             metric = batch.difference(forward.logits(trace.end, batch.last)).sum()
             tensors: dict[tuple[str, int], Tensor] = {(str(part), i): found for (part, i), found in live.found.items()}
             tensors["end", 0] = trace.end
-            grads = torch.autograd.grad(metric, list(tensors.values()))
-            gradients.append(dict(zip(tensors, grads, strict=True)))
-            before.append([x.detach() for x in trace.before])
-    return _Passes(trace.outputs.detach(), corrupt, gradients, before)
+            grads = dict(zip(tensors, torch.autograd.grad(metric, list(tensors.values())), strict=True))
+            apart.append({key: grads.pop(key) for key in tensors if key[0] in ("query", "key", "value")})
+            mean = {key: mean[key] + value for key, value in grads.items()} if mean else grads
+            if apart[-1]:
+                before.append([x.detach() for x in trace.before])
+    mean = {key: value / steps for key, value in mean.items()}
+    return _Passes(trace.outputs.detach(), corrupt, mean, apart, before)
 
 
 def _dot(difference: Tensor, gradient: Tensor, over: Sequence[int]) -> Tensor:
@@ -171,7 +177,7 @@ def _edges(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) ->
 
     for i in range(graph.layers):
         column = i * (3 * graph.heads + 1)
-        reads = [_head_inputs(forward, i, step, x[i]) for step, x in zip(p.gradients, p.before, strict=True)]
+        reads = [_head_inputs(forward, i, step, x[i]) for step, x in zip(p.steps, p.before, strict=True)]
         fill(column, torch.stack(reads).mean(0) if len(reads) > 1 else reads[0])
         moved[written : written + graph.heads] = forward.write(i, p.clean.heads[i] - p.corrupt.heads[i]).movedim(2, 0)
         written += graph.heads
