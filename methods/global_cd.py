@@ -18,7 +18,7 @@ class GlobalCircuitDistillation(Method):
         own, target = (
             top_components(problem.components(model, "attribution"), self.share) for model in ("student", "teacher")
         )
-        probe = make_probe(problem, own, target) if self.probe else None
+        probe = make_probe(problem, own) if self.probe else None
         terms = [Kl(self.temperature), GlobalCka(own, target, self.alignment_weight, probe=probe)]
         trained = problem.fit(terms, own if self.train == "circuit" else ())
         return Outcome(trained.weights, extras={"circuit": own, "teacher_circuit": target})

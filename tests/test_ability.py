@@ -84,7 +84,7 @@ def test_both_students_are_asked_the_same_problems(cli: Cli, runs: Path, world: 
     done = cli("ability", run_id, "--tasks", "cdbench_addition_2digit", "--json", *where)
     assert done.returncode == 0, done.stderr
     (told,) = json.loads(done.stdout)
-    by_filter = {row["filter"]: row for row in told["scores"]}
+    by_filter = {row["filter"]: row for row in told["scores"] if row["task"] == "cdbench_addition_2digit"}
     # The task's own held-out problems: after is what the record says, before what the base student's does.
     after, before = (read(runs / "records" / run_of(runs, name)).metrics for name in ("finetune", "base"))
     assert after is not None and before is not None
@@ -93,6 +93,13 @@ def test_both_students_are_asked_the_same_problems(cli: Cli, runs: Path, world: 
     assert (answer["before"], answer["after"]) == pytest.approx((before.accuracy.value, after.accuracy.value))
     assert by_filter["strict"]["after"] == pytest.approx(after.strict.value)
     assert answer["low"] <= answer["after"] - answer["before"] <= answer["high"]
+    # A run that began with another student than is here now: what it could do before cannot be asked.
+    record_file = runs / "records" / run_id / "record.json"
+    kept = record_file.read_text()
+    record_file.write_text(kept.replace(read(runs / "records" / run_id).inputs["student"], "0123456789abcdef"))
+    done = cli("ability", run_id, "--tasks", "cdbench_addition_2digit", *where)
+    assert done.returncode == 2 and "began with another student" in done.stderr
+    record_file.write_text(kept)
     # In words, on other tasks, without being told which; and the report shows what is there.
     done = cli("ability", run_id, "--limit", "4", *where)
     assert done.returncode == 0, done.stderr
@@ -100,6 +107,10 @@ def test_both_students_are_asked_the_same_problems(cli: Cli, runs: Path, world: 
     assert "exact_match (answer), 4 problems" in done.stdout
     done = cli("report", "small-micro", *where)
     assert done.returncode == 0, done.stderr
+    kept_scores = ability.read(runs / "records" / run_id)
+    assert kept_scores is not None and {"cdbench_addition_2digit", "cdbench_subtraction_5digit"} <= {
+        score.task for score in kept_scores.scores
+    }
     page = (runs / "small-micro" / "report" / "index.html").read_text()
     assert 'id="ability"' in page and "cdbench_subtraction_5digit" in page
     assert "General ability before and after" in (runs / "small-micro" / "report" / "report.md").read_text()
@@ -117,7 +128,7 @@ def test_a_task_of_ones_own_is_scored_as_we_would_score_it(cli: Cli, runs: Path,
         "--runs", runs, "--store", world.store,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    (row,) = json.loads(done.stdout)[0]["scores"]
+    row = next(row for row in json.loads(done.stdout)[0]["scores"] if row["task"] == "own")
     workspace: Workspace = world.workspace()
     problems = [Example(f"{i}+1=", str(i + 1), (i, 1)) for i in range(20)]
     ours = predict(workspace.student.model(), workspace.tokenizer, problems, 32)
@@ -177,5 +188,5 @@ def test_the_difference_is_paired_and_a_metric_of_all_problems_together_is_left_
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     assert ability.read(tmp_path) is None
     (tmp_path / ability.FILE).write_text('{"run_id": "a"}')
-    with pytest.raises(UserError, match=r"ability\.json: key 'lm_eval' is missing"):
+    with pytest.raises(UserError, match=r"ability\.json: key 'scores' is missing"):
         ability.read(tmp_path)

@@ -1,5 +1,6 @@
 """Heads and MLPs as what is trained and aligned: ranking, pairing, subnetworks, the state of a whole circuit."""
 
+import json
 import shutil
 from pathlib import Path
 from random import Random
@@ -235,14 +236,18 @@ def test_the_state_of_a_circuit_is_its_components_side_by_side() -> None:
     torch.testing.assert_close(global_cka(xs, ys, debiased=False, probe=probe), turned)
 
 
-def test_a_probe_is_drawn_from_the_seed_trained_along_and_left_out_of_the_student(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_probe_is_drawn_from_the_seed_trained_along_and_left_out_of_the_student(
+    world: World, tmp_path: Path, precision: str
+) -> None:
     own, target = ("mlp.0.out", "attn.1.head.0"), ("mlp.1.out",)
-    made = make_problem(world, tmp_path)
-    probe, again = make_probe(made, own, target), make_probe(made, own, target)
-    assert torch.equal(probe, again) and probe.shape == (32 + 8, 32)
+    made = make_problem(world, tmp_path, precision=precision)
+    probe, again = make_probe(made, own), make_probe(made, own)
+    assert torch.equal(probe, again) and probe.shape == (32 + 8, 32 + 8)
+    assert made.signal_stores["student"].made == []  # widths are known without a pass
     with_probe = made.fit([Kl(), GlobalCka(own, target, 1.0, probe=probe)]).weights
     assert not torch.equal(probe, again)
-    without = make_problem(world, tmp_path).fit([Kl(), GlobalCka(own, target, 1.0)]).weights
+    without = make_problem(world, tmp_path, precision=precision).fit([Kl(), GlobalCka(own, target, 1.0)]).weights
     assert with_probe is not None and without is not None
     assert with_probe.keys() == without.keys()
     assert not all(torch.equal(with_probe[name], without[name]) for name in without)
@@ -292,6 +297,7 @@ def test_what_a_locked_in_method_had_to_make_is_made_once_for_those_after_it(wor
         assert execute.main(["train", str(folder), str(store), str(where / "own")]) == 0
         return folder
 
+    seconds = []
     for method, name in (("head_cd", "ablation"), ("cot", "solutions")):
         first = train(method, tmp_path / f"{method}-1")
         wanted = lacked(first)
@@ -301,6 +307,10 @@ def test_what_a_locked_in_method_had_to_make_is_made_once_for_those_after_it(wor
         assert execute.main(["signals", str(prepare), str(store)]) == 0
         second = train(method, tmp_path / f"{method}-3")
         assert lacked(second).artefacts == []
+        seconds += [
+            json.loads((folder / "outcome.json").read_text())["cost"]["train_seconds"] for folder in (first, second)
+        ]
         weights = [(folder / "student.safetensors").read_bytes() for folder in (first, second)]
         assert weights[0] == weights[1]
     assert lacked(train("atp_cd", tmp_path / "atp_cd")).artefacts == []
+    assert all(value > 0 for value in seconds)

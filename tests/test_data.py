@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cdbench import zoo
 from cdbench.api import Example, Task
-from cdbench.config import DataConfig
+from cdbench.config import DataConfig, Profile
 from cdbench.data import (
     make_counterfactuals,
     make_length_shift,
@@ -141,6 +141,12 @@ def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, 
     shifted = read_examples(made.heldout_data / "shift_addition_3digit.jsonl")
     assert not {twin_class(e) for e in shifted} & {twin_class(e) for e in known}
     assert Workspace(profile, "addition_2digit", Store(tmp_path), quiet, build=False).student == made.student
+    # Nor have they seen what three digits as a task of its own are examined on.
+    own = make_splits(make_task("addition_3digit"), "addition_3digit", profile.data).test
+    assert not {twin_class(e) for e in own} & {twin_class(e) for e in known}
+    other = {"source": "folder", "path": "x"}
+    with pytest.raises(ValueError, match="neither teacher nor student is one"):
+        Profile.model_validate(profile.model_dump() | {"teacher": other, "student": other})
 
 
 def test_parts_are_drawn_alike_whatever_their_size() -> None:

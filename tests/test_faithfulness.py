@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cdbench.circuits.attribution import Work, attribute
-from cdbench.circuits.evaluation import evaluate
+from cdbench.circuits.evaluation import Rivals, evaluate
 from cdbench.circuits.faithfulness import (
     SIZES,
     Curve,
@@ -299,7 +299,7 @@ def test_an_edge_moves_as_far_as_its_node() -> None:
 
 def test_the_evaluation_of_a_circuit_is_finite_and_holds_its_baselines() -> None:
     model, pairs = llama(), contrasts(n=30)
-    result = evaluate(model, pairs, attribute(model, pairs), 3)
+    result = evaluate(model, pairs, attribute(model, pairs), Rivals(3))
     assert result["random"]["draws"] == 3
     low, high = result["random"]["cpr_range"]
     assert low <= result["random"]["cpr"] <= high

@@ -138,7 +138,7 @@ def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, 
     f = curve(model, contrasts, scores, absolute=True).faithfulness()
     assert edges.faithfulness.cmd == pytest.approx(float(cmd(f)), abs=1e-5)
     for level, found in (("node", judgement.faithfulness), ("edge", edges.faithfulness)):
-        by_size = curve(model, contrasts, magnitude(model, contrasts, level)).faithfulness()
+        by_size = curve(model, contrasts, magnitude(model, workspace.contrasts, level)).faithfulness()
         assert found.magnitude is not None and found.random is not None
         assert found.magnitude.cpr == pytest.approx(float(cpr(by_size)), abs=1e-5)
         at_random = [curve(model, contrasts, random_scores(graph, level, i)).faithfulness() for i in range(3)]
@@ -157,15 +157,29 @@ def test_the_best_match_asks_nobody_for_partners(held, judgement: CircuitJudgeme
         with torch.no_grad(), captured(each, list(sites)) as caught:
             each.model(input_ids=split.ids)
         found.append({site: caught[site][rows, split.last_prompt].double() for site in sites})
-    best = [
-        max(linear_cka(x, y, debiased=True).item() for t, y in found[1].items() if is_head(s) == is_head(t))
-        for s, x in found[0].items()
-        if any(is_head(s) == is_head(t) for t in theirs)
-    ]
     assert judgement.cka is not None and judgement.cka.best_mean is not None
+    free = {s: [t for t in theirs if is_head(s) == is_head(t) and (s, t) not in judgement.cka.pairs] for s in mine}
+    assert sum(map(len, free.values())) > 0 and any(s in mine and t in theirs for s, t in judgement.cka.pairs)
+    best = [
+        max(linear_cka(found[0][s], found[1][t], debiased=True).item() for t in candidates)
+        for s, candidates in free.items()
+        if candidates
+    ]
     assert judgement.cka.best_mean == pytest.approx(sum(best) / len(best), abs=1e-4)
-    # A component that is constant matches nothing, and takes nothing from the others.
-    assert _best_matches({"mlp.0.out": torch.zeros(9, 2)}, {"mlp.0.out": torch.randn(9, 2)}) is None
+
+
+def test_whoever_learns_its_given_pairs_alone_has_no_better_matches() -> None:
+    """Four components copy their partners and nothing else becomes alike: the mean of best matches stays where it was."""
+    g = torch.Generator().manual_seed(0)
+    sites = [f"mlp.{i}.out" for i in range(4)]
+    teacher = {site: torch.randn(400, 6, generator=g) for site in sites}
+    student = {site: torch.randn(400, 6, generator=g) for site in sites}
+    pairs = tuple(zip(sites, sites, strict=True))
+    before, after = _best_matches(student, teacher, pairs), _best_matches(dict(teacher), teacher, pairs)
+    assert before is not None and after is not None
+    assert abs(before) < 0.05 and abs(after) < 0.05
+    assert _best_matches(dict(teacher), teacher, ()) == pytest.approx(1.0)
+    assert _best_matches({"mlp.0.out": student[sites[0]]}, {"mlp.0.out": teacher[sites[0]]}, pairs) is None
 
 
 def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]

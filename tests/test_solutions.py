@@ -15,7 +15,7 @@ from cdbench.circuits.solutions import work_out
 from cdbench.config import FolderModel
 from cdbench.errors import RunFailed, UserError
 from cdbench.execute import training_problem
-from cdbench.generation import continuations, generate, solutions
+from cdbench.generation import _worked_budget, continuations, generate, solutions
 from cdbench.predictions import NO_ANSWER, count, score
 from cdbench.zoo import make_tokenizer
 from conftest import World, quiet
@@ -71,7 +71,8 @@ def test_what_has_no_columns_is_refused() -> None:
         ("7+5=12 4+8+1=13 =132", "132", "132"),
         ("7+5=12 4+8+1=13 =-132 ", "-132", "-132"),
         ("7+5=12 =132 and more", "132", NO_ANSWER),
-        ("7+5=12 4+8+1=13", "7", NO_ANSWER),  # never came to an answer: as anybody else, the first integer
+        ("7+5=12 4+8+1=13", NO_ANSWER, NO_ANSWER),  # begun, and never came to an answer
+        ("5+0=5", NO_ANSWER, NO_ANSWER),
         ("132\n45+67=112", "132", NO_ANSWER),  # a model that goes on with another problem
         ("132 =5", "132", NO_ANSWER),
         ("=132", NO_ANSWER, NO_ANSWER),
@@ -126,6 +127,7 @@ def test_a_teacher_that_works_problems_out_is_heard(scholar: tuple[Path, dict[st
     model = load_student(workspace.student.model(), scholar[0] / "student.safetensors")
     some = workspace.train_examples[:64]
     found = solutions(model, workspace.tokenizer, some, 32)
+    assert not any(s.by_teacher for s in found[:3]), "those that are shown could be copied"
     own = [(e, s) for e, s in zip(some, found, strict=True) if s.by_teacher]
     assert len(own) > 4
     said = dict(zip([e.prompt for e in some], generate(model, workspace.tokenizer, some, 64), strict=True))
@@ -136,6 +138,51 @@ def test_a_teacher_that_works_problems_out_is_heard(scholar: tuple[Path, dict[st
     assert [s.text for e, s in zip(some, found, strict=True) if not s.by_teacher] == [
         work_out(e) for e, s in zip(some, found, strict=True) if not s.by_teacher
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_lm_eval_reads_worked_solutions_as_we_do(
+    scholar: tuple[Path, dict[str, object]], world: World, tmp_path: Path
+) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    from cdbench.data import read_examples
+    from cdbench.evaluate import load_student, predict
+    from cdbench.lm_eval_tasks import write_tasks
+
+    workspace = world.workspace()
+    write_tasks(tmp_path, world.profile.data)
+    model = load_student(workspace.student.model(), scholar[0] / "student.safetensors")
+    manager = TaskManager(include_path=str(tmp_path), include_defaults=False)
+    judged = HFLM(pretrained=model, tokenizer=workspace.tokenizer, batch_size=32)
+    result = lm_eval.simple_evaluate(judged, tasks=["cdbench_addition_2digit"], task_manager=manager, bootstrap_iters=0)
+    examples = read_examples(workspace.heldout_data / "test.jsonl")
+    ours = {p.prompt: p for p in predict(model, workspace.tokenizer, examples, 250)}
+    assert sum(p.worked for p in ours.values()) > 48
+    for sample in result["samples"]["cdbench_addition_2digit"]:
+        prediction = ours[sample["doc"]["prompt"]]
+        want = prediction.correct if sample["filter"] == "answer" else prediction.strictly_correct
+        assert sample["exact_match"] == float(want), (sample["doc"], prediction.text)
+
+
+def test_a_tokenizer_that_cannot_write_columns_costs_nobody_the_evaluation(world: World) -> None:
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Split
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", "<unk>", *"0123456789+-="])}
+    plain = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    plain.pre_tokenizer = Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=plain, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    model = world.workspace().student.model()
+    texts = generate(model, tokenizer, [problem_of(1, 2, "+"), problem_of(30, 4, "+")], 2)
+    assert len(texts) == 2
+    assert _worked_budget(tokenizer, [problem_of(1, 2, "+")]) == 0
+    assert _worked_budget(make_tokenizer(), [problem_of(1, 2, "+")]) == len("1+2=3 =3") + 2
 
 
 def test_the_longer_budget_is_for_those_who_work_alone(scholar: tuple[Path, dict[str, object]], world: World) -> None:

@@ -72,7 +72,7 @@ def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pyte
         if not probe:
             return [Kl(), CkaAlignment(ALIGN)]
         own, target = ("mlp.0.out",), ("mlp.1.out", "mlp.2.out")
-        return [Kl(), GlobalCka(own, target, 0.1, probe=make_probe(problem(world, folder), own, target))]
+        return [Kl(), GlobalCka(own, target, 0.1, probe=make_probe(problem(world, folder), own))]
 
     terms = terms_of(tmp_path / "1")
     straight = fit(world, tmp_path / "1", terms, epochs=3, selection="validation")

@@ -28,6 +28,7 @@ _PROBE = "1+1="
 class TaskScore(Closed):
     """One metric of one lm-eval task: means before and after training, their difference with its 95 % interval over problems."""
 
+    lm_eval: str
     task: str
     version: str
     metric: str
@@ -48,8 +49,6 @@ class Ability(Closed):
     """ability.json."""
 
     run_id: str
-    lm_eval: str
-    limit: int | None
     scores: list[TaskScore]
 
 
@@ -86,10 +85,11 @@ class Examiner:
 
         Raises:
             EnvironmentLacks: a task's data is not in the local cache.
-            UserError: lm-eval reads a prompt as other tokens than we do.
+            UserError: lm-eval reads a prompt as other tokens than we do, or refuses a task.
         """
         import lm_eval
         from lm_eval.models.huggingface import HFLM
+        from lm_eval.tasks import get_task_dict
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # theirs; what is wrong shows in an error or in the scores
@@ -100,15 +100,20 @@ class Examiner:
             if list(judged.tok_encode(_PROBE)) != prompt_ids(tokenizer, _PROBE):
                 raise UserError(f"lm-eval reads {_PROBE!r} as other tokens than cdbench does; scores would not compare")
             try:
-                result: dict[str, Any] = lm_eval.simple_evaluate(
-                    judged, tasks=self._tasks, task_manager=self._manager, limit=self._limit, bootstrap_iters=0
-                )
+                loaded = get_task_dict(self._tasks, self._manager)
             except (OSError, ValueError) as error:  # what the data library says without a network
                 said = first_line(error).rstrip(".")
                 raise EnvironmentLacks(
                     f"lm-eval cannot load the data of {', '.join(self._tasks)}: {said}. Load it once on a machine "
                     "with a network (it is kept in the Hugging Face cache)"
                 ) from None
+            del loaded
+            try:
+                result: dict[str, Any] = lm_eval.simple_evaluate(
+                    judged, tasks=self._tasks, task_manager=self._manager, limit=self._limit, bootstrap_iters=0
+                )
+            except ValueError as error:
+                raise UserError(f"lm-eval does not run {', '.join(self._tasks)}: {first_line(error)}") from None
         self.versions = {task: str(version) for task, version in result["versions"].items()}
         return {
             key: values for task, samples in result["samples"].items() for key, values in _values(task, samples).items()
@@ -140,15 +145,20 @@ def compare(before: Scores, after: Scores, versions: dict[str, str]) -> list[Tas
         low, high = mean_interval((second - first)[None])
         row = dict(zip(("task", "metric", "filter"), key, strict=True)) | {"version": versions.get(key[0], "unknown")}
         means = {"before": float(first.mean()), "after": float(second.mean()), "low": low, "high": high}
-        rows.append(TaskScore(n=len(first), **row, **means))
+        rows.append(TaskScore(lm_eval=metadata.version("lm-eval"), n=len(first), **row, **means))
     if not rows:
         raise UserError("these lm-eval tasks have no metric of single problems; before and after cannot be compared")
     return rows
 
 
-def write(folder: Path, run_id: str, scores: list[TaskScore], limit: int | None) -> Ability:
-    """Keeps the comparison beside the run's record."""
-    found = Ability(run_id=run_id, lm_eval=metadata.version("lm-eval"), limit=limit, scores=scores)
+def write(folder: Path, run_id: str, scores: list[TaskScore]) -> Ability:
+    """Keeps the comparison beside the run's record, in place of what was there of the same tasks."""
+    before = read(folder)
+    new = {score.task for score in scores}
+    kept = [score for score in before.scores if score.task not in new] if before else []
+    found = Ability(
+        run_id=run_id, scores=sorted([*kept, *scores], key=lambda each: (each.task, each.metric, each.filter))
+    )
     write_json(folder / FILE, found.model_dump(mode="json"), "the scores")
     return found
 

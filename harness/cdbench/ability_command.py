@@ -52,11 +52,16 @@ def ability(  # noqa: PLR0913  (each is a flag of the command line)
         folders = [lm_eval_tasks.tasks_folder(profile.data, where.store), *([include_path] if include_path else [])]
         examiner = Examiner(profile, wanted, folders, limit)
         click.echo(f"{done.run_id}  {done.spec.label}", err=as_json)
+        if studied.workspace.student.content != done.inputs.get("student"):
+            raise UserError(
+                f"run {done.run_id} began with another student than this store and this version have; what it could do before "
+                f"training cannot be asked any more (commit {done.code.commit[:12]} made it)"
+            )
         base = (studied.workspace.student.content, profile.data.model_dump_json(), *wanted)
         if base not in known:
             known[base] = examiner.examine(studied.workspace.student.model(profile.device), studied.tokenizer)
         scores = compare(known[base], examiner.examine(studied.model, studied.tokenizer), examiner.versions)
-        found.append(write(where.run(done.run_id), done.run_id, scores, limit))
+        found.append(write(where.run(done.run_id), done.run_id, scores))
         for row in scores if not as_json else ():
             click.echo(f"  {row.task:<28} {row.metric} ({row.filter}), {row.n} problems: {row.before:.3f} before, "
                        f"{row.after:.3f} after, {row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]")  # fmt: skip

@@ -290,19 +290,15 @@ def evaluate(folder: Path, **options: Any) -> None:
     studied = _again(made, options)
     kind = (made.data.source, made.data.counterfactual)
     contrasts, told = studied.contrasts(*kind, "test", options["problems"])
+    training, _ = studied.contrasts(*kind, "train", options["problems"])
     means = None
     if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
-        training, _ = studied.contrasts(*kind, "train", options["problems"])
         means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
     exchange = faithfulness.Exchange(options["ablation"], means)
-    result = evaluation.evaluate(
-        studied.model,
-        contrasts,
-        scores,
-        options["draws"],
-        exchange=exchange,
-        work=_work("faithfulness", options["batch_size"]),
-    )
+    work = _work("faithfulness", options["batch_size"])
+    # Magnitudes are found where scores are, on training problems.
+    rivals = evaluation.Rivals(options["draws"], faithfulness.magnitude(studied.model, training, scores.level, work))
+    result = evaluation.evaluate(studied.model, contrasts, scores, rivals, exchange=exchange, work=work)
     _clear()
     if options["as_json"]:
         table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}

@@ -156,6 +156,12 @@ class Profile(Closed):
     timeout_minutes: PositiveInt = 60
     limits: Limits = Limits()
 
+    @model_validator(mode="after")
+    def _somebody_learns_the_zoo_tasks(self) -> "Profile":
+        if self.data.zoo_tasks and not any(isinstance(model, ZooModel) for model in (self.teacher, self.student)):
+            raise ValueError("data.zoo_tasks are what zoo models learn; neither teacher nor student is one")
+        return self
+
 
 _NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")
 _NEW_IN_DATA = ("zoo_tasks", "zoo_train")

@@ -146,7 +146,8 @@ def run_train(folder: Path, store: Store) -> None:
     result = {
         "params": _jsonable(dataclasses.asdict(cast(Any, method))),
         "extras": json.loads(extras),
-        "cost": _cost("train", began) | {"steps": problem.steps_done},
+        # What the first run of a study makes for all of them is not its own cost.
+        "cost": _cost("train", began + store.building_seconds) | {"steps": problem.steps_done},
         "environment": environment(),
         "inputs": workspace.inputs(),
         "notes": problem.notes,

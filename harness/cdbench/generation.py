@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cdbench.api import Example, Solution
 from cdbench.circuits.solutions import work_out
 from cdbench.errors import UserError
-from cdbench.predictions import WORKED, WORKS, score
+from cdbench.predictions import WORKED, WORKED_TOKENS, WORKS, score
 from cdbench.tokens import answer_ids, prompt_ids
 
 SPARE_TOKENS = 2
@@ -61,13 +61,13 @@ def generate(
 ) -> list[str]:
     """What a model answers to problems, in order: to end of text, or two tokens beyond the longest gold answer.
 
-    Whoever has begun by then to work its problem out is given as many tokens as the longest worked solution takes, and two.
+    Whoever has begun by then to work its problem out is given 64 tokens, or more if the longest worked solution takes more.
     """
     prompts = [example.prompt for example in examples]
     texts = continuations(model, tokenizer, prompts, _budget(tokenizer, examples), batch_size)
     works = [i for i, text in enumerate(texts) if re.search(WORKS, text)]
-    if works and (worked := [_worked(example) for example in examples]) and None not in worked:
-        longer = _budget(tokenizer, [each for each in worked if each])
+    if works:
+        longer = max(WORKED_TOKENS, _worked_budget(tokenizer, examples))
         again = continuations(model, tokenizer, [prompts[i] for i in works], longer, batch_size)
         for i, text in zip(works, again, strict=True):
             texts[i] = text
@@ -78,12 +78,12 @@ def _budget(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> 
     return max(len(answer_ids(tokenizer, example)) for example in examples) - 1 + SPARE_TOKENS
 
 
-def _worked(example: Example) -> Example | None:
-    """The problem with its worked solution for an answer; None where it cannot be worked out by columns."""
+def _worked_budget(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> int:
+    """0 where the problems cannot be worked out by columns, or the tokenizer cannot write that."""
     try:
-        return Example(example.prompt, work_out(example), example.operands)
+        return _budget(tokenizer, [Example(each.prompt, work_out(each), each.operands) for each in examples])
     except UserError:
-        return None
+        return 0
 
 
 def solutions(
@@ -91,8 +91,8 @@ def solutions(
 ) -> list[Solution]:
     """A worked solution of each problem: the teacher's own where it writes one that ends in the right answer.
 
-    It is asked with the prompt alone, and after three worked examples; which of the two it solves more of the first 32 problems
-    by is how it is asked for all. The others' solutions are written by the rule of `work_out`.
+    It is asked with the prompt alone, and after the first three problems worked out; which of the two it solves more of the next
+    32 by is how it is asked for all but those three. The others' solutions are written by the rule of `work_out`.
 
     Raises:
         UserError: a problem that cannot be worked out by columns.
@@ -108,9 +108,11 @@ def solutions(
         texts = continuations(model, tokenizer, [before + each.prompt for each in some], budget, batch_size)
         return [_own(each, text) for each, text in zip(some, texts, strict=True)]
 
-    tried = {before: sum(text is not None for text in own(before, examples[:_TRIED])) for before in ("", shown)}
+    asked = examples[_SHOWN:]  # what was shown could be copied
+    tried = {before: sum(text is not None for text in own(before, asked[:_TRIED])) for before in ("", shown)}
     best = max(tried, key=lambda before: tried[before])
-    found = own(best, examples) if tried[best] else [None] * len(examples)
+    answers = own(best, asked) if tried[best] else [None] * len(asked)
+    found = [*[None] * (len(examples) - len(asked)), *answers]
     return [Solution(a or b, by_teacher=a is not None) for a, b in zip(found, written, strict=True)]
 
 

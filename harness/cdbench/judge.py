@@ -17,8 +17,8 @@ from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
-from cdbench.circuits.evaluation import evaluate
-from cdbench.circuits.faithfulness import circuit_end
+from cdbench.circuits.evaluation import Rivals, evaluate
+from cdbench.circuits.faithfulness import circuit_end, magnitude
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
@@ -75,7 +75,7 @@ def judge_circuit(
         importance_low=low.tolist(),
         importance_high=high.tolist(),
         circuit=circuit.names,
-        faithfulness=_faithfulness(model, held, scores),
+        faithfulness=_faithfulness(model, found, held, scores),
         accuracy=wilson(int(_alone(model, split, means, circuit).sum()), len(test)),
         edges=_edges(model, found, held, split, means),
         interchange=_interchange(model, workspace, test),
@@ -99,17 +99,19 @@ def _edges(
     some_held = held.take(torch.arange(min(_EDGE_PROBLEMS, len(held))), model.device)
     return EdgeJudgement(
         edges=count,
-        faithfulness=_faithfulness(model, some_held, scores, _OF_EDGES),
+        faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
         accuracy=wilson(int(_alone(model, some, means, circuit, _OF_EDGES).sum()), len(some)),
     )
 
 
 def _faithfulness(
-    model: LlamaForCausalLM, held: Contrasts, scores: Scores, work: Work = QUIETLY
+    model: LlamaForCausalLM, chosen_on: Contrasts, held: Contrasts, scores: Scores, work: Work = QUIETLY
 ) -> Faithfulness | None:
-    """None where f is 0 divided by 0, or scores are not finite."""
+    """None where f is 0 divided by 0, or scores are not finite. Magnitudes are of the problems that the scores are of."""
     try:
-        found = evaluate(model, held, scores, _DRAWS, work=work)
+        found = evaluate(
+            model, held, scores, Rivals(_DRAWS, magnitude(model, chosen_on, scores.level, work)), work=work
+        )
     except (UserError, ValueError):
         return None
     own = found["circuit"]
@@ -175,8 +177,8 @@ def component_cka(
     """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
 
     The pairs are functional ones of the models before training, the ones that `atp_cd` aligns: for that row this measures what it
-    was trained on. The best matches are of the trained student's own circuit, whoever their partners are. None where no two
-    components are of one kind, or one is constant over the problems.
+    was trained on. The best matches are of the trained student's own circuit, with anybody but their partners.
+    None where no two components are of one kind, or one is constant over the problems.
     """
     teacher = workspace.components("teacher", "attribution")
     pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
@@ -191,15 +193,15 @@ def component_cka(
     try:
         paired = _pairwise(first, second, pairs)
         matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
+        ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
+        best = _best_matches(ours, targets, pairs)
     except ValueError:
         return None
     return ComponentCka(
         pairs=list(pairs),
         debiased=paired,
         debiased_mean=sum(paired) / len(paired),
-        best_mean=_best_matches(
-            *({site: found[site] for site in c} for found, c in zip((first, second), circuits, strict=True))
-        ),
+        best_mean=best,
         student=list(mine),
         teacher=list(theirs),
         matrix=matrix.tolist(),
@@ -211,16 +213,20 @@ def _activations(model: LlamaForCausalLM, split: Encoded, sites: Sequence[str]) 
     return {site: value for (site, _), value in signals_of(model, split, wanted).items()}
 
 
-def _best_matches(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> float | None:
-    """Mean over the student's components of the largest CKA with one of the teacher's of its kind; None where there is none."""
+def _best_matches(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], pairs: Pairs) -> float | None:
+    """Mean over the student's components of the largest CKA with one of the teacher's of its kind; None where there is none.
+
+    A component's partner among `pairs` is no candidate: some methods are trained on those.
+    """
     best: list[float] = []
     for head in (True, False):
-        mine, theirs = (
-            [value for site, value in found.items() if is_head(site) == head and bool((value != value[0]).any())]
-            for found in (student, teacher)
-        )
-        if mine and theirs:
-            best += cka_matrices(mine, theirs)[1].max(1).values.tolist()
+        mine, theirs = ([site for site in found if is_head(site) == head] for found in (student, teacher))
+        if not mine or not theirs:
+            continue
+        matrix = cka_matrices([student[s] for s in mine], [teacher[t] for t in theirs])[1]
+        for s, row in zip(mine, matrix.tolist(), strict=True):
+            free = [value for t, value in zip(theirs, row, strict=True) if (s, t) not in pairs]
+            best += [max(free)] if free else []
     return sum(best) / len(best) if best else None
 
 

@@ -9,7 +9,7 @@ from cdbench.config import DataConfig
 from cdbench.data import make_splits
 from cdbench.discover import find, make_task
 from cdbench.files import write_atomic
-from cdbench.predictions import ANSWER, NO_ANSWER, STRICT
+from cdbench.predictions import ANSWER, NO_ANSWER, STRICT, WORKED_TOKENS
 from cdbench.seeds import digest
 
 PREFIX = "cdbench_"
@@ -42,9 +42,6 @@ _SPLITS = """\
 from cdbench.lm_eval_tasks import heldout  # noqa: F401
 """
 
-_MAX_TOKENS = 64
-"""Room for the longest worked solution of a built-in task, digit by digit, end of text, and some to spare."""
-
 
 def heldout(task: str, **kwargs: object) -> object:
     """The held-out split of a task as lm-eval wants it; lm-eval passes more keywords than ours, they are ignored."""
@@ -72,7 +69,7 @@ def write_tasks(folder: Path, config: DataConfig) -> list[str]:
             name=name,
             task=task,
             **config.model_dump(exclude={"length_shift"}),
-            tokens=_MAX_TOKENS,
+            tokens=WORKED_TOKENS,
             answer=ANSWER,
             strict=STRICT,
             none=NO_ANSWER,

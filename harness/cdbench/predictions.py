@@ -13,13 +13,14 @@ from typing import Any
 
 from cdbench.stats import Proportion, wilson
 
-FIRST_INTEGER = r"^\s*(-?\d+)"
 WORKS = r"^\s*\d+[+-]\d"
 """How a worked solution begins."""
+WORKED_TOKENS = 64
+"""How many tokens whoever works a problem out is given, at least: any built-in task's longest worked solution, digit by digit."""
 _COLUMN = r"\d+(?:[+-]\d+)+=-?\d+"
 WORKED = rf"^\s*{_COLUMN}(?:\s+{_COLUMN})*\s+=(-?\d+)"
-ANSWER = rf"{WORKED}|{FIRST_INTEGER}"
-"""The answer that is given: after a worked solution, else the first integer."""
+ANSWER = rf"{WORKED}|^(?!\s*{_COLUMN})\s*(-?\d+)"
+"""The answer that is given: after a worked solution, else the first integer. One that was begun and not ended has none."""
 STRICT = rf"{WORKED}\s*$|^\s*(-?\d+)\s*$"
 NO_ANSWER = "[none]"
 

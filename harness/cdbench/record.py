@@ -137,8 +137,8 @@ class InterchangeJudgement(_Model):
 class ComponentCka(_Model):
     """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones.
 
-    `best_mean` is of no pairs that a method could be trained on: for each component of the trained student's circuit the most
-    similar one of its kind in the teacher's circuit, and of these the mean.
+    `best_mean` leaves these pairs out: for each component of the trained student's circuit the most similar one of its kind in
+    the teacher's circuit that is not its partner, and of these the mean.
     """
 
     pairs: list[tuple[str, str]]

@@ -7,6 +7,7 @@ temporary folder, under a lock, and renamed into place with a manifest of SHA-25
 import fcntl
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -34,6 +35,9 @@ class Store:
         self.root = root
         self.own = own or root
         self._verified: set[Path] = set()
+        self.building_seconds = 0.0
+        """Spent on artefacts that were not there, for everybody who reads them later."""
+        self._depth = 0
 
     def path(self, kind: str, key: Key) -> Path:
         """Where the artefact of this key lies, or would lie."""
@@ -70,7 +74,8 @@ class Store:
         if not (path / MANIFEST).exists():
             with self._lock(kind, path.name):
                 if not (path / MANIFEST).exists():
-                    self._build(path, key, build)
+                    with self._timed():
+                        self._build(path, key, build)
         return self.open(path)
 
     def open(self, path: Path) -> Path:
@@ -122,6 +127,16 @@ class Store:
                 scratch.rename(path)
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Counts the outermost of builds that need each other."""
+        began, self._depth = time.perf_counter(), self._depth + 1
+        try:
+            yield
+        finally:
+            self._depth -= 1
+            self.building_seconds += 0.0 if self._depth else time.perf_counter() - began
 
     @contextmanager
     def _lock(self, kind: str, name: str) -> Iterator[None]:

@@ -83,6 +83,10 @@ class Workspace:
         def build(folder: Path) -> None:
             splits = data.make_splits(make_task(self.task), self.task, self.profile.data)
             heldout = [*splits.validation, *splits.test]
+            for (
+                other
+            ) in self.profile.data.zoo_tasks:  # no zoo model has seen what they are examined on as tasks of their own
+                heldout += data.make_splits(make_task(other), other, self.profile.data).test
             for other in self.profile.data.zoo_tasks:
                 examples = data.make_pretraining(make_task(other), other, self.profile.data, heldout)
                 data.write_examples(folder / f"{other}.jsonl", examples)

@@ -1,6 +1,7 @@
 """A circuit judged as MIB does, beside rankings that know nothing: numbers for a table or a JSON file."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,23 +28,32 @@ from cdbench.circuits.scores import Scores
 _TAIL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
 
+@dataclass(frozen=True)
+class Rivals:
+    """What scores are judged beside: `draws` random rankings, and magnitudes, those on the same problems if none are given."""
+
+    draws: int
+    moved: Scores | None = None
+
+
 def evaluate(
     model: LlamaForCausalLM,
     contrasts: Contrasts,
     scores: Scores,
-    draws: int,
+    rivals: Rivals,
     *,
     exchange: Exchange = RESAMPLE,
     work: Work = QUIETLY,
 ) -> dict[str, Any]:
-    """Faithfulness, CPR and CMD with intervals over problems, of these scores, of magnitudes, and of `draws` random rankings.
+    """Faithfulness, CPR and CMD with intervals over problems, of these scores, of magnitudes, and of random rankings.
 
     Raises:
         UserError: f is 0 divided by 0.
         ValueError: scores of another model, or not finite.
     """
     graph = Graph.of(model)
-    size = magnitude(model, contrasts, scores.level)
+    draws = rivals.draws
+    size = rivals.moved or magnitude(model, contrasts, scores.level, work)
     chance = [random_scores(graph, scores.level, i) for i in range(draws)]
     # Magnitudes and random scores are not negative: by |score| they rank as by score.
     rankings = [Ranking(scores), Ranking(scores, absolute=True), Ranking(size), *(Ranking(each) for each in chance)]

@@ -13,7 +13,10 @@ import torch
 from torch import Tensor
 
 from cdbench.api import Problem, Signal, Source, Term, TermInputs
+from cdbench.circuits.components import is_head
 from cdbench.similarity import linear_cka
+
+_PROBE_WIDTH = 512
 
 
 def global_cka(
@@ -21,14 +24,21 @@ def global_cka(
 ) -> Tensor:
     """1 − CKA of [b, d] activations, concatenated to [b, sum of d] on either side; the student's through `probe`, if any."""
     own = torch.cat(list(student), dim=1)
-    return 1 - linear_cka(own if probe is None else own @ probe, torch.cat(list(teacher), dim=1), debiased=debiased)
+    return 1 - linear_cka(
+        own if probe is None else own.float() @ probe, torch.cat(list(teacher), dim=1), debiased=debiased
+    )
 
 
-def make_probe(problem: Problem, own: Sequence[str], target: Sequence[str]) -> Tensor:
-    """A random linear map of the student's circuit state into the width of the teacher's, [d_student, d_teacher]."""
-    first = sum(problem.signal(Signal(site, source="student")).shape[-1] for site in own)
-    second = sum(problem.signal(Signal(site)).shape[-1] for site in target)
-    drawn = torch.randn(first, second, generator=problem.generator("probe")) / first**0.5
+def make_probe(problem: Problem, own: Sequence[str]) -> Tensor:
+    """A random linear map of the student's circuit state, [d_student, at most 512].
+
+    CKA compares any two widths, and does not see into which corner of a wider space a state is put: 512 dimensions say as much as
+    the teacher's own width would, which would be 20 GB of probe for Llama-3.
+    """
+    config = problem.student.config
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = sum(head if is_head(site) else config.hidden_size for site in own)
+    drawn = torch.randn(width, min(width, _PROBE_WIDTH), generator=problem.generator("probe")) / width**0.5
     probe: Tensor = drawn.to(problem.student.device).requires_grad_()
     return probe
 

@@ -15,12 +15,5 @@ def ability_rows(data: StudyData) -> list[Row]:
         for record, folder in zip(group.records, group.folders, strict=True):
             found = ability.read(folder)
             for score in found.scores if found else ():
-                rows.append(
-                    {
-                        "name": f"{group.name}, seed {record.spec.seed}",
-                        "run_id": record.run_id,
-                        "score": score,
-                        "lm_eval": found.lm_eval if found else "",
-                    }
-                )
+                rows.append({"name": f"{group.name}, seed {record.spec.seed}", "run_id": record.run_id, "score": score})
     return rows

@@ -15,7 +15,7 @@ from cdbench.predictions import NO_ANSWER, Prediction
 Answers = Mapping[str, Sequence[Prediction]]
 """What a run said, split by split."""
 KINDS = {
-    "no integer": "the continuation begins with no integer (errata A12)",
+    "no integer": "the continuation begins with no integer, or as a worked solution that does not end (errata A12)",
     "carry": "off by exactly 10, 100, …, where a carry (or borrow) was dropped, or one made up",
     "units": "only the units digit is wrong",
     "tens": "only the tens digit is wrong, and no carry of a plain sum or difference explains it",

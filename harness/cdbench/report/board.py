@@ -43,6 +43,8 @@ class RunEntry(Closed):
     predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of its predictions.jsonl."""
     cka_debiased: Annotated[float, Field(ge=-1e6, le=1e6)] | None
+    worked: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of its answers, how many stand at the end of a worked solution."""
     train_seconds: _Cost | None
     peak_memory_mib: _Cost | None
 

@@ -253,6 +253,7 @@ def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
         "cka_biased": group.metric("cka.biased_mean"),
         "sparsity": group.metric("masks.student.sparsity"),
         "overlap": group.metric("masks.student.overlap"),
+        "worked": (group.metric("worked") or 0.0) / group.hits.shape[1] if ok else 0.0,
         "format_errors": group.metric("format_errors"),
         "strict": group.metric("strict.value"),
         "shift": {name: shift_of(group, name) for name in shift},
@@ -357,7 +358,7 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
         if isinstance(config, ZooModel):
             told.append(
                 f"The {role} is a Llama of {config.layers} layers and width {config.hidden}, trained from scratch on this "
-                f"task; the paper's is {paper}, pretrained on text."
+                f"task{' and others' * bool(profile.data.zoo_tasks)}; the paper's is {paper}, pretrained on text."
             )
         elif not (
             isinstance(config, HubModel) and config.repo.endswith(paper.replace("Llama-3-8B", "Meta-Llama-3-8B"))
@@ -370,7 +371,7 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
         told.append(f"{training.epochs} epochs instead of 50.")
     if training.lr != 1e-4 or training.batch_size != 32:
         told.append(f"Learning rate {training.lr:g} and batch size {training.batch_size} instead of 1e-4 and 32.")
-    told += [_leak(profile, data), *_readings(data)]
+    told += [*_known_before(profile), _leak(profile, data), *_readings(data)]
     told.append(
         "The paper's code keeps the checkpoint of best test accuracy; here the test split chooses nothing (errata A10)."
     )
@@ -398,7 +399,18 @@ def _from_paper_b(profile: Profile, data: StudyData) -> list[str]:
     ]
     if profile.name == "smoke":
         told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
-    return [*told, _leak(profile, data), *_readings(data)]
+    return [*told, *_known_before(profile), _leak(profile, data), *_readings(data)]
+
+
+def _known_before(profile: Profile) -> list[str]:
+    if not profile.data.zoo_tasks:
+        return []
+    tasks = ", ".join(profile.data.zoo_tasks)
+    return [
+        f"Before anything is distilled, teacher and student were trained on {profile.data.zoo_train} problems of each of "
+        f"{tasks}, too. A row's accuracy there is what it kept of that, and what it gained: only a row above `base` has gained, "
+        "and a row that trains fewer parameters may be above another because it forgets less."
+    ]
 
 
 def _leak(profile: Profile, data: StudyData) -> str:

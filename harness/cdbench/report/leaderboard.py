@@ -126,6 +126,7 @@ def _run(record: Record, answers: Answers) -> RunEntry:
         answers=pack([p.correct for p in answers["test"]]),
         predictions=record.artefacts["predictions.jsonl"],
         cka_debiased=cka.debiased_mean if cka else None,
+        worked=sum(p.worked for p in answers["test"]) / len(answers["test"]),
         train_seconds=record.cost.get("train_seconds"),
         peak_memory_mib=record.cost.get("train_peak_memory_mib"),
     )

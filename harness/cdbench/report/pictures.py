@@ -76,8 +76,8 @@ def _draw_shift(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     if not panels:
         return None
     caption = (
-        "Length shift: accuracy on problems longer than those trained on, none of them a twin of a training problem. Dot: mean "
-        "over seeds; bar: 95 % interval; upright ticks: single seeds."
+        "Length shift: accuracy on problems longer than those that methods train on, none of them a twin of a problem "
+        "that a model has seen. Dot: mean over seeds; bar: 95 % interval; upright ticks: single seeds."
     )
     return figures.dots("shift", panels, caption)
 
