@@ -43,16 +43,16 @@ def found(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_discover_shows_what_it_found_how_sure_and_how_exact(cli: Cli, args: list[str], tmp_path: Path) -> None:
-    done = cli("circuit", "discover", "teacher", *args, "--top", "4", "-n", "100")
+    done = cli("circuit", "discover", "teacher", *args, "--top", "5", "-n", "100")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("teacher (3 layers of 4 heads, width 32) on addition_2digit: ")
     assert "against 'random' counterfactuals" in lines[0]
-    assert "top 4 of 16 nodes" in done.stdout
-    assert done.stdout.count("   exact ") == 4
+    assert "top 5 of 16 nodes" in done.stdout
+    assert done.stdout.count("   exact ") == 5
     assert "agreement with exact patching on these: rank correlation" in done.stdout
     assert "stability of the ranking between halves of the problems: rank correlation" in done.stdout
-    folder = tmp_path / "runs" / "circuits" / "teacher-addition_2digit-node-attribution"
+    folder = tmp_path / "runs" / "circuits" / "teacher-micro-addition_2digit-node-attribution"
     assert lines[-1] == f"written to {folder}; next: cdbench circuit evaluate {folder}"
     table, scores = saved.read(folder)
     assert scores.rows.shape == (table.data.problems, 16)  # per-example scores are kept
@@ -267,7 +267,7 @@ def test_another_search_does_not_replace_the_first(command: Command, args: list[
     for more in ([], ["--counterfactual", "ones_op1"], ["--steps", "2"], ["--level", "edge"]):
         assert command("circuit", "discover", "student", *args, "-n", "30", *more).exit_code == 0
     names = {path.name for path in (tmp_path / "runs" / "circuits").iterdir()}
-    base = "student-addition_2digit-"
+    base = "student-micro-addition_2digit-"
     assert names == {
         base + "node-attribution", base + "node-attribution-ones_op1", base + "node-attribution-2steps", base + "edge-attribution"
     }  # fmt: skip
@@ -327,3 +327,14 @@ def test_too_few_problems_have_no_interval(command: Command, args: list[str]) ->
     assert done.exit_code == 0, done.stderr
     table = json.loads(done.stdout)
     assert table["top"][0]["low"] is None and table["stability"] is None
+
+
+def test_a_run_is_studied_under_its_own_profile(cli: Cli, args: list[str], tmp_path: Path, world: World) -> None:
+    assert cli("run", "base", *args).returncode == 0
+    run_id = next(p.name for p in (tmp_path / "runs" / "records").glob("*") if (p / "record.json").exists())
+    where = [word for word in args if word not in ("--profile", str(world.profile_file))]
+    refused = cli("circuit", "discover", run_id, *where, "--profile", "smoke")
+    assert refused.returncode == 2 and "was made under profile 'micro'" in refused.stderr
+    done = cli("circuit", "discover", run_id, *where, "-n", "20", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["model"]["profile"] == "micro"

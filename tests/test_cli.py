@@ -84,7 +84,7 @@ def test_the_method_that_the_readme_shows_is_the_file() -> None:
 def test_lists_are_also_json(cli: Cli) -> None:
     tables = json.loads(cli("list", "--json").stdout)
     assert {"addition_2digit", "mixed_2to5digit"} <= {row["name"] for row in tables["tasks"]}
-    assert {"tiny", "smoke", "paper"} == {row["name"] for row in tables["profiles"]}
+    assert {"tiny", "tiny_lengths", "smoke", "paper"} == {row["name"] for row in tables["profiles"]}
     assert json.loads(cli("list", "runs", "--json").stdout) == {"runs": []}
 
 

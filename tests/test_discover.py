@@ -161,3 +161,26 @@ def test_the_fields_of_a_loss_term_in_the_same_file_are_not_the_methods(use: Wri
         "class Base(Method):\n    width: int = 3\n\n@dataclass(frozen=True)\nclass Nothing(Base):",
     )
     assert discover.static_fields(use("methods", "nothing", source)) == {"width": 3, "strength": 0.5}
+
+
+def test_a_tasks_splits_depend_on_its_own_file_and_those_of_its_length_shift(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task that somebody adds changes no finished run of another."""
+    own = discover.task_files("addition_3digit")
+    assert set(own) == {"addition_3digit", "addition_4digit", "addition_5digit"}
+    assert set(discover.task_files("addition_5digit", ("subtraction_2digit",))) == {
+        "addition_5digit",
+        "subtraction_2digit",
+    }
+    (tmp_path / "tasks").mkdir()
+    text = discover.find("tasks")["addition_5digit"].read_text()
+    (tmp_path / "tasks" / "another.py").write_text(text)
+    made = 'names = ["addition_5digit"]\n\n\n'
+    (tmp_path / "tasks" / "computed.py").write_text(
+        text.replace("class Addition5Digit(Task):", f"{made}class A(Task):\n    length_shift = tuple(names)")
+    )
+    monkeypatch.setenv("CDBENCH_PLUGINS", str(tmp_path))
+    assert discover.task_files("addition_3digit") == own
+    # What cannot be read from the source may be any of them.
+    assert discover.task_files("computed") == discover.find("tasks")

@@ -53,6 +53,12 @@ def bundle(saved: SavedStudy, where: Places, target: Path, *, weights: bool = Tr
     """
     if target.exists():
         raise UserError(f"{target} exists already; name another file with --output")
+    missing = [run_id for run_id in saved.run_ids if not (where.run(run_id) / record.RECORD).exists()]
+    if missing:
+        raise UserError(
+            f"{len(missing)} of the {len(saved.run_ids)} runs of {saved.name} have no record yet ({missing[0]} for one): a "
+            f"bundle holds whole studies. cdbench reproduce {saved.name}, without -k, runs the rest"
+        )
     records = [record.read(where.run(run_id)) for run_id in saved.run_ids]
     for done in records:
         if done.code.digest != (own := code_of(done.spec).digest):

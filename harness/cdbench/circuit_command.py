@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 _VARIABLES = ["ones_carry", "tens_carry", "ones_op1", "tens_op1", "ones_op2", "tens_op2"]
 _KINDS = ["random", *_VARIABLES]
+_SAID_EVERY = 10
+"""Seconds between two words of progress where there is no terminal."""
 
 
 @click.group()
@@ -55,9 +58,7 @@ def _model_options(command: Command) -> Command:
     command = _where_options(command)
     command = click.option(
         "--profile",
-        default="tiny",
-        show_default=True,
-        help="Whose models and splits: tiny, tiny_lengths, smoke, paper, or a .toml file.",
+        help="Whose models and splits: tiny (if not said), tiny_lengths, smoke, paper, or a .toml file. A run has its own.",
     )(command)
     return click.option("--task", default="addition_2digit", show_default=True)(command)
 
@@ -166,7 +167,11 @@ def _studied(model: str, options: dict[str, Any]) -> "Studied":
     from cdbench.circuit_session import Studied
 
     where = plan.places(options["runs"], options["store"])
-    return Studied(model, options["profile"], options["task"], where, _told("models"))
+    studied = Studied(model, options["profile"] or "tiny", options["task"], where, _told("models"))
+    asked = options["profile"] and Path(options["profile"]).stem
+    if studied.is_run and asked not in (None, studied.profile.name):
+        raise UserError(f"run {model} was made under profile '{studied.profile.name}'; it is studied under no other")
+    return studied
 
 
 def _start(studied: "Studied") -> None:
@@ -185,13 +190,17 @@ def _start(studied: "Studied") -> None:
 
 
 def _told(what: str) -> Callable[[int, int, str], None]:
-    """Progress on a terminal; a pipe is told nothing."""
-    shown = sys.stderr.isatty()
+    """Progress on a terminal; a pipe is told every ten seconds."""
+    shown, last = sys.stderr.isatty(), time.monotonic()
 
     def tell(done: int, total: int, note: str) -> None:
+        nonlocal last
+        of = f" {done} of {total}" if total else ""
         if shown:
-            of = f" {done} of {total}" if total else ""
             click.echo(f"\r\033[K{what}{of} {note}\r", nl=False, err=True)
+        elif time.monotonic() - last >= _SAID_EVERY:
+            last = time.monotonic()
+            click.echo(f"{what}{of} {note}".rstrip(), err=True)
 
     return tell
 
@@ -211,7 +220,8 @@ def _clear() -> None:
 def _folder(studied: "Studied", search: Any, source: str, counterfactual: str) -> Path:
     """A name of its own for each search; of a model without a short name, with the first digits of its content."""
     name = studied.name if "/" not in studied.name else f"{Path(studied.name).name.split('@')[0]}-{studied.content[:8]}"
-    parts = [name, studied.workspace.task, search.level, search.by]
+    own = [] if studied.is_run or studied.profile.name == "tiny" else [studied.profile.name]
+    parts = [name, *own, studied.workspace.task, search.level, search.by]
     parts += [f"{search.steps}steps"] * (search.steps > 1)
     parts += [source] * (source != "task") + [counterfactual] * (counterfactual != "random")
     return studied.where.runs / "circuits" / "-".join(parts)

@@ -17,6 +17,8 @@ _MEASURE = {
     "ablation": "mean ablation: accuracy lost (0 to 1)",
     "import": "imported",
 }
+_RANKED = 5
+"""Fewer items have a rank correlation of no meaning."""
 
 
 def show_discovery(made: "SavedCircuit", items: int) -> None:
@@ -34,7 +36,11 @@ def show_discovery(made: "SavedCircuit", items: int) -> None:
         exact = "" if item.exact is None else f"   exact {item.exact:+.3f}"
         limits = "" if item.low is None or item.high is None else f" [{item.low:+.3f}, {item.high:+.3f}]"
         click.echo(f"  {item.name:<{width}}  {item.score:+.3f}{limits}{exact}")
-    if made.same_sign_as_exact is not None:
+    if made.same_sign_as_exact is not None and len(made.top) < _RANKED:
+        click.echo(
+            f"\nagreement with exact patching on these: same sign {made.same_sign_as_exact} of {len(made.top)}; too few to rank"
+        )
+    elif made.same_sign_as_exact is not None:
         rank = "not defined" if made.spearman_with_exact is None else f"{made.spearman_with_exact:.2f}"
         click.echo(f"\nagreement with exact patching on these: rank correlation {rank}, "
                    f"same sign {made.same_sign_as_exact} of {len(made.top)}")  # fmt: skip

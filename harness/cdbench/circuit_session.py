@@ -60,6 +60,11 @@ class Studied:
             raise UserError(f"run {self.name} ({done.spec.label}) has no result: {done.status}, {done.error}")
         return done
 
+    @property
+    def is_run(self) -> bool:
+        """Whether the model is a run's student."""
+        return self._run is not None
+
     @cached_property
     def workspace(self) -> Workspace:
         """The task's splits and the profile's models, made if they are not there."""
@@ -140,6 +145,8 @@ class Studied:
 
     @property
     def _lasting_profile(self) -> str:
+        if self._run:
+            return self._run.spec.profile.name
         path = Path(self.profile_name).expanduser()
         return str(path.resolve()) if path.suffix == ".toml" else self.profile_name
 

@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -110,6 +111,36 @@ def static_fields(path: Path) -> dict[str, Scalar | None]:
                 value = entry.value.value if isinstance(entry.value, ast.Constant) else None
                 found[entry.target.id] = value if isinstance(value, bool | int | float | str) else None
     return found
+
+
+def task_files(name: str, also: Iterable[str] = ()) -> dict[str, Path]:
+    """The files that a task's splits depend on, by name: its own, those of its length-shift sets, and `also`.
+
+    Read without importing any; all tasks where the names of the length-shift sets are no constants.
+    """
+    found = find("tasks")
+    shifts = _length_shift(_parse(found[name])) if name in found else ()
+    if shifts is None:
+        return found
+    return {each: path for each, path in found.items() if each in {name, *shifts, *also}}
+
+
+def _length_shift(tree: ast.Module) -> tuple[str, ...] | None:
+    """What a task file assigns to `length_shift`; nothing if it does not, None if that is no constant."""
+    targets: list[tuple[ast.expr, ast.expr | None]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            targets += [(target, node.value) for target in node.targets]
+        elif isinstance(node, ast.AnnAssign):
+            targets.append((node.target, node.value))
+    names: list[str] = []
+    for target, value in targets:
+        if isinstance(target, ast.Name | ast.Attribute) and ast.unparse(target).split(".")[-1] == "length_shift":
+            try:
+                names += map(str, ast.literal_eval(value)) if value else ()
+            except (ValueError, TypeError):
+                return None
+    return tuple(names)
 
 
 def plugin_digest(path: Path) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cdbench import __version__
 from cdbench.config import RunSpec
-from cdbench.discover import find, plugin_digest
+from cdbench.discover import find, plugin_digest, task_files
 from cdbench.files import sha256
 from cdbench.record import Code
 from cdbench.seeds import digest
@@ -24,6 +24,8 @@ _VIEWS = {
     "test_command.py", "tracking.py",
 }  # fmt: skip
 """Parts of the package that no number in a record depends on."""
+_CODE = ("harness", "methods", "tasks", "pyproject.toml")
+"""What makes a checkout differ from its commit; a file that somebody wrote beside it does not."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "scipy", "scikit-learn", "pydantic")
 
 
@@ -64,14 +66,15 @@ def _commit() -> tuple[str, bool]:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", *_CODE))
     except (subprocess.CalledProcessError, FileNotFoundError):
         return "unknown", False
 
 
 def code_of(spec: RunSpec) -> Code:
     """The code that a run of this spec depends on."""
-    plugins = {f"tasks/{name}": plugin_digest(path) for name, path in find("tasks").items()}
+    tasks = task_files(spec.task, spec.profile.data.zoo_tasks)
+    plugins = {f"tasks/{name}": plugin_digest(path) for name, path in tasks.items()}
     methods = find("methods")
     if spec.method in methods:
         plugins[f"methods/{spec.method}"] = plugin_digest(methods[spec.method])

@@ -361,6 +361,8 @@ def read(folder: Path) -> Record:
         UserError: missing, cut short, of a newer schema, or altered so that it no longer fits the schema.
     """
     path = folder / RECORD
+    if not path.exists():
+        raise UserError(f"record {path} does not exist: there is no run {folder.name} here (cdbench list runs)")
     table = read_json(path, "record")
     version = table.get("schema_version")
     if isinstance(version, int) and version > SCHEMA:

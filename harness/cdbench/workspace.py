@@ -23,7 +23,7 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.pairing import pair_layers
 from cdbench.circuits.scores import Scores
 from cdbench.config import Profile, ZooModel
-from cdbench.discover import find, make_task, plugin_digest
+from cdbench.discover import make_task, plugin_digest, task_files
 from cdbench.errors import RunFailed, UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.generation import solutions
@@ -53,8 +53,10 @@ class Workspace:
         return {
             "part": part,
             "task": self.task,
-            # All tasks: a held-out set of another length is drawn by another file.
-            "plugins": {name: plugin_digest(path) for name, path in find("tasks").items()},
+            # A held-out set of another length is drawn by another file.
+            "plugins": {
+                name: plugin_digest(path) for name, path in task_files(self.task, self.profile.data.zoo_tasks).items()
+            },
             "config": self.profile.data.model_dump(mode="json"),
             "recipe": recipe("data", "seeds"),
         }

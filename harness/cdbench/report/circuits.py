@@ -219,7 +219,7 @@ def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         "Head maps: |importance| of each head (columns from 0) and of the MLP (last column), relative to the model's largest. By "
         "attribution patching on the training split; the first seed of a row."
     )
-    return figures.heat_maps("heads", maps, ("head, then MLP", "layer"), caption)
+    return figures.heat_maps("heads", maps, ("head; last: MLP", "layer"), caption)
 
 
 def _width(found: CircuitJudgement) -> int:

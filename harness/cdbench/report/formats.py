@@ -48,4 +48,7 @@ def over_seeds(found: Measured | None, show: Callable[[float | None], str]) -> s
         return "–"
     if found.interval is None:
         return show(found.mean)
-    return f"{show(found.mean)} [{show(found.interval.low)}, {show(found.interval.high)}]"
+    low, high = found.interval
+    if show is percent:  # no share is below 0 or above 1
+        low, high = max(0.0, low), min(1.0, high)
+    return f"{show(found.mean)} [{show(low)}, {show(high)}]"

@@ -94,7 +94,16 @@ def _draw_errors(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 
 def _trained(data: StudyData) -> list[Group]:
-    wanted = ("finetune", "kl", "cka_cd", "supervised_cd", "cka_shuffled_teacher")
+    wanted = (
+        "finetune",
+        "kl",
+        "cka_cd",
+        "supervised_cd",
+        "cka_shuffled_teacher",
+        "atp_cd",
+        "global_cd",
+        "atp_weight_zero",
+    )
     return [g for g in data.groups if g.records and (g.method in wanted or g.point)]
 
 
@@ -109,7 +118,7 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     if not kept:
         return None
     caption = (
-        "Training dynamics of the paper's rows and one control (paper A, figures 5 to 7): validation accuracy after each epoch, "
+        "Training dynamics of the papers' rows and one control (paper A, figures 5 to 7): validation accuracy after each epoch, "
         "each term's unweighted value and the weighted total (means of 25 steps). Line: mean over seeds; band: lowest to "
         "highest seed. The CKA loss is the biased one that is trained on."
     )
