@@ -20,7 +20,7 @@ from cdbench.circuits.graph import Graph
 from cdbench.circuits.patching import hits_at
 from cdbench.judge import SHARE, _best_matches, changed, component_cka, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
-from cdbench.report.circuits import even_heads
+from cdbench.report.circuits import even_heads, stability_over_seeds
 from cdbench.seeds import rng_for
 from cdbench.similarity import linear_cka
 from cdbench.sites import captured
@@ -295,3 +295,14 @@ def test_the_test_of_even_heads_errs_as_often_as_it_says_however_late_the_heads(
         assert found is not None
         rejected += found.p < 0.05
     assert 5 <= rejected <= 27
+
+
+def test_stability_over_seeds_is_the_mean_rank_correlation_of_every_two() -> None:
+    """Three heads: 1 2 3 against 2 4 8 is 1, against 3 2 1 it is −1: (1 − 1 − 1) / 3."""
+    rankings = [{"a0.h0": 1.0, "a0.h1": 2.0, "a0.h2": 3.0}, {"a0.h0": 2.0, "a0.h1": 4.0, "a0.h2": 8.0}]
+    same = [heads_with(each) for each in rankings]
+    assert stability_over_seeds(same) == pytest.approx(1.0)
+    assert stability_over_seeds(same[:1]) is None and stability_over_seeds([heads_with({}), same[0]]) is None
+    turned = [heads_with({name: -value for name, value in rankings[0].items()})]
+    alone = [each.model_copy(update={"importance": each.importance[1:4]}) for each in [*same, *turned]]
+    assert stability_over_seeds(alone) == pytest.approx(-1 / 3)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import spearmanr
 
 from cdbench.config import TEACHER
 from cdbench.inference import seed_interval
@@ -34,6 +35,13 @@ def measured(group: Group, name: str) -> Measured | None:
     if mean is None:
         return None
     return Measured(mean, seed_interval(values) if len(set(values)) > 1 else None)
+
+
+def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
+    """Mean rank correlation (Spearman) of nodes' importance between every two seeds; None where there are not two rankings."""
+    rankings = [each.importance for each in found if len(set(each.importance)) > 1]
+    pairs = [(a, b) for i, a in enumerate(rankings) for b in rankings[:i]]
+    return mean_of([float(spearmanr(a, b).statistic) for a, b in pairs])
 
 
 _NUMBERS = {
@@ -70,6 +78,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
                 "name": group.name,
                 **numbers,
                 "nodes": ", ".join(dict.fromkeys(nodes)),
+                "stability": stability_over_seeds(found),
                 "perplexity": group.metric("perplexity.test"),
                 "changed": group.metric("parameters_changed"),
                 "parameters": group.metric("parameters"),
@@ -92,7 +101,7 @@ def circuit_table(rows: Sequence[Row]) -> list[Row]:
             value = row[key]
             low, high = value.interval if value and value.interval else (None, None)
             flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
-        flat |= {key: row[key] for key in ("nodes", "perplexity", "changed", "parameters")}
+        flat |= {key: row[key] for key in ("stability", "nodes", "perplexity", "changed", "parameters")}
         found.append(flat | {"runs": " ".join(row["run_ids"])})
     return found
 
