@@ -443,7 +443,7 @@ def test_the_same_machine_gives_the_same_image(image: Image) -> None:
 
 
 def test_an_artefact_that_was_tampered_with_is_not_adopted(world: World, tmp_path: Path) -> None:
-    source = next((world.store / "data").iterdir())
+    source = world.workspace().training_data
     good = tmp_path / "box" / "data" / source.name
     shutil.copytree(source, good)
     store = Store(tmp_path / "store")
