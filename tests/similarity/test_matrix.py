@@ -87,6 +87,21 @@ def test_inputs_are_left_as_they_are_and_two_calls_agree() -> None:
     assert all(torch.equal(a, b) for a, b in zip(kept, (*xs, *ys), strict=True))
 
 
+def test_more_layers_than_are_held_at_a_time_give_what_each_gives_alone() -> None:
+    # 2 kept and 36 others: three blocks, in the last of which one layer is out of range and one stands on both sides.
+    xs, ys = ([v.float() for v in layers([150] * count, 300, seed, 2.0)] for count, seed in ((2, 15), (36, 16)))
+    ys[33] = ys[33] * 2.0**110
+    ys[35] = xs[1]
+    together = cka_matrices(xs, ys)
+    for i, y in enumerate(ys):
+        for matrix, alone in zip(together, cka_matrices(xs, [y]), strict=True):
+            torch.testing.assert_close(matrix[:, i : i + 1], alone, atol=1e-12, rtol=0)
+    assert together.debiased[1, 35].item() == pytest.approx(1, abs=1e-12)
+    ys[34] = torch.ones_like(ys[34])
+    with pytest.raises(ValueError, match=r"ys\[34\] of shape .* is constant"):
+        cka_matrices(xs, ys)
+
+
 @pytest.mark.parametrize("n", [6, 70, 300])
 @pytest.mark.parametrize(
     ("spoil", "complaint"),

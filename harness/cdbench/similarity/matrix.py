@@ -1,7 +1,8 @@
 """CKA of every layer of one model with every layer of another, both estimators from one pass.
 
-Each layer is read once. Its Gram matrix, [n, n], goes into one buffer with a row a layer; all pairs are then one product of
-that buffer with itself. With the diagonal taken out (hollow K), what both estimators need are inner products:
+Each layer is read once. The Gram matrices, [n, n], of one side are kept, those of the other go past them a block at a time;
+all pairs of a block are one product of what is in the buffer, a row a layer. With the diagonal taken out (hollow K), what both
+estimators need are inner products:
 
     biased     ⟨K, L⟩ + diag·diag − 2/n rows·rows + total·total / n²               rows, total: sums of K
     debiased   ⟨K, L⟩ − 2/(n−2) rows·rows + total·total / ((n−1)(n−2))             rows, total: sums of hollow K
@@ -38,6 +39,8 @@ _FEW = 256
 """Below so many samples centring the features costs a good part of the product; a small mean is left to the formulas."""
 _ROWS = 512
 """Rows that are widened to float64 at a time where products of features are taken."""
+_BLOCK = 16
+"""Grams of the other side that are held at a time, where n is not small."""
 _HALF = 64
 """From so many samples on half a product is faster than a whole one."""
 _CONSTANT = 1e-9
@@ -56,9 +59,9 @@ class CkaMatrices(NamedTuple):
 def cka_matrix(xs: Sequence[Tensor], ys: Sequence[Tensor], *, debiased: bool = False) -> Tensor:
     """Linear CKA of every layer in xs with every layer in ys, [len(xs), len(ys)], float64, without gradient.
 
-    Memory: the Grams, n² values a layer, plus one layer; a layer that stands in both lists is read once. Where n exceeds the
-    sum of the widths: the products of features in float64, as in `StreamingCKA`. float16 and bfloat16 are read as float32;
-    where any layer is float64, all are.
+    Memory: the Grams of xs and of up to 16 layers more, n² values each, plus one layer; a layer that stands in both lists is
+    read once. Where n exceeds the sum of the widths: the products of features in float64, as in `StreamingCKA`. float16 and
+    bfloat16 are read as float32; where any layer is float64, all are.
 
     Raises:
         ValueError: as `linear_cka`, naming the layer.
@@ -169,73 +172,91 @@ def gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> GramSums:
                 names.append(f"{side}[{i}]")
     left, right = (_selection([places[id(value)] for value in side]) for side in (xs, ys))
     with torch.autocast(xs[0].device.type, enabled=False), _blas_threads_as_torch(len(xs[0])):
-        grams = _Grams(distinct, names, working_dtype(*distinct))
-        cross, own, rows, diagonals = grams.sums(left, right)
+        grams = _Grams(distinct, names, len({id(value) for value in xs}), working_dtype(*distinct))
+        inner, own, rows, diagonals = grams.sums()
     shapes = [tuple(value.shape) for value in distinct]
-    return GramSums(cross, own, diagonals, rows, left, right, grams.exponents, names, shapes, grams.buffer.dtype)
+    return GramSums(
+        inner[left][:, right], own, diagonals, rows, left, right, grams.exponents, names, shapes, grams.dtype
+    )
 
 
 class _Grams:
-    """Gram matrices of layers in one buffer [layers, n, n]: centred, or of features whose mean is too small to matter."""
+    """Gram matrices of layers, centred, or of features whose mean is too small to matter.
 
-    def __init__(self, layers: list[Tensor], names: list[str], dtype: torch.dtype) -> None:
+    Those of the first `kept` layers stand in the buffer [slots, n, n] from first to last, those of the others go past them.
+    """
+
+    def __init__(self, layers: list[Tensor], names: list[str], kept: int, dtype: torch.dtype) -> None:
         n, device = len(layers[0]), layers[0].device
-        self.layers, self.names = layers, names
+        self.layers, self.names, self.kept, self.dtype = layers, names, kept, dtype
         self.exponents = [0] * len(layers)
-        self.buffer = torch.empty(len(layers), n, n, dtype=dtype, device=device)
+        others = len(layers) - kept
+        self.at_once = others if n < _FEW else min(others, _BLOCK)
+        self.buffer = torch.empty(kept + self.at_once, n, n, dtype=dtype, device=device)
         # Room for one layer: a fresh allocation each costs more than the subtraction.
         self._centred = torch.empty(n * max(layer.shape[1] for layer in layers), dtype=dtype, device=device)
         self._averaging = torch.full((1, n), 1 / n, dtype=dtype, device=device)
         self._offsets = torch.zeros(len(layers), dtype=dtype, device=device)
         """Squared norm of what was subtracted."""
 
-    def sums(self, left: slice | list[int], right: slice | list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Forms all Grams and sums over them: cross, own, rows, diagonals of `GramSums`.
+    def sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Forms all Grams and sums over them: inner products of the kept with all [kept, L]; own, rows, diagonals of `GramSums`.
 
         Raises:
             ValueError: a layer that is constant, or holds NaN or infinity.
         """
-        n = self.buffer.shape[1]
         # The first layer tells what to expect of the others; each is checked below.
-        raw = n < _FEW and self._first_has_small_mean()
-        for place in range(int(raw), len(self.layers)):
-            self._form(place, centre=not raw)
-        diagonals = self.buffer.diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
-        sums = _hollow_sums(self.buffer, left, right)
-        again = self._imprecise(diagonals, sums[2], raw)
+        raw = self.buffer.shape[1] < _FEW and self._first_has_small_mean()
+        slots = len(self.buffer)
+        found = [self._block(0, 0, slots, raw)]
+        for first in range(slots, len(self.layers), self.at_once or 1):
+            found.append(self._block(self.kept, first, min(self.at_once, len(self.layers) - first), raw))
+        if len(found) == 1:
+            return found[0]
+        inner, own, rows, diagonals = zip(*found, strict=True)
+        return torch.cat(inner, 1), torch.cat(own), torch.cat(rows), torch.cat(diagonals)
+
+    def _block(self, slot: int, first: int, count: int, raw: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Forms the Grams of `count` layers from `first` on, in the slots from `slot` on; gives of these what `sums` does."""
+        for i in range(int(raw and not first), count):
+            self._form(first + i, slot + i, centre=not raw)
+        buffer = self.buffer[: slot + count]
+        diagonals = buffer[slot:].diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
+        sums = _hollow_sums(buffer, self.kept, slot)
+        again = self._imprecise(diagonals, sums[2], self._offsets[first : first + count], raw)
         if not again:
             return *sums, diagonals
-        for place in again:
-            layer, name = self.layers[place], self.names[place]
-            self.exponents[place] = exponent_of(layer, name) or 0
-            _product(centred(layer, name, self.buffer.dtype), self.buffer[place])
-            diagonals[place] = self.buffer[place].diagonal()
-        return *_hollow_sums(self.buffer, left, right), diagonals
+        for i in again:
+            layer, name = self.layers[first + i], self.names[first + i]
+            self.exponents[first + i] = exponent_of(layer, name) or 0
+            _product(centred(layer, name, self.dtype), buffer[slot + i])
+            diagonals[i] = buffer[slot + i].diagonal()
+        return *_hollow_sums(buffer, self.kept, slot), diagonals
 
     def _first_has_small_mean(self) -> bool:
-        self._form(0, centre=False)
+        self._form(0, 0, centre=False)
         offset = float(self.buffer[0].sum()) / self.buffer.shape[1]
         return offset <= float(self.buffer[0].trace()) - offset
 
-    def _imprecise(self, diagonals: Tensor, rows: Tensor, raw: bool) -> list[int]:
+    def _imprecise(self, diagonals: Tensor, rows: Tensor, offsets: Tensor, raw: bool) -> list[int]:
         """Which Grams must be formed with care: entries out of range, a mean that costs digits, or nearly constant."""
         n, traces = rows.shape[1], diagonals.sum(1)
         means = (rows.sum(1) + traces) / n
         spreads = traces - means
-        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > _CONSTANT * (means + n * self._offsets))
+        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > _CONSTANT * (means + n * offsets))
         if raw:
             sound &= means <= spreads
         # One transfer says that all is well, as it nearly always is: on a GPU each would wait for the device.
         return [] if bool(sound.all()) else (~sound).nonzero().flatten().tolist()
 
-    def _form(self, place: int, centre: bool) -> None:
-        x = self.layers[place].to(self.buffer.dtype)
+    def _form(self, place: int, slot: int, centre: bool) -> None:
+        x = self.layers[place].to(self.dtype)
         if centre:
             # Twice as fast as x.mean(0). Its last digits do not matter: what is left of the mean, the formulas take off.
             mean = torch.mm(self._averaging, x)[0]
             self._offsets[place] = mean @ mean
             x = torch.sub(x, mean, out=self._centred[: x.numel()].view(x.shape))
-        _product(x, self.buffer[place])
+        _product(x, self.buffer[slot])
 
 
 def _product(rows: Tensor, out: Tensor) -> None:
@@ -248,22 +269,24 @@ def _product(rows: Tensor, out: Tensor) -> None:
         np.matmul(array, array.T, out=out.numpy())
 
 
-def _hollow_sums(buffer: Tensor, left: slice | list[int], right: slice | list[int]) -> tuple[Tensor, Tensor, Tensor]:
+def _hollow_sums(buffer: Tensor, kept: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """Empties the diagonals, and sums in float64, a few rows of all layers at a time.
 
     Returns:
-        Inner products of left with right [S, T], of each layer with itself [L], and sums over the rows [L, n].
+        Inner products of the kept Grams with those from `first` on [kept, new]; of each new one with itself [new], and sums over
+        its rows [new, n].
     """
-    buffer.diagonal(dim1=1, dim2=2).zero_()
+    buffer[first:].diagonal(dim1=1, dim2=2).zero_()
     parts = []
     for part in buffer.split(max(1, _CHUNK // buffer.shape[1]), dim=1):
         wide = part.to(WIDE)
         flat = wide.flatten(1)
-        parts.append((flat[left] @ flat[right].T, torch.linalg.vecdot(flat, flat), wide.sum(-1)))
+        new = flat[first:]
+        parts.append((flat[:kept] @ new.T, torch.linalg.vecdot(new, new), wide[first:].sum(-1)))
     if len(parts) == 1:
         return parts[0]
-    cross, own, rows = zip(*parts, strict=True)
-    return torch.stack(cross).sum(0), torch.stack(own).sum(0), torch.cat(rows, 1)
+    inner, own, rows = zip(*parts, strict=True)
+    return torch.stack(inner).sum(0), torch.stack(own).sum(0), torch.cat(rows, 1)
 
 
 def _selection(places: list[int]) -> slice | list[int]:
