@@ -39,6 +39,18 @@ def difference_of(a: int, b: int) -> Example:
     return Example(f"{a}-{b}=", str(a - b), (a, b))
 
 
+def test_problems_are_exchanged_with_those_of_the_same_layout_alone() -> None:
+    """5+23= and 23+5= have as many tokens, but where one has its plus the other has a digit."""
+    examples = [sum_of(a, b) for a in range(1, 30, 3) for b in range(2, 30, 5)]
+    assert {len(e.prompt) for e in examples} == {4, 5, 6}
+    encoded = lambda text: prompt_ids(make_tokenizer(), text)  # noqa: E731
+    pairs = [*make_pairs(examples, "random", encoded, Random(0))[0]]
+    pairs += make_interchanges(make_tokenizer(), examples, "ones_carry", Random(0)).pairs
+    assert len(pairs) > 60
+    for clean, other in pairs:
+        assert clean.prompt.index("+") == other.prompt.index("+") and len(clean.prompt) == len(other.prompt)
+
+
 def test_carries_by_hand() -> None:
     assert carry(27, 64, "+", 0) == 1  # 7 + 4 = 11
     assert carry(27, 64, "+", 1) == 0  # 2 + 6 + 1 = 9

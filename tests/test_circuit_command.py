@@ -165,6 +165,7 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
         (["discover", "teacher", "--by", "exact", "--steps", "3"], "--by exact has no steps"),
         (["discover", "teacher", "--top", "0"], "--top"),
+        (["discover", "teacher", "--top", "17"], "--top 17: the model has 16 nodes"),
         (["discover", "teacher", "--problems", "0"], "--problems"),
         (["interchange", "teacher", "--variable", "hundreds"], "hundreds"),
         (["import", "none.json", "--model", "teacher"], "does not exist"),

@@ -35,6 +35,15 @@ def of(**means: list[float]) -> Components:
     return Components(tuple(site_of(name.replace("h", ".h")) for name in means), torch.tensor(list(means.values())).T)
 
 
+@pytest.mark.parametrize("share", [0.0, -1.0, 1.01, 7.0, float("nan")])
+def test_a_share_of_none_or_of_more_than_all_is_refused(share: float) -> None:
+    found = Components(("mlp.0.out", "mlp.1.out"), torch.ones(3, 2))
+    with pytest.raises(UserError, match="share = .*above 0 and at most 1"):
+        top_components(found, share)
+    with pytest.raises(UserError, match="share = "):
+        pair_components(found, found, share)
+
+
 def test_nodes_are_named_as_terms_read_them() -> None:
     assert site_of("a3.h12") == "attn.3.head.12"
     assert site_of("m10") == "mlp.10.out"

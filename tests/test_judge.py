@@ -17,8 +17,8 @@ from cdbench.circuits.components import components, is_head, top_components
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.faithfulness import cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Graph
-from cdbench.circuits.patching import hits_at
-from cdbench.judge import SHARE, _best_matches, changed, component_cka, judge_circuit, perplexity
+from cdbench.circuits.patching import hits_at, patch_exactly
+from cdbench.judge import SHARE, NotJudged, _best_matches, changed, component_cka, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
 from cdbench.report.circuits import even_heads, stability_over_seeds
 from cdbench.seeds import rng_for
@@ -110,7 +110,8 @@ def test_a_component_that_is_constant_has_no_cka(held) -> None:  # type: ignore[
         for layer in model.model.layers:
             layer.mlp.down_proj.weight.zero_()
             layer.self_attn.v_proj.weight.zero_()
-    assert component_cka(model, workspace, test, own) is None
+    with pytest.raises(ValueError, match=r"student (attn|mlp)\.\d.* and teacher .* is constant over the samples"):
+        component_cka(model, workspace, test, own)
 
 
 def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
@@ -119,7 +120,43 @@ def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
     workspace, test = held
     monkeypatch.setattr("cdbench.judge.pair_components", lambda *args: ())
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
-    assert found is not None and found.cka is None and found.faithfulness is not None
+    assert found.cka is None and "no two components of one kind" in found.not_judged["cka"]
+    assert found.faithfulness is not None
+
+
+def test_the_top_of_the_ranking_is_held_against_exact_patching(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, _ = held
+    model, checked = workspace.student.model(), judgement.exact
+    assert checked is not None and len(checked.nodes) == 10 and checked.problems == len(workspace.contrasts)
+    sizes = dict(zip(judgement.nodes, map(abs, judgement.importance), strict=True))
+    assert set(checked.nodes) == set(sorted(sizes, key=lambda name: -sizes[name])[:10])
+    exact = dict(zip(judgement.nodes, patch_exactly(model, workspace.contrasts).mean.tolist(), strict=True))
+    assert checked.exact == pytest.approx([exact[name] for name in checked.nodes], abs=1e-5)
+    signs = [(a > 0) == (b > 0) for a, b in zip(checked.attribution, checked.exact, strict=True)]
+    assert checked.same_sign == sum(signs)
+
+
+def test_both_estimators_of_the_pairs_are_told(judgement: CircuitJudgement) -> None:
+    assert judgement.cka is not None and judgement.cka.biased_mean is not None
+    assert judgement.cka.biased_mean > judgement.cka.debiased_mean
+
+
+def test_problems_that_say_nothing_are_counted(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
+    assert judgement.found_on == len(workspace.contrasts)
+    assert judgement.left_out == len(calibration) - len(workspace.contrasts) + len(test) - judgement.problems
+    for clean, corrupt in workspace.contrasts.pairs:
+        assert [len(str(n)) for n in clean.operands] == [len(str(n)) for n in corrupt.operands]
+
+
+def test_importances_that_are_no_numbers_are_a_reason_and_no_crash(held) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    model = workspace.student.model()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(float("inf"))
+    with pytest.raises(NotJudged, match=r"cannot be ranked: \d+ of \d+ node scores are not finite"):
+        judge_circuit(model, workspace, test, reference=False)
 
 
 def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
@@ -199,7 +236,7 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
     assert found.interchange.control is not None and 0 < found.interchange.control.n < 0.5 * seen[2]
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
-    assert found is not None and found.interchange is None
+    assert found.interchange is None and "solves none of the problems" in found.not_judged["interchange"]
 
 
 def test_tied_parameters_are_counted_once() -> None:

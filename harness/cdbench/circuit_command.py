@@ -25,6 +25,7 @@ Command = Callable[..., None]
 _VARIABLES = ["ones_carry", "tens_carry", "ones_op1", "tens_op1", "ones_op2", "tens_op2"]
 _KINDS = ["random", *_VARIABLES]
 _SAID_EVERY = 10
+_SHOWN = 10
 """Seconds between two words of progress where there is no terminal."""
 
 
@@ -103,9 +104,7 @@ def _data_options(command: Command) -> Command:
 @click.option(
     "-n", "--problems", type=click.IntRange(1), default=500, show_default=True, help="Training problems to use."
 )
-@click.option(
-    "--top", type=click.IntRange(1), default=10, show_default=True, help="Items to show, and to patch exactly."
-)
+@click.option("--top", type=click.IntRange(1), help="Items to show, and to patch exactly [10, or all there are].")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write it [RUNS/circuits/NAME].")
 @_data_options
 @_model_options
@@ -137,8 +136,10 @@ def discover(model: str, **options: Any) -> None:
     scores = discovery.discover(studied.model, contrasts, studied.encoded(examples), search, work)
     graph = Graph.of(studied.model)
     values = discovery.flat(scores.mean, graph, search.level)
-    saved.require_finite(values, f"{model} on {told.task}")
-    count = min(options["top"], len(values))
+    saved.require_finite(values, f"{model} on {told.named}")
+    if (options["top"] or 1) > len(values):
+        raise UserError(f"--top {options['top']}: the model has {len(values)} {search.level}s")
+    count = options["top"] or min(_SHOWN, len(values))
     checked = discovery.agreement(studied.model, contrasts, scores, count) if search.by == "attribution" else None
     folder = options["out"] or _folder(studied, search, options["source"], options["counterfactual"])
     table: dict[str, object] = {
@@ -221,9 +222,8 @@ def _folder(studied: "Studied", search: Any, source: str, counterfactual: str) -
     """A name of its own for each search; of a model without a short name, with the first digits of its content."""
     name = studied.name if "/" not in studied.name else f"{Path(studied.name).name.split('@')[0]}-{studied.content[:8]}"
     own = [] if studied.is_run or studied.profile.name == "tiny" else [studied.profile.name]
-    parts = [name, *own, studied.workspace.task, search.level, search.by]
-    parts += [f"{search.steps}steps"] * (search.steps > 1)
-    parts += [source] * (source != "task") + [counterfactual] * (counterfactual != "random")
+    parts = [name, *own, studied.workspace.task if source == "task" else source, search.level, search.by]
+    parts += [f"{search.steps}steps"] * (search.steps > 1) + [counterfactual] * (counterfactual != "random")
     return studied.where.runs / "circuits" / "-".join(parts)
 
 
@@ -314,7 +314,7 @@ def evaluate(folder: Path, **options: Any) -> None:
         table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return
-    click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.task}"
+    click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.named}"
                f"{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
     show_evaluation(result, made.level)
 
@@ -432,7 +432,8 @@ def attention(folder: Path, **options: Any) -> None:
 
     made, scores = saved.read(folder)
     studied = _again(made, options)
-    pattern = attention_pattern(studied.model, studied.tokenizer, studied.examples("test", options["problems"]))
+    prompts = studied.prompts(made.data.source, options["problems"])
+    pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
     graph, mean = made.model.graph, scores.mean
     size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
     order = [i for i in size.argsort(descending=True, stable=True).tolist() if graph.nodes[i].startswith("a")]
@@ -444,7 +445,7 @@ def attention(folder: Path, **options: Any) -> None:
         table = {"circuit": str(folder), "roles": pattern.roles, "prompts": pattern.prompts, "of": pattern.of}
         click.echo(json.dumps(table | {"heads": {name: w.tolist() for name, w in shown.items()}}, indent=1))
         return
-    click.echo(f"{made.model.name} on {made.data.task}: mean over the {pattern.prompts} of {pattern.of} held-out prompts laid "
+    click.echo(f"{made.model.name} on {made.data.named}: mean over the {pattern.prompts} of {pattern.of} held-out prompts laid "
                f"out as {' | '.join(pattern.roles)}")  # fmt: skip
     click.echo(f"from the last token, '{pattern.roles[-1]}', each head looks at")
     for name, weights in shown.items():
@@ -478,7 +479,13 @@ def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) 
         raise UserError(f"--keep {keep}: a circuit of 1 to {graph.items(made.level)} {made.level}s can be marked")
     chosen = None if keep is None else top(scores.mean, keep, graph, made.level)
     mib.write(out, graph, made.level, scores.mean, chosen)
-    click.echo(json.dumps({"file": str(out), "format": form, "level": made.level, "kept": keep}) if as_json else out)
+    kept = None if chosen is None else len(chosen)
+    if as_json:
+        click.echo(json.dumps({"file": str(out), "format": form, "level": made.level, "kept": kept}))
+        return
+    if kept != keep:
+        click.echo(f"{kept} of the top {keep} edges lead from the input to the logits and are marked", err=True)
+    click.echo(out)
 
 
 @circuit.command("import")
@@ -522,7 +529,7 @@ def import_(file: Path, **options: Any) -> None:
     unknown = ("metric_clean", "metric_corrupt", "stability", "spearman_with_exact", "same_sign_as_exact")
     table = {
         "cdbench": __version__, "model": studied.subject, "data": data, "by": "import", "level": level, "steps": 1,
-        "top": _top(scores, graph, min(10, graph.items(level)), None), **dict.fromkeys(unknown),
+        "top": _top(scores, graph, min(_SHOWN, graph.items(level)), None), **dict.fromkeys(unknown),
     }  # fmt: skip
     made = saved.write(folder, table, scores)
     if options["as_json"]:

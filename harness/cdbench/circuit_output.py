@@ -24,7 +24,7 @@ _RANKED = 5
 def show_discovery(made: "SavedCircuit", items: int) -> None:
     """The top of a ranking of `items` items, how sure it is and how exact."""
     model, told = made.model, made.data
-    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.task}: "
+    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: "
                f"{told.problems} problems against '{told.counterfactual}' counterfactuals" + dropped(told))  # fmt: skip
     if made.metric_clean is not None and made.metric_corrupt is not None:
         click.echo(
@@ -52,7 +52,7 @@ def dropped(told: "Problems") -> str:
     """What was left out, in brackets; empty where nothing was."""
     parts = []
     if told.without_counterfactual:
-        parts.append(f"{told.without_counterfactual} have no such counterfactual of equal token length")
+        parts.append(f"{told.without_counterfactual} have no such counterfactual of the same layout")
     if told.without_contrast:
         parts.append(f"{told.without_contrast} have the same answer")
     return f" (dropped: {'; '.join(parts)})" if parts else ""

@@ -176,10 +176,8 @@ class Studied:
                 raise UserError(
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
                 )
-        elif source == "mib":
-            pairs, without = mib.pairs_of(islice(mib.load(split), n), kind)
         else:
-            pairs, without = mib.pairs_of(mib.generate(rng_for("mib", split), n, split), kind)
+            pairs, without = _of_mib(source, kind, split, n)
         pairs, uneven = self._of_equal_length(pairs)
         contrasts = make_contrasts(self.tokenizer, pairs)
         told = Problems(
@@ -187,6 +185,16 @@ class Studied:
             without_counterfactual=without + uneven, without_contrast=contrasts.without_contrast,
         )  # fmt: skip
         return contrasts, told
+
+    def prompts(self, source: Source, n: int) -> tuple[Example, ...]:
+        """At most `n` held-out problems of a source.
+
+        Raises:
+            EnvironmentLacks: MIB's data are not in the cache.
+        """
+        if source == "task":
+            return self.examples("test", n)
+        return tuple(clean for clean, _ in _of_mib(source, "random", "test", n)[0])
 
     def _of_equal_length(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
         """Pairs whose prompts have equally many tokens, and how many have not."""
@@ -196,3 +204,9 @@ class Studied:
             if len(prompt_ids(self.tokenizer, clean.prompt)) == len(prompt_ids(self.tokenizer, other.prompt))
         ]
         return kept, len(pairs) - len(kept)
+
+
+def _of_mib(source: Source, kind: Kind, split: str, n: int) -> tuple[list[Pair], int]:
+    """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none."""
+    rows = islice(mib.load(split), n) if source == "mib" else mib.generate(rng_for("mib", split), n, split)
+    return mib.pairs_of(rows, kind)

@@ -130,18 +130,29 @@ class PromptEncoder(Protocol):
     def __call__(self, text: str) -> Sequence[int]: ...
 
 
+Layout = tuple[int, ...]
+
+
+def layout(example: Example, encode: PromptEncoder) -> Layout:
+    """What two prompts must share so that each place of one means what it means in the other: tokens, and digits by operand.
+
+    Equal length alone would set the "+" of 5+23 against a digit of 23+5.
+    """
+    return (len(encode(example.prompt)), *(len(str(abs(operand))) for operand in example.operands))
+
+
 def make_counterfactuals(examples: Sequence[Example], encode: PromptEncoder, rng: Random) -> list[Example | None]:
-    """For each example another one of the same split, of equal token length and with another answer.
+    """For each example another one of the same split, of the same layout and with another answer.
 
     None where the split has none (then the caller counts and says so).
     """
-    by_length: dict[int, list[Example]] = {}
-    lengths = [len(encode(example.prompt)) for example in examples]
-    for example, length in zip(examples, lengths, strict=True):
-        by_length.setdefault(length, []).append(example)
+    alike: dict[Layout, list[Example]] = {}
+    layouts = [layout(example, encode) for example in examples]
+    for example, own in zip(examples, layouts, strict=True):
+        alike.setdefault(own, []).append(example)
     result: list[Example | None] = []
-    for example, length in zip(examples, lengths, strict=True):
-        others = [other for other in by_length[length] if other.answer != example.answer]
+    for example, own in zip(examples, layouts, strict=True):
+        others = [other for other in alike[own] if other.answer != example.answer]
         result.append(rng.choice(others) if others else None)
     return result
 

@@ -44,7 +44,7 @@ from cdbench.evaluate import (
     summarise_masks,
 )
 from cdbench.files import explained, read_json, sha256, write_atomic, write_json
-from cdbench.judge import changed, judge_circuit, perplexity
+from cdbench.judge import NotJudged, changed, judge_circuit, perplexity
 from cdbench.models import Checkpoint, Role, prepare
 from cdbench.predictions import Prediction, count, dump_predictions
 from cdbench.provenance import environment
@@ -264,13 +264,18 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         else changed(model, workspace.student.model(device))
     )
     masks, agreement = _examine_masks(folder / "masks.safetensors", workspace)
+    try:
+        circuit, not_judged = judge_circuit(model, workspace, splits["test"], reference=reference), ""
+    except NotJudged as reason:
+        circuit, not_judged = None, str(reason)
     first = splits["test"][0].prompt
     metrics = Metrics(
         **count(predictions),
         cka=cka,
         masks=masks,
         mask_agreement=agreement,
-        circuit=judge_circuit(model, workspace, splits["test"], reference=reference),
+        circuit=circuit,
+        circuit_not_judged=not_judged,
         perplexity={name: perplexity(model, encode(tokenizer, examples)) for name, examples in splits.items()},
         parameters_changed=touched[0],
         parameters=touched[1],

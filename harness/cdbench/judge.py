@@ -5,7 +5,9 @@ ranks the nodes and the edges of the trained student. The first half of the node
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
+from cdbench.circuits.discovery import agreement
 from cdbench.circuits.evaluation import Rivals, evaluate
 from cdbench.circuits.faithfulness import circuit_end, magnitude
 from cdbench.circuits.forward import Forward
@@ -30,6 +33,7 @@ from cdbench.record import (
     CircuitJudgement,
     ComponentCka,
     EdgeJudgement,
+    ExactCheck,
     Faithfulness,
     InterchangeJudgement,
 )
@@ -49,44 +53,98 @@ _OF_EDGES = Work(batch_size=25)
 _EDGE_PROBLEMS = 200
 _DRAWS = 3
 _SHOWN = 12
+_CHECKED, _CHECKED_PROBLEMS = 10, 200
+"""How many nodes are patched exactly, and on how many problems."""
 _VARIABLE: Variable = "ones_carry"
+
+
+Part = TypeVar("Part")
+
+
+class NotJudged(Exception):
+    """Says why a model has no circuit that could be judged."""
+
+
+@dataclass
+class _Reasons:
+    """Parts of a judgement, and why some are missing."""
+
+    missing: dict[str, str] = field(default_factory=dict)
+
+    def part(self, name: str, judged: Callable[[], Part]) -> Part | None:
+        """What `judged` gives; None, with its reason kept, where it says that there is nothing to judge."""
+        try:
+            return judged()
+        except (UserError, ValueError) as error:
+            self.missing[name] = str(error)
+            return None
 
 
 def judge_circuit(
     model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], *, reference: bool
-) -> CircuitJudgement | None:
-    """Judges a model's circuit on held-out problems; None where no two problems of the task can be contrasted.
+) -> CircuitJudgement:
+    """Judges a model's circuit on held-out problems.
 
     `reference` is the teacher itself, which is not compared with the teacher.
+
+    Raises:
+        NotJudged: no two problems of the task can be contrasted, or importances are not finite.
     """
-    found, held = workspace.contrasts, _contrasts(workspace, test)
+    found, (held, without) = workspace.contrasts, _contrasts(workspace, test)
     if found is None or held is None:
-        return None
+        raise NotJudged(f"no two problems of '{workspace.task}' have the same layout and different answers")
     graph, scores = Graph.of(model), attribute(model, found)
-    circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
+    try:
+        circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
+    except ValueError as error:
+        raise NotJudged(f"the nodes cannot be ranked: {error}") from None
     calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
     means = placed_means(model, encode(workspace.tokenizer, calibration))
     split = encode(workspace.tokenizer, test)
     low, high = scores.interval() or (scores.mean, scores.mean)
+    reasons = _Reasons()
+    own = components(graph, scores)
     return CircuitJudgement(
         problems=len(held),
+        found_on=len(found),
+        left_out=without + len(calibration) - len(found),
         nodes=list(graph.nodes),
         importance=scores.mean.tolist(),
         importance_low=low.tolist(),
         importance_high=high.tolist(),
+        exact=_exactly(model, found, scores),
         circuit=circuit.names,
-        faithfulness=_faithfulness(model, found, held, scores),
+        faithfulness=reasons.part("faithfulness", lambda: _faithfulness(model, found, held, scores)),
         accuracy=wilson(int(_alone(model, split, means, circuit).sum()), len(test)),
-        edges=_edges(model, found, held, split, means),
-        interchange=_interchange(model, workspace, test),
-        cka=None if reference else component_cka(model, workspace, test, components(graph, scores)),
+        edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
+        interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
+        cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own)),
+        not_judged=reasons.missing,
     )
 
 
-def _contrasts(workspace: Workspace, test: Sequence[Example]) -> Contrasts | None:
-    rng = rng_for("judge", workspace.task, workspace.profile.data.seed)
-    pairs, _ = make_pairs(test[:_PROBLEMS], "random", lambda text: prompt_ids(workspace.tokenizer, text), rng)
-    return make_contrasts(workspace.tokenizer, pairs) if pairs else None
+def _contrasts(workspace: Workspace, test: Sequence[Example]) -> tuple[Contrasts | None, int]:
+    """Held-out problems with their counterfactuals, and how many have none."""
+    rng, some = rng_for("judge", workspace.task, workspace.profile.data.seed), test[:_PROBLEMS]
+    pairs, _ = make_pairs(some, "random", lambda text: prompt_ids(workspace.tokenizer, text), rng)
+    made = make_contrasts(workspace.tokenizer, pairs) if pairs else None
+    return made, len(some) - (len(made) if made else 0)
+
+
+def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores) -> ExactCheck:
+    """Holds the top of the ranking against exact patching: where the model is sure of its answer, the slope says little."""
+    some = torch.arange(min(_CHECKED_PROBLEMS, len(found)))
+    graph, ranked = Graph.of(model), Scores("node", scores.rows[some], scores.sizes[some])
+    nodes = scores.mean.abs().argsort(descending=True, stable=True)[:_CHECKED].tolist()
+    checked = agreement(model, found.take(some), ranked, nodes)
+    return ExactCheck(
+        nodes=[graph.nodes[i] for i in checked.items],
+        attribution=list(checked.approximate),
+        exact=list(checked.exact),
+        spearman=None if math.isnan(checked.spearman) else checked.spearman,
+        same_sign=checked.same_sign,
+        problems=len(some),
+    )
 
 
 def _edges(
@@ -106,17 +164,17 @@ def _edges(
 
 def _faithfulness(
     model: LlamaForCausalLM, chosen_on: Contrasts, held: Contrasts, scores: Scores, work: Work = QUIETLY
-) -> Faithfulness | None:
-    """None where f is 0 divided by 0, or scores are not finite. Magnitudes are of the problems that the scores are of."""
-    try:
-        found = evaluate(
-            model, held, scores, Rivals(_DRAWS, magnitude(model, chosen_on, scores.level, work)), work=work
-        )
-    except (UserError, ValueError):
-        return None
+) -> Faithfulness:
+    """Magnitudes are of the problems that the scores are of.
+
+    Raises:
+        UserError: f is 0 divided by 0, of all problems or of draws of them.
+        ValueError: scores are not finite.
+    """
+    found = evaluate(model, held, scores, Rivals(_DRAWS, magnitude(model, chosen_on, scores.level, work)), work=work)
     own = found["circuit"]
     if math.isnan(own["cpr_95"][0]) or math.isnan(own["cmd_95"][0]):
-        return None
+        raise UserError(f"on draws of the {len(held)} problems f is 0 divided by 0: it has no interval")
     return Faithfulness(
         items=found["items"],
         **own,
@@ -143,8 +201,12 @@ def _alone(
     return torch.cat(hits)
 
 
-def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement | None:
-    """The node that carries the ones' carry best on training problems, judged on held-out ones; None for other tasks."""
+def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement:
+    """The node that carries the ones' carry best on training problems, judged on held-out ones.
+
+    Raises:
+        UserError: the task has no carry, or the model solves none of the problems that could be exchanged.
+    """
 
     def hits(split: Sequence[Example], name: str, nodes: Sequence[int], *, same: bool = False) -> Tensor:
         """Of pairs that are the same for every row, those of which the model solves both problems."""
@@ -157,12 +219,9 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
         return interchange_hits(model, problems, nodes)[kept]
 
     graph = Graph.of(model)
-    try:
-        best = int(hits(workspace.train_examples, "train", all_nodes(graph)).sum(0).argmax())
-        judged = hits(test, "test", [best])[:, 0]
-        control = hits(test, "control", [best], same=True)[:, 0]
-    except UserError:
-        return None
+    best = int(hits(workspace.train_examples, "train", all_nodes(graph)).sum(0).argmax())
+    judged = hits(test, "test", [best])[:, 0]
+    control = hits(test, "control", [best], same=True)[:, 0]
     return InterchangeJudgement(
         variable=_VARIABLE,
         node=graph.nodes[best],
@@ -173,35 +232,34 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
 
 def component_cka(
     model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], own: Components
-) -> ComponentCka | None:
+) -> ComponentCka:
     """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
 
     The pairs are functional ones of the models before training, the ones that `atp_cd` aligns: for that row this measures what it
     was trained on. The best matches are of the trained student's own circuit, with anybody but their partners.
-    None where no two components are of one kind, or one is constant over the problems.
+
+    Raises:
+        ValueError: no two components are of one kind, or one is constant over the problems.
     """
     teacher = workspace.components("teacher", "attribution")
     pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
     if not pairs:
-        return None
+        raise ValueError("the circuits of student and teacher have no two components of one kind")
     circuits = [top_components(each, SHARE) for each in (own, teacher)]
     mine, theirs = (top_components(each, min(1.0, _SHOWN / len(each.sites)))[:_SHOWN] for each in (own, teacher))
     split = encode(workspace.tokenizer, test)
     first = _activations(model, split, [*mine, *circuits[0], *(s for s, _ in pairs)])
     frozen = workspace.teacher.model(workspace.profile.device)
     second = _activations(frozen, split, [*theirs, *circuits[1], *(t for _, t in pairs)])
-    try:
-        paired = _pairwise(first, second, pairs)
-        matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
-        ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
-        best = _best_matches(ours, targets, pairs)
-    except ValueError:
-        return None
+    biased, debiased = zip(*(_of_pair(first, second, pair) for pair in pairs), strict=True)
+    matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
+    ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
     return ComponentCka(
         pairs=list(pairs),
-        debiased=paired,
-        debiased_mean=sum(paired) / len(paired),
-        best_mean=best,
+        debiased=list(debiased),
+        debiased_mean=sum(debiased) / len(pairs),
+        biased_mean=sum(biased) / len(pairs),
+        best_mean=_best_matches(ours, targets, pairs),
         student=list(mine),
         teacher=list(theirs),
         matrix=matrix.tolist(),
@@ -230,8 +288,14 @@ def _best_matches(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], 
     return sum(best) / len(best) if best else None
 
 
-def _pairwise(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pairs: Pairs) -> list[float]:
-    return [float(cka_matrices([first[s]], [second[t]])[1][0, 0]) for s, t in pairs]
+def _of_pair(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pair: tuple[str, str]) -> tuple[float, float]:
+    """CKA of one pair, biased and debiased. Names it where a component is constant."""
+    student, teacher = pair
+    try:
+        biased, debiased = cka_matrices([first[student]], [second[teacher]])
+    except ValueError as error:
+        raise ValueError(f"student {student} and teacher {teacher}: {error}") from None
+    return float(biased[0, 0]), float(debiased[0, 0])
 
 
 @torch.no_grad()

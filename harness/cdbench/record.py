@@ -144,20 +144,42 @@ class ComponentCka(_Model):
     pairs: list[tuple[str, str]]
     debiased: list[float]
     debiased_mean: float
+    biased_mean: float | None = None
+    """Of the same pairs, by the biased estimator, which grows with the width (errata A8)."""
     best_mean: float | None = None
     student: list[str]
     teacher: list[str]
     matrix: list[list[float]]
 
 
+class ExactCheck(_Model):
+    """The nodes of largest |importance| patched exactly, on the first of the problems that they were ranked on.
+
+    Attribution is the first order of what exact patching measures; `attribution` and `exact` are over the same problems.
+    """
+
+    nodes: list[str]
+    attribution: list[float]
+    exact: list[float]
+    spearman: float | None
+    same_sign: int
+    problems: int
+
+
 class CircuitJudgement(_Model):
     """The evaluator's word on a model's circuit (`judge`): found on the training split, judged on held-out problems.
 
     `importance` of each node is by attribution patching, with 95 % intervals over training problems; `accuracy` is that of the
-    circuit alone, everything else at its mean at that place of a problem.
+    circuit alone, everything else at its mean at that place of a problem. `not_judged` has the reason for each part that is None.
     """
 
     problems: int
+    found_on: int = 0
+    """Training problems that the circuit was found on; 0 in records from before it was kept."""
+    left_out: int = 0
+    """Problems, of either split, without a counterfactual of the same layout and another answer."""
+    exact: ExactCheck | None = None
+    not_judged: dict[str, str] = Field(default_factory=dict)
     nodes: list[str]
     importance: list[float]
     importance_low: list[float]
@@ -188,6 +210,8 @@ class Metrics(_Model):
     masks: dict[str, MaskSummary]
     mask_agreement: MaskAgreement | None = None
     circuit: CircuitJudgement | None = None
+    circuit_not_judged: str = ""
+    """Why there is no judgement of a circuit, where there is none."""
     perplexity: dict[str, float] = Field(default_factory=dict)
     """Of the answers, by held-out split."""
     parameters_changed: int | None = None

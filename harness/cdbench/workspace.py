@@ -206,7 +206,7 @@ class Workspace:
 
     @cached_property
     def counterfactuals(self) -> Path:
-        """counterfactuals.jsonl: for each training problem another one of equal token length and another answer, or null.
+        """counterfactuals.jsonl: for each training problem another one of the same layout and another answer, or null.
 
         missing.json counts the problems that have none.
         """
@@ -272,7 +272,7 @@ class Workspace:
         found = load_file(self.components_file(by))
         if not found:
             raise RunFailed(
-                f"no problem of '{self.task}' has a counterfactual of equal token length with another answer: heads and MLPs "
+                f"no problem of '{self.task}' has a counterfactual of the same layout with another answer: heads and MLPs "
                 "cannot be ranked"
             )
         rows = found[role]

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from cdbench.api import Example
 from cdbench.circuits.contrasts import Pair
-from cdbench.data import PromptEncoder, make_counterfactuals
+from cdbench.data import PromptEncoder, layout, make_counterfactuals
 from cdbench.errors import UserError
 
 Variable = Literal["ones_op1", "ones_op2", "tens_op1", "tens_op2", "ones_carry", "tens_carry"]
@@ -119,7 +119,7 @@ def alternatives(example: Example, kind: Variable) -> list[tuple[int, int]]:
 
 
 def make_pairs(examples: Sequence[Example], kind: Kind, encode: PromptEncoder, rng: Random) -> tuple[list[Pair], int]:
-    """Each problem with a counterfactual of equal token length, and how many problems have none.
+    """Each problem with a counterfactual of the same layout (tokens, and digits by operand), and how many problems have none.
 
     Raises:
         UserError: problems that are neither sums nor differences of two operands, for any kind but `random`.
@@ -131,8 +131,8 @@ def make_pairs(examples: Sequence[Example], kind: Kind, encode: PromptEncoder, r
     pairs = []
     for example in examples:
         made = [with_operands(example, *operands) for operands in alternatives(example, kind)]
-        length = len(encode(example.prompt))
-        fitting = [other for other in made if len(encode(other.prompt)) == length]
+        own = layout(example, encode)
+        fitting = [other for other in made if layout(other, encode) == own]
         if fitting:
             pairs.append((example, rng.choice(fitting)))
     return pairs, len(examples) - len(pairs)

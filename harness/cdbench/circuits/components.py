@@ -11,6 +11,7 @@ from torch import Tensor
 from cdbench.api import Components
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.scores import Scores
+from cdbench.errors import UserError
 
 Pairs = tuple[tuple[str, str], ...]
 _TRIES = 200
@@ -33,7 +34,13 @@ def is_head(site: str) -> bool:
 
 
 def top_components(found: Components, share: float) -> tuple[str, ...]:
-    """The share of components with the largest |mean score|, at least one; equal ones in the model's order."""
+    """The share of components with the largest |mean score|, at least one; equal ones in the model's order.
+
+    Raises:
+        UserError: the share is not above 0 and at most 1.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"share = {share:g}: a circuit is a share of the heads and MLPs above 0 and at most 1")
     count = max(1, math.ceil(share * len(found.sites) - 1e-9))
     order = found.mean.abs().argsort(descending=True, stable=True)[:count].tolist()
     return tuple(found.sites[i] for i in order)

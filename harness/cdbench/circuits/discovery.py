@@ -1,6 +1,7 @@
 """Ranking the parts of a model by one of three measures, and holding the ranking against exact patching."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -95,17 +96,21 @@ def exact_scores(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, it
     return metric[0] - metric[1:]
 
 
-def agreement(model: LlamaForCausalLM, contrasts: Contrasts, scores: Scores, k: int = 10) -> Agreement:
-    """Patches the `k` items of largest |score| exactly and compares.
+def agreement(
+    model: LlamaForCausalLM, contrasts: Contrasts, scores: Scores, asked: int | Sequence[int] = 10
+) -> Agreement:
+    """Patches items exactly and compares: those named, or that many of largest |score|.
 
     Raises:
-        ValueError: k is below 1.
+        ValueError: fewer than one is asked for.
     """
-    if k < 1:
-        raise ValueError(f"agreement on the top {k} items; at least 1 is needed")
     graph = Forward(model).graph
     values = flat(scores.mean, graph, scores.level)
-    items = tuple(values.abs().argsort(descending=True, stable=True)[:k].tolist())
+    if isinstance(asked, int):
+        if asked < 1:
+            raise ValueError(f"agreement on the top {asked} items; at least 1 is needed")
+        asked = values.abs().argsort(descending=True, stable=True)[:asked].tolist()
+    items = tuple(asked)
     exact = exact_scores(model, contrasts, scores.level, items).double()
     ranked = values[list(items)]
     return Agreement(

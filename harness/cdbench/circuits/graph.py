@@ -124,6 +124,13 @@ class Circuit:
         """Its nodes."""
         return [name for name, on in zip(self.graph.nodes, self.nodes.tolist(), strict=True) if on]
 
+    def __len__(self) -> int:
+        """How many nodes, edges or neurons it has, whichever it is made of."""
+        for parts in (self.edges, self.neurons):
+            if parts is not None:
+                return int(parts.sum())
+        return int(self.nodes.sum())
+
 
 def top(scores: Tensor, n: int, graph: Graph, level: Level, *, absolute: bool = False) -> Circuit:
     """The circuit of the `n` items of largest score, or largest |score|; equal scores in the order of the graph.

@@ -19,6 +19,7 @@ from cdbench.circuits.arithmetic import Variable, answer_with, operator, value_o
 from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.forward import Forward, Outputs, wide
 from cdbench.circuits.patching import exchanged
+from cdbench.data import Layout, layout
 from cdbench.errors import UserError
 from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
 from cdbench.zoo import exact_match
@@ -53,7 +54,7 @@ def make_interchanges(
     *,
     same: bool = False,
 ) -> Interchanges:
-    """Draws for each problem a source of equal token length that has another value of the variable.
+    """Draws for each problem a source of the same layout (tokens, and digits by operand) that has another value of the variable.
 
     `same`: a source that has the same value and another answer, as a control. What carries the variable and nothing else leaves
     the base's answer as it is.
@@ -61,19 +62,19 @@ def make_interchanges(
     Raises:
         UserError: problems that are neither sums nor differences, or none has a source.
     """
-    pools: dict[tuple[int, str], list[tuple[Example, int]]] = {}
-    keys = [(len(prompt_ids(tokenizer, example.prompt)), operator(example)) for example in examples]
-    for example, (length, op) in zip(examples, keys, strict=True):
+    pools: dict[tuple[Layout, str], list[tuple[Example, int]]] = {}
+    keys = [(layout(e, lambda text: prompt_ids(tokenizer, text)), operator(e)) for e in examples]
+    for example, (shape, op) in zip(examples, keys, strict=True):
         a, b = example.operands
-        pools.setdefault((length, op), []).append((example, value_of(a, b, op, variable)))
+        pools.setdefault((shape, op), []).append((example, value_of(a, b, op, variable)))
     pairs, expected = [], []
-    for example, (length, op) in zip(examples, keys, strict=True):
+    for example, (shape, op) in zip(examples, keys, strict=True):
         a, b = example.operands
         own = value_of(a, b, op, variable)
         answers = {value: str(answer_with(a, b, op, variable, value)) for value in range(10)}
         fitting = [
             (other, answers[value])
-            for other, value in pools[length, op]
+            for other, value in pools[shape, op]
             if (value == own) == same and other.answer not in (example.answer, answers[value])
             if same or answers[value] != example.answer
         ]

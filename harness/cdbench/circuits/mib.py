@@ -40,7 +40,7 @@ def write(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Circu
     Raises:
         UserError: another ending.
     """
-    chosen = circuit or Circuit.empty(graph)
+    chosen = Circuit.empty(graph) if circuit is None else circuit
     nodes = chosen.nodes
     edges = graph.edge_mask & nodes[:, None] if chosen.edges is None else chosen.edges
     if path.suffix == ".json":

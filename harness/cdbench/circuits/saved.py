@@ -47,9 +47,14 @@ class Problems(Closed):
     counterfactual: Kind
     problems: int
     without_counterfactual: int
-    """How many were dropped because nothing of equal token length differs so."""
+    """How many were dropped because nothing of the same layout differs so."""
     without_contrast: int
     """How many were dropped because both answers are equal."""
+
+    @property
+    def named(self) -> str:
+        """What the problems are, for people: the task's own, or others in its place."""
+        return {"task": self.task, "mib": "MIB's additions", "mib-generated": "additions in MIB's words"}[self.source]
 
 
 class Item(Closed):
