@@ -1,5 +1,6 @@
 """The ledger's verdicts on rows whose truth is known, and the ledger's own file."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -7,7 +8,6 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from cdbench import discover
 from cdbench.errors import UserError
 from cdbench.report import ledger as forms
 from cdbench.report.claims import Verdict, judge
@@ -109,18 +109,84 @@ def test_many_claims_at_once_ask_more_of_each() -> None:
     assert found.outcome == "inconclusive" and "corrected for the number of claims" in found.why
 
 
-def test_the_ledger_names_rows_that_exist() -> None:
-    ledger = read_ledger()
-    known = {*discover.find("methods"), "teacher"}
-    named = {
-        value
-        for claim in ledger.claim
-        for key in ("high", "low", "one", "other", "row")
-        if (value := getattr(claim, key, None))
-    } | {value for claim in ledger.claim for value in getattr(claim, "rows", [])}
-    assert named <= known
-    assert {row.method for row in ledger.table1} <= known
-    assert len({claim.id for claim in ledger.claim}) == len(ledger.claim)
+def test_an_inconclusive_claim_says_how_many_seeds_the_corrected_test_needs() -> None:
+    rows = [row("cka_cd", 0.615, seeds=3, luck=0.002), row("kl", 0.6, seeds=3, luck=0.002)]
+    crowd = [difference("cka_cd", "kl", 0.0).model_copy(update={"id": f"T.x{i}"}) for i in range(40)]
+    found = judge(crowd, study(*rows))[0]
+    assert isinstance(found.seeds_to_decide, int) and found.seeds_to_decide > 3
+    assert f"about {found.seeds_to_decide} seeds would decide it" in found.why
+    # More than the uncorrected interval needs; and with plenty of seeds it is decided indeed.
+    needed = found.evidence.seeds_needed if found.evidence else None
+    assert needed and (needed(0.95) or 0) < found.seeds_to_decide == needed(1 - 0.05 / 40)
+    many = [row(m, a, seeds=4 * found.seeds_to_decide, luck=0.002) for m, a in (("cka_cd", 0.615), ("kl", 0.6))]
+    assert judge(crowd, study(*many))[0].outcome == "supported"
+    assert judge(crowd[:1], study(*rows))[0].seeds_to_decide is None
+
+
+def test_rows_of_two_evaluations_are_neither_compared_nor_pooled() -> None:
+    old, new = row("cka_cd", 0.9), row("kl", 0.6)
+    apart = one(difference("cka_cd", "kl"), replace(old, judged_by="a"), replace(new, judged_by="b"))
+    assert apart.outcome == "not tested here" and "judged by different evaluations" in apart.why
+    split = replace(old, judged_by="a"), replace(old, judged_by="b")
+    torn = one(difference("cka_cd", "kl"), *split, replace(new, judged_by="a"))
+    assert torn.outcome == "not tested here" and "judged by 2 evaluations" in torn.why
+    number = one(more(), replace(numbered("atp_cd", {0: 0.9, 1: 0.8}), judged_by="a"), numbered("kl", {0: 0.1, 1: 0.2}))
+    assert number.outcome == "not tested here"
+
+
+def test_values_that_are_all_the_same_are_left_to_the_sign_test() -> None:
+    """Three equal gaps have no spread that a t test could use; three signs decide nothing, eight do."""
+    claim = more()
+    few = one(claim, numbered("atp_cd", dict.fromkeys(range(3), 0.7)), numbered("kl", dict.fromkeys(range(3), 0.5)))
+    assert few.outcome == "inconclusive" and few.p_holm == pytest.approx(0.25)
+    many = one(claim, numbered("atp_cd", dict.fromkeys(range(8), 0.7)), numbered("kl", dict.fromkeys(range(8), 0.5)))
+    assert many.outcome == "supported" and many.p_holm == pytest.approx(2 / 2**8)
+
+
+def test_a_broken_order_pays_for_being_the_worst_of_its_steps() -> None:
+    order = Order(id="T.o", says="", source="", decided_by="order", task=TASK, rows=["a", "b", "c"])
+    rows = row("a", 0.7, luck=0.01), row("b", 0.52, luck=0.01), row("c", 0.56, luck=0.01)
+    broken, step = one(order, *rows), one(difference("b", "c", 0.0), *rows)
+    assert broken.p_holm == pytest.approx(2 * (step.p_holm or 0)) and broken.p_holm
+    assert "McNemar’s exact p, seed by seed" in broken.why
+
+
+def test_what_is_lost_from_two_digits_to_more_is_told_seed_by_seed() -> None:
+    lost = forms.Drop(
+        id="T.l", says="", source="", decided_by="drop", task=TASK, split="addition_5digit", row="kl", at_least=0.15
+    )
+    group = row("kl", 0.9, luck=0.01)
+    far = np.random.default_rng(1).random((5, 400)) < 0.4
+    answers = tuple({"shift_addition_5digit": [SimpleNamespace(correct=bool(x)) for x in seed]} for seed in far)
+    found = one(lost, replace(group, answers=cast(Any, answers)))
+    assert found.outcome == "supported" and found.evidence
+    assert found.evidence.effect == pytest.approx(group.hits.mean() - far.mean())
+    kept = lost.model_copy(update={"at_least": None, "at_most": 0.15})
+    assert one(kept, replace(group, answers=cast(Any, answers))).outcome == "refuted"
+    assert "not evaluated on" in one(lost, group).why
+
+
+def test_points_of_a_sweep_are_compared_by_name() -> None:
+    low, high = {"training.lr": 1e-4}, {"training.lr": 2e-4}
+    claim = difference("cka_cd", "cka_cd", 0.0).model_copy(update={"high_at": low, "low_at": high})
+    rows = row("cka_cd", 0.9, point=low), replace(row("cka_cd", 0.5, point=high))
+    assert one(claim, *rows).outcome == "supported"
+    least = forms.AtPoint(
+        id="T.p", says="", source="", decided_by="at_point", task=TASK, row="cka_cd", at=low, at_least=0.8
+    )
+    assert one(least, *rows).outcome == "supported"
+    assert one(least.model_copy(update={"at": high}), *rows).outcome == "refuted"
+    assert (
+        "no row cka_cd on addition_2digit at training.lr = 0.5"
+        in one(least.model_copy(update={"at": {"training.lr": 0.5}}), *rows).why
+    )
+
+
+def test_a_number_is_known_by_its_path_in_a_record() -> None:
+    for name in ("circuit.edges.faithfulness.cpr", "masks.student.binary", "perplexity.test", "accuracy.value"):
+        assert forms.is_number(name), name
+    for name in ("circuit.edges.faithfulnes.cpr", "circuit", "accuracy", "first_prompt", "masks", ""):
+        assert not forms.is_number(name), name
 
 
 @pytest.mark.parametrize(
@@ -130,6 +196,10 @@ def test_the_ledger_names_rows_that_exist() -> None:
         ('decided_by = "difference"', "claim"),
         ('id = "A.cka-over-kl"', "two claims are called A.cka-over-base"),
         ("\n[[claim]]\n", "cannot be read"),
+        ('low = "kl"', "claim A.cka-over-kl, low: there is no 'kll'; did you mean 'kl'?"),
+        ('task = "addition_2digit"\nhigh', "claim A.cka-over-kl, task: there is no 'addition_2digits'"),
+        ('metric = "masks.student.sparsity"', "claim A.masks-sparse, metric: there is no 'masks.student.sparse'"),
+        ('law = "invertible_map"', "claim A.cka-invariant, law: there is no 'invertible_maps'; did you mean"),
     ],
 )  # fmt: skip
 def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
@@ -138,6 +208,9 @@ def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
     new = {
         "margin = 0.02": "margn = 0.02", 'decided_by = "difference"': 'decided_by = "taste"',
         'id = "A.cka-over-kl"': 'id = "A.cka-over-base"', "\n[[claim]]\n": "\n[[claim\n",
+        'low = "kl"': 'low = "kll"', 'task = "addition_2digit"\nhigh': 'task = "addition_2digits"\nhigh',
+        'metric = "masks.student.sparsity"': 'metric = "masks.student.sparse"',
+        'law = "invertible_map"': 'law = "invertible_maps"',
     }[change]  # fmt: skip
     text = (forms.reports_folder() / "claims.toml").read_text()
     assert change in text

@@ -72,6 +72,13 @@ def test_runs_of_several_versions_are_told_apart(reported: Callable[..., Path]) 
         text = (folder / file).read_text()
         assert "Runs of different versions stand in this report." in text
         assert "2 versions of the evaluator" in text and "2 commits" in text
+        assert "evaluation 1" in text and "evaluation 2" in text
+    with (folder / "table1.csv").open() as file:
+        assert {row["seeds"] for row in csv.DictReader(file)} == {"1"}
+    with (folder / "claims.csv").open() as file:
+        decided = [row for row in csv.DictReader(file) if row["verdict"] != "not tested here"]
+    alone = [row for row in decided if row["unit"] != "mathematics"]
+    assert {row["id"] for row in alone} <= {"B.even-heads"}  # about the teacher, which has one run
 
 
 def test_records_from_before_a_field_was_kept_have_gaps_there(reported: Callable[..., Path]) -> None:

@@ -18,6 +18,9 @@ from cdbench.predictions import Prediction, score
 from cdbench.record import Agreement, Cka, MaskAgreement, MaskSummary
 from cdbench.similarity import cka_matrices
 
+_NEAR = 0.05
+"""A mask entry so near to 0 or 1 is as good as binary."""
+
 
 class Refused(CdbenchError):
     """What the method handed over is not a student of this benchmark."""
@@ -131,6 +134,7 @@ def summarise_masks(masks: Tensor, layers: int) -> MaskSummary:
         mean_value=masks.double().mean().item(),
         overlap=sum(jaccard) / len(pairs) if pairs else 0.0,
         cosine=sum(cosine) / len(pairs) if pairs else 0.0,
+        binary=((masks < _NEAR) | (masks > 1 - _NEAR)).double().mean().item(),
         by_layer=layer_shares(on.numpy(), layers).tolist(),
     )
 

@@ -195,6 +195,26 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
     return None
 
 
+def runs_to_decide(values: Sequence[float], limit: float, level: float = 0.95) -> int | None:
+    """The same of a number that each run has one of: until Student's interval of its mean no longer holds `limit`.
+
+    None where not even 200 runs are enough, or nothing is known of the spread.
+    """
+    if len(values) < 2:
+        return None
+    distance, deviation = abs(float(np.mean(values)) - limit), float(np.std(values, ddof=1))
+    for runs in range(len(values) + 1, MOST_SEEDS + 1):
+        half = float(distributions.t.ppf((1 + level) / 2, runs - 1)) * deviation / math.sqrt(runs)
+        if half < distance:
+            return runs
+    return None
+
+
+def sign_p(values: Sequence[float], edge: float) -> float:
+    """Two-sided p of the exact sign test (values against `edge`, ties left out): what is left to test where all are equal."""
+    return mcnemar(sum(value > edge for value in values), sum(value < edge for value in values))
+
+
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """Student's interval of a number that each run has one of; None for fewer than two runs."""
     if len(values) < 2:

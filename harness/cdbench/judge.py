@@ -116,6 +116,7 @@ def judge_circuit(
         circuit=circuit.names,
         faithfulness=reasons.part("faithfulness", lambda: _faithfulness(model, found, held, scores)),
         accuracy=wilson(int(_alone(model, split, means, circuit).sum()), len(test)),
+        ablated=wilson(int(_alone(model, split, means, Circuit(graph, ~circuit.nodes)).sum()), len(test)),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
         cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own)),

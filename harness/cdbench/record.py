@@ -55,6 +55,8 @@ class MaskSummary(_Model):
     mean_value: float
     overlap: float
     cosine: float
+    binary: float | None = None
+    """The share of entries within 0.05 of 0 or 1; None in records from before it was measured."""
     by_layer: list[list[float]] = Field(default_factory=list)
     """How each class's neurons that are on are spread over the layers: [classes][layers], rows sum to 1."""
 
@@ -187,6 +189,8 @@ class CircuitJudgement(_Model):
     circuit: list[str]
     faithfulness: Faithfulness | None
     accuracy: Proportion
+    ablated: Proportion | None = None
+    """Accuracy with the circuit at its mean and everything else as it is; None in records from before it was measured."""
     edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None
     cka: ComponentCka | None

@@ -24,21 +24,25 @@ from cdbench.inference import (
     difference_of_shares,
     equivalence_p,
     holm,
+    mcnemar,
     mean_interval,
     paired_p,
     probability_of_improvement,
+    runs_to_decide,
     seed_interval,
     seeds_to_decide,
     share_interval,
+    sign_p,
 )
 from cdbench.report.circuits import even_heads, judged
 from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
-from cdbench.report.formats import points
+from cdbench.report.formats import p_value, points
 from cdbench.report.ledger import (
     WEIGHT,
     AtPoint,
     Claim,
     Difference,
+    Drop,
     Equivalence,
     EvenHeads,
     GradientShare,
@@ -67,7 +71,8 @@ class Evidence:
     Attributes:
         p: of the test against the nearest edge of the region; None for mathematics.
         seeds: runs of a row; 1 for a row that no seed changes.
-        more_seeds: about how many seeds would move the interval off the edge.
+        seeds_needed: level of an interval -> about how many seeds would move it off the edge; None where even 200 would not.
+            Itself None where that cannot be told.
         lone: rests on one seed of something that seeds change.
     """
 
@@ -78,7 +83,7 @@ class Evidence:
     seeds: int
     run_ids: tuple[str, ...]
     p: float | None = None
-    more_seeds: int | Literal["not known", "too many"] = "not known"
+    seeds_needed: Callable[[float], int | None] | None = None
     lone: bool = False
     detail: str = ""
 
@@ -92,6 +97,8 @@ class Verdict:
     why: str
     evidence: Evidence | None = None
     p_holm: float | None = None
+    seeds_to_decide: int | Literal["not known", "too many"] | None = None
+    """Of an inconclusive claim: with about so many seeds interval and corrected test would decide it."""
 
 
 class NotTested(Exception):
@@ -110,7 +117,9 @@ def judge(claims: Sequence[Claim], data: StudyData) -> list[Verdict]:
     adjusted = holm([found[i].evidence.p for i in tested])  # type: ignore[union-attr,misc]
     for i, p in zip(tested, adjusted, strict=True):
         found[i] = replace(found[i], p_holm=p)
-    return [_decided(verdict) for verdict in found]
+    # Holm asks no claim for more than this level.
+    strictest = 1 - _ALPHA / max(1, len(tested))
+    return [_decided(verdict, strictest) for verdict in found]
 
 
 def is_the_papers(profile: Profile) -> bool:
@@ -146,30 +155,31 @@ def _require_teacher(claim: Any, data: StudyData) -> None:
         raise NotTested(f"the teacher itself has {accuracy:.1%} there: there is nothing to transfer")
 
 
-def _decided(verdict: Verdict) -> Verdict:
+def _decided(verdict: Verdict, strictest: float) -> Verdict:
     evidence = verdict.evidence
     if evidence is None:
         return verdict
     (low, high), (left, right) = evidence.interval, evidence.region
     inside, outside = left <= low and high <= right, high <= left or low >= right
     by_test = verdict.p_holm is None or verdict.p_holm < _ALPHA
-    if evidence.lone and (inside or outside):
-        return replace(verdict, why=_with(evidence.detail, "one seed only: how far seeds differ is not known"))
-    if (inside or outside) and by_test:
+    if (inside or outside) and by_test and not evidence.lone:
         where = "inside" if inside else "outside"
         why = f"the whole interval lies {where} what is claimed" if evidence.p is not None else ""
         return replace(verdict, outcome="supported" if inside else "refuted", why=_with(evidence.detail, why))
-    if inside or outside:
-        why = "the interval decides it, the test corrected for the number of claims does not"
-        return replace(verdict, why=_with(evidence.detail, why))
-    match evidence.more_seeds:
-        case "not known":
-            need = ""
-        case "too many":
-            need = f"; not even {MOST_SEEDS} seeds would decide it on these problems"
-        case seeds:
-            need = f"; about {seeds} seeds would decide it"
-    return replace(verdict, why=_with(evidence.detail, f"the interval holds both{need}"))
+    if evidence.lone and (inside or outside):
+        why = "one seed only: how far seeds differ is not known"
+        return replace(verdict, why=_with(evidence.detail, why), seeds_to_decide="not known")
+    needed: int | Literal["not known", "too many"] = "not known"
+    if evidence.seeds_needed and not evidence.lone:
+        needed = evidence.seeds_needed(strictest) or "too many"
+    why = "the interval decides it, the test corrected for the number of claims does not"
+    why = (why if inside or outside else "the interval holds both") + _NEEDED.get(
+        str(needed), f"; about {needed} seeds would decide it"
+    )
+    return replace(verdict, why=_with(evidence.detail, why), seeds_to_decide=needed)
+
+
+_NEEDED = {"not known": "", "too many": f"; not even {MOST_SEEDS} seeds would decide it on these problems"}
 
 
 def _with(detail: str, why: str) -> str:
@@ -177,12 +187,17 @@ def _with(detail: str, why: str) -> str:
 
 
 def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = None) -> Group:
-    for group in data.groups:
-        if (group.method, group.task) == (name, claim.task) and _is_at(group, at or {}):
-            if not group.records:
-                reasons = "; ".join(sorted({f"{r.status}: {r.error}" for r in group.failed}))
-                raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
-            return group
+    mine = [g for g in data.groups if (g.method, g.task) == (name, claim.task) and _is_at(g, at or {})]
+    if len(mine) > 1:
+        raise NotTested(
+            f"the runs of {name} were judged by {len(mine)} evaluations or on different problems and cannot be pooled; "
+            "reproduce the study again"
+        )
+    for group in mine:
+        if not group.records:
+            reasons = "; ".join(sorted({f"{r.status}: {r.error}" for r in group.failed}))
+            raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
+        return group
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
     swept = any((group.method, group.task) == (name, claim.task) for group in data.groups)
     if swept and not at:
@@ -210,8 +225,18 @@ def _is_fixed(group: Group) -> bool:
     return group.method in UNTRAINED
 
 
+def _comparable(claim: Any, data: StudyData, high: str, low: str) -> tuple[Group, Group]:
+    a, b = (_row(data, claim, name, getattr(claim, at, None)) for name, at in ((high, "high_at"), (low, "low_at")))
+    if a.judged_by != b.judged_by:
+        raise NotTested(
+            f"{high} and {low} were judged by different evaluations, on different problems or beside other models; "
+            "reproduce the study again"
+        )
+    return a, b
+
+
 def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group, Group]:
-    a, b = _row(data, claim, high), _row(data, claim, low)
+    a, b = _comparable(claim, data, high, low)
     found = paired(replace(a, hits=_hits(a, claim)), replace(b, hits=_hits(b, claim)))
     if found is None:
         raise NotTested(f"{high} and {low} share no seed")
@@ -234,7 +259,7 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         seeds=len(values),
         run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
         p=paired_p(values, edge),
-        more_seeds="not known" if len(values) == 1 else seeds_to_decide(values, edge) or "too many",
+        seeds_needed=lambda level: seeds_to_decide(values, edge, level),
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
         detail="; ".join(filter(None, map(_lost, groups))),
     )
@@ -274,20 +299,25 @@ def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
 
 def _order(claim: Order, data: StudyData) -> Evidence:
     """The weakest of the steps decides."""
-    steps = [
-        _evidence(values, (claim.margin, math.inf), [high, low])
-        for values, high, low in (_pair(claim, data, high, low) for high, low in pairwise(claim.rows))
-    ]
+    pairs = [_pair(claim, data, high, low) for high, low in pairwise(claim.rows)]
+    steps = [_evidence(values, (claim.margin, math.inf), [high, low]) for values, high, low in pairs]
     # The one that refutes it, if one does; else the one that is least sure.
     weakest = min(steps, key=lambda step: (step.interval.high > claim.margin, step.interval.low))
     told = "; ".join(
         f"{high} − {low} {points(step.effect)}" for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
     )
+    told += "; McNemar’s exact p, seed by seed: " + "; ".join(_by_mcnemar(values) for values, _, _ in pairs)
     runs = tuple(dict.fromkeys(run_id for step in steps for run_id in step.run_ids))
-    # Supported only if every step is: then the largest p counts. One step that is refuted refutes all.
-    p = weakest.p if weakest.interval.high <= claim.margin else max(step.p or 0.0 for step in steps)
+    # Supported only if every step is: then the largest p counts. One step that is refuted refutes all: it was the worst of them.
+    refuted = weakest.interval.high <= claim.margin
+    p = min(1.0, len(steps) * (weakest.p or 0.0)) if refuted else max(step.p or 0.0 for step in steps)
     lone, seeds = any(step.lone for step in steps), min(step.seeds for step in steps)
     return replace(weakest, run_ids=runs, p=p, lone=lone, seeds=seeds, detail=_with(weakest.detail, told))
+
+
+def _by_mcnemar(difference: Hits) -> str:
+    """The parent paper's test, which knows nothing of other seeds: p of each seed's pair of runs."""
+    return ", ".join(p_value(mcnemar(int((row > 0).sum()), int((row < 0).sum()))) for row in difference)
 
 
 def _value(claim: Value, data: StudyData) -> Evidence:
@@ -313,17 +343,33 @@ def _value(claim: Value, data: StudyData) -> Evidence:
 def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row, claim.at)
     hits = _hits(group, claim)
+    effect, region = float(hits.mean()), _between(claim)
+    edge = _edge(region, effect)
     return Evidence(
-        effect=float(hits.mean()),
+        effect=effect,
         interval=share_interval(hits),
-        region=(0.0, claim.at_most),
+        region=region,
         unit="share",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=paired_p(hits, edge=claim.at_most),
-        lone=len(hits) == 1,
+        p=paired_p(hits, edge),
+        seeds_needed=lambda level: seeds_to_decide(hits, edge, level),
+        lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
     )
+
+
+def _between(claim: AtPoint | Drop | Metric) -> tuple[float, float]:
+    return (
+        -math.inf if claim.at_least is None else claim.at_least,
+        math.inf if claim.at_most is None else claim.at_most,
+    )
+
+
+def _drop(claim: Drop, data: StudyData) -> Evidence:
+    group = _row(data, claim, claim.row)
+    lost = group.hits.mean(1) - _hits(group, claim).mean(1)
+    return _of_runs(group, lost.tolist(), _between(claim), "points", f"accuracies on {claim.split}")
 
 
 _AS_LOGGED = "as the training logged it"
@@ -338,8 +384,8 @@ def _of_runs(
     interval = seed_interval(values)
     effect = float(np.mean(values))
     edge = _edge(region, effect)
-    same = len(set(values)) == 1
-    p = (1.0 if effect == edge else 0.0) if same else float(distributions.ttest_1samp(values, edge).pvalue)
+    same = len(set(values)) == 1  # no spread, no t: signs are left, and three of them decide nothing
+    p = sign_p(values, edge) if same else float(distributions.ttest_1samp(values, edge).pvalue)
     return Evidence(
         effect=effect,
         interval=interval or Interval(effect, effect),
@@ -348,6 +394,7 @@ def _of_runs(
         seeds=len(values),
         run_ids=tuple(group.run_ids),
         p=None if interval is None else p,  # of one run nothing is known that could be tested
+        seeds_needed=None if same else lambda level: runs_to_decide(values, edge, level),
         lone=interval is None,
         detail=_with(_lost(group), note),
     )
@@ -372,16 +419,11 @@ def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
-    values = group.values(claim.metric)
-    region = (
-        -math.inf if claim.at_least is None else claim.at_least,
-        math.inf if claim.at_most is None else claim.at_most,
-    )
-    return _of_runs(group, values, region, claim.unit, claim.metric)
+    return _of_runs(group, group.values(claim.metric), _between(claim), claim.unit, claim.metric)
 
 
 def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
-    high, low = _row(data, claim, claim.high), _row(data, claim, claim.low)
+    high, low = _comparable(claim, data, claim.high, claim.low)
     first, second = (group.by_seed(claim.metric) for group in (high, low))
     gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}")
@@ -467,6 +509,7 @@ def _stretched() -> str:
 _EXAMPLES: dict[str, Callable[[], str]] = {"invertible_map": _stretched}
 _WEIGH: dict[str, Callable[[Any, StudyData], Evidence]] = {
     "difference": _difference,
+    "drop": _drop,
     "equivalence": _equivalence,
     "order": _order,
     "value": _value,

@@ -18,6 +18,7 @@ from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Record, check_history, read
 from cdbench.report.anatomy import Anatomy, Answers, anatomy
 from cdbench.scoring import read_predictions
+from cdbench.seeds import digest
 
 UNTRAINED = (TEACHER, "base")
 """Rows that no training and no seed changes."""
@@ -40,6 +41,8 @@ class Group:
     folders: tuple[Path, ...]
     answers: tuple[Answers, ...] = ()
     """Of each run with a result: what it said, split by split."""
+    judged_by: str = ""
+    """By which evaluation, on what, beside whom: rows in which this differs are not compared."""
 
     @property
     def mean(self) -> float:
@@ -121,10 +124,11 @@ class StudyData:
         return next(found, None)
 
     def beside(self, group: Group, method: str) -> Group | None:
-        """The row with a result of this method that a row is to be compared with: same task, same point of the sweep."""
+        """The row with a result of this method that a row is to be compared with: same task, point of the sweep, evaluation."""
 
         def fits(other: Group) -> bool:
-            return all(group.point.get(key, value) == value for key, value in other.point.items())
+            at = all(group.point.get(key, value) == value for key, value in other.point.items())
+            return at and other.judged_by == group.judged_by
 
         found = (g for g in self.groups if g.method == method and g.records and g.task == group.task and fits(g))
         return next(found, None)
@@ -174,14 +178,28 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
     groups = []
     several = int(len({r.spec.task for r in records}) > 1)
     for members in order.values():
-        good = [r for r in members if r.metrics is not None]
         first = members[0]
         point = sweep_point(first, saved)
         label = ", ".join(f"{short(key)}={show(value)}" for key, value in point.items())
         name = " ".join([first.spec.method, *([f"({label})"] if label else []), *several * [first.spec.task]])
         failed = [r for r in members if r.metrics is None]
-        groups.append(make_group(name, point, good, failed, where))
+        alike: dict[str, list[Record]] = {}
+        for record in members:
+            if record.metrics is not None:
+                alike.setdefault(judged_by(record), []).append(record)
+        apart = {key: f" [evaluation {i}]" if len(alike) > 1 else "" for i, key in enumerate(alike, 1)}
+        for i, (key, good) in enumerate(
+            alike.items()
+        ):  # a run without a result was judged by none: it stands in the first
+            groups.append(make_group(name + apart[key], point, good, [] if i else failed, where))
+        if not alike:
+            groups.append(make_group(name, point, [], failed, where))
     return tuple(groups)
+
+
+def judged_by(record: Record) -> str:
+    """What two runs must have in common to be compared: evaluating code, held-out problems, teacher, student before training."""
+    return digest([record.code.evaluation, *(record.inputs.get(key) for key in ("heldout", "teacher", "student"))])
 
 
 def read_answers(record: Record, folder: Path) -> Answers:
@@ -225,6 +243,7 @@ def make_group(
         hits=np.zeros((0, 0)) if hits is None else hits,
         folders=folders,
         answers=answers,
+        judged_by=judged_by(good[0]) if good else "",
     )
 
 
@@ -252,8 +271,11 @@ def short(key: str) -> str:
 
 
 def paired(a: Group, b: Group) -> tuple[Hits, Hits] | None:
-    """The two rows' hits on the same problems and seeds; a row that has one run (the teacher) stands for each seed."""
-    if a.hits.size == 0 or b.hits.size == 0 or a.hits.shape[1] != b.hits.shape[1]:
+    """The two rows' hits on the same problems and seeds; a row that has one run (the teacher) stands for each seed.
+
+    None where they cannot be compared.
+    """
+    if a.judged_by != b.judged_by or a.hits.size == 0 or b.hits.size == 0 or a.hits.shape[1] != b.hits.shape[1]:
         return None
     seeds_a, seeds_b = ([r.spec.seed for r in g.records] for g in (a, b))
     if b.method == TEACHER:

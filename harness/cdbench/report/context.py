@@ -158,7 +158,7 @@ def verdict_row(verdict: Verdict) -> Row:
 def ledger_row(verdict: Verdict) -> Row:
     """The same for a spreadsheet: numbers as they are."""
     found = verdict.evidence
-    in_points = isinstance(verdict.claim, forms.Difference | forms.Equivalence | forms.Order | forms.Value)
+    in_points = found is not None and found.unit == "points"
     scale = 100 if in_points else 1
     paper = getattr(verdict.claim, "paper", None)
     return {
@@ -174,7 +174,7 @@ def ledger_row(verdict: Verdict) -> Row:
         "high": scale * found.interval.high if found else None,
         "p_holm": verdict.p_holm,
         "seeds": found.seeds if found else None,
-        "seeds_to_decide": found.more_seeds if found and verdict.outcome == "inconclusive" else None,
+        "seeds_to_decide": verdict.seeds_to_decide,
         "why": verdict.why,
         "runs": " ".join(found.run_ids) if found else "",
     }
@@ -198,7 +198,9 @@ def asserted(claim: Claim) -> str:
 def _of_accuracy(claim: Claim) -> str:
     match claim:
         case forms.Difference():
-            return f"{claim.high} − {claim.low} > {100 * claim.margin:g}"
+            return f"{claim.high}{_at(claim.high_at)} − {claim.low}{_at(claim.low_at)} > {100 * claim.margin:g}"
+        case forms.Drop():
+            return _ends(claim, f"what {claim.row} loses")
         case forms.Equivalence():
             return f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
         case forms.Order():
@@ -206,9 +208,20 @@ def _of_accuracy(claim: Claim) -> str:
         case forms.Value():
             return f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
         case forms.AtPoint():
-            where = ", ".join(f"{short(key)} = {value:g}" for key, value in claim.at.items())
-            return f"{claim.row} at {where} ≤ {percent(claim.at_most)}"
+            return _ends(claim, f"{claim.row}{_at(claim.at)}")
     return ""
+
+
+def _at(point: dict[str, float]) -> str:
+    return " at " + ", ".join(f"{short(key)} = {value:g}" for key, value in point.items()) if point else ""
+
+
+def _ends(claim: forms.AtPoint | forms.Drop | forms.Metric, what: str) -> str:
+    """`what` between the bounds of a claim: 0.85 ≤ x ≤ 0.95, x ≥ 0.9, x ≤ 0.05."""
+    low, high = (None if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
+    if low is None:
+        return f"{what} ≤ {high}"
+    return f"{what} ≥ {low}" if high is None else f"{low} ≤ {what} ≤ {high}"
 
 
 def _of_numbers(claim: Claim) -> str:
@@ -216,8 +229,7 @@ def _of_numbers(claim: Claim) -> str:
         case forms.GradientShare():
             return f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
         case forms.Metric():
-            ends = ("" if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
-            return f" ≤ {claim.metric} ≤ ".join(ends).strip(" ≤")
+            return _ends(claim, claim.metric)
         case forms.MetricDifference():
             return f"{claim.metric}: {claim.high} − {claim.low} > {claim.margin:g}"
         case forms.EvenHeads():

@@ -5,12 +5,16 @@ stand in the file and are not changed to suit a result.
 """
 
 import tomllib
-from typing import Annotated, Literal
+from collections.abc import Collection, Iterator
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cdbench.config import Closed, explain
+from cdbench.config import TEACHER, Closed, explain
+from cdbench.discover import find
 from cdbench.errors import UserError
+from cdbench.record import Metrics
 from cdbench.report.collect import reports_folder
 
 WEIGHT = "method.alignment_weight"
@@ -32,6 +36,15 @@ class _OfRows(_Claim):
     """The teacher's accuracy there, below which there is nothing to transfer and the claim says nothing."""
 
 
+_Bounded = TypeVar("_Bounded", "Drop", "AtPoint", "Metric")
+
+
+def _bounded(claim: _Bounded) -> _Bounded:
+    if claim.at_least is None and claim.at_most is None:
+        raise ValueError(f"{claim.id}: at_least, at_most or both say what is claimed")
+    return claim
+
+
 class Difference(_OfRows):
     """The accuracy of `high` is more than `margin` above that of `low`."""
 
@@ -39,7 +52,24 @@ class Difference(_OfRows):
     high: str
     low: str
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    high_at: dict[str, float] = Field(default_factory=dict)
+    low_at: dict[str, float] = Field(default_factory=dict)
+    """Points of a sweep; none where the rows are not swept."""
     paper: float | None = None
+
+
+class Drop(_OfRows):
+    """From two digits to `split`, `row` loses at least, or at most, so much accuracy: seed by seed."""
+
+    decided_by: Literal["drop"]
+    row: str
+    at_least: float | None = None
+    at_most: float | None = None
+    paper: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "Drop":
+        return _bounded(self)
 
 
 class Equivalence(_OfRows):
@@ -72,13 +102,18 @@ class Value(_OfRows):
 
 
 class AtPoint(_OfRows):
-    """At a point of a sweep the accuracy of `row` is at most `at_most`."""
+    """The accuracy of `row` is between two bounds; `at` is a point of a sweep, none where the row is not swept."""
 
     decided_by: Literal["at_point"]
     row: str
-    at: dict[str, float]
-    at_most: Annotated[float, Field(gt=0, lt=1)]
+    at: dict[str, float] = Field(default_factory=dict)
+    at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
+    at_most: Annotated[float, Field(gt=0, lt=1)] | None = None
     paper: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> "AtPoint":
+        return _bounded(self)
 
 
 class GradientShare(_OfRows):
@@ -111,9 +146,7 @@ class Metric(_OfRows):
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "Metric":
-        if self.at_least is None and self.at_most is None:
-            raise ValueError(f"{self.id}: at_least, at_most or both say what is claimed")
-        return self
+        return _bounded(self)
 
 
 class MetricDifference(_OfRows):
@@ -166,6 +199,7 @@ class Undecidable(_Claim):
 
 Claim = Annotated[
     Difference
+    | Drop
     | Equivalence
     | Order
     | Value
@@ -211,7 +245,8 @@ def read_ledger() -> Ledger:
     """What the papers print and claim.
 
     Raises:
-        UserError: the file is missing, no TOML, or a claim is not of a known form; names the claim and the key.
+        UserError: the file is missing, no TOML, a claim is not of a known form, or names a method, task, metric or law that
+            there is not; names the claim and the key.
     """
     path = reports_folder() / "claims.toml"
     try:
@@ -223,4 +258,45 @@ def read_ledger() -> Ledger:
     ids = [claim.id for claim in ledger.claim]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise UserError(f"{path}: two claims are called {min(twice)}")
+    for claim in ledger.claim:
+        for key, name, known in _names(claim):
+            if name not in known:
+                close = get_close_matches(name, known, 1)
+                hint = f"; did you mean '{close[0]}'?" if close else ""
+                raise UserError(f"{path}: claim {claim.id}, {key}: there is no '{name}'{hint}")
     return ledger
+
+
+def _names(claim: Claim) -> Iterator[tuple[str, str, Collection[str]]]:
+    """Key, name, and the names that there are: a slip of the pen must not look like a row that a study does not have."""
+    table = claim.model_dump()
+    methods, tasks = {TEACHER, *find("methods")}, find("tasks")
+    for key in ("row", "high", "low", "one", "other"):
+        if key in table:
+            yield key, table[key], methods
+    for name in table.get("rows", ()):
+        yield "rows", name, methods
+    for key in ("task", "split"):
+        if key in table:
+            yield key, table[key], {"test", *tasks} if key == "split" else tasks
+    if "metric" in table:
+        yield "metric", table["metric"], {table["metric"]} if is_number(table["metric"]) else set[str]()
+    if "law" in table:
+        from cdbench.similarity.conformance.laws import LAWS
+
+        yield "law", table["law"], {law.name for law in LAWS}
+
+
+def is_number(name: str) -> bool:
+    """Whether `name` is the path of a number in a record's metrics: `circuit.edges.faithfulness.cpr`."""
+    kinds: list[Any] = [Metrics]
+    for part in name.split("."):
+        models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        tables = [get_args(kind)[1] for kind in kinds if get_origin(kind) is dict]
+        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        kinds = [
+            one
+            for kind in (*tables, *fields)
+            for one in ((kind, *get_args(kind)) if get_origin(kind) is not dict else (kind,))
+        ]
+    return any(kind in (int, float) for kind in kinds)
