@@ -81,6 +81,17 @@ def test_a_circuit_of_everything_is_the_model(held, monkeypatch: pytest.MonkeyPa
     assert found.faithfulness is not None and found.faithfulness.f[-1] == pytest.approx(1, abs=1e-5)
 
 
+def test_without_a_circuit_of_nothing_the_model_is_whole(held, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    monkeypatch.setattr("cdbench.judge.SHARE", 0.0)
+    model = workspace.student.model()
+    found = judge_circuit(model, workspace, test, reference=False)
+    assert found.ablated is not None
+    hits = int(exact_match(model, encode(workspace.tokenizer, test)).sum())
+    assert found.ablated.k == hits and found.circuit == []
+    assert "share = 0" in found.not_judged["cka"]
+
+
 def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
     """Functional pairs of the models before training; CKA by hand for one of them."""
     workspace, test = held
@@ -171,6 +182,9 @@ def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, 
     contrasts = make_contrasts(workspace.tokenizer, pairs)
     assert edges.faithfulness.problems == len(contrasts) == judgement.problems
     scores = attribute(model, workspace.contrasts, "edge")
+    by_name = dict(zip(graph.edges, scores.mean[graph.edge_mask].tolist(), strict=True))
+    assert list(edges.top) == sorted(by_name, key=lambda name: -abs(by_name[name]))[:40]
+    assert edges.top == pytest.approx({name: by_name[name] for name in edges.top}, rel=1e-4)
     assert edges.faithfulness.cpr == pytest.approx(float(cpr(curve(model, contrasts, scores).faithfulness())), abs=1e-5)
     f = curve(model, contrasts, scores, absolute=True).faithfulness()
     assert edges.faithfulness.cmd == pytest.approx(float(cmd(f)), abs=1e-5)

@@ -19,7 +19,7 @@ from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
-from cdbench.circuits.discovery import agreement
+from cdbench.circuits.discovery import agreement, flat
 from cdbench.circuits.evaluation import Rivals, evaluate
 from cdbench.circuits.faithfulness import circuit_end, magnitude
 from cdbench.circuits.forward import Forward
@@ -53,6 +53,7 @@ _OF_EDGES = Work(batch_size=25)
 _EDGE_PROBLEMS = 200
 _DRAWS = 3
 _SHOWN = 12
+_SHOWN_EDGES = 40
 _CHECKED, _CHECKED_PROBLEMS = 10, 200
 """How many nodes are patched exactly, and on how many problems."""
 _VARIABLE: Variable = "ones_carry"
@@ -156,8 +157,11 @@ def _edges(
     circuit = top(scores.mean, math.ceil(SHARE * count), graph, "edge", absolute=True)
     some = split.select(torch.arange(min(_PROBLEMS, len(split))))
     some_held = held.take(torch.arange(min(_EDGE_PROBLEMS, len(held))), model.device)
+    values, names = flat(scores.mean, graph, "edge"), graph.edges
+    strongest = values.abs().argsort(descending=True, stable=True)[:_SHOWN_EDGES].tolist()
     return EdgeJudgement(
         edges=count,
+        top={names[i]: float(values[i]) for i in strongest},
         faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
         accuracy=wilson(int(_alone(model, some, means, circuit, _OF_EDGES).sum()), len(some)),
     )

@@ -121,6 +121,8 @@ class EdgeJudgement(_Model):
     edges: int
     faithfulness: Faithfulness | None
     accuracy: Proportion
+    top: dict[str, float] = Field(default_factory=dict)
+    """Scores of the strongest edges by name (`m0->a1.h2<q>`), strongest first."""
 
 
 class InterchangeJudgement(_Model):

@@ -21,6 +21,7 @@ from cdbench.seeds import seed_for
 Row = dict[str, Any]
 _DRAWN = 20_000
 _SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "atp_weight_zero", "global_cd", "head_cd")
+"""Rows that pictures show: more lines than colours cannot be told apart. Tables have them all."""
 
 
 def judged(record: Record) -> CircuitJudgement | None:
@@ -48,6 +49,8 @@ _NUMBERS = {
     "cpr": "faithfulness.cpr",
     "cmd": "faithfulness.cmd",
     "alone": "accuracy.value",
+    "without": "ablated.value",
+    "exact": "exact.spearman",
     "edge_cpr": "edges.faithfulness.cpr",
     "edge_cmd": "edges.faithfulness.cmd",
     "edge_alone": "edges.accuracy.value",
@@ -59,6 +62,7 @@ _NUMBERS = {
     "control": "interchange.control.value",
     "pairs": "interchange.accuracy.n",
     "cka": "cka.debiased_mean",
+    "cka_biased": "cka.biased_mean",
     "best": "cka.best_mean",
 }
 
@@ -71,6 +75,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
         if not found:
             continue
         nodes = [j.interchange.node for j in found if j.interchange]
+        shifts = sorted({name for r in group.records if r.metrics for name in r.metrics.perplexity} - {"test"})
         kept = next((j.faithfulness.items for j in found if j.faithfulness), [])
         numbers = {key: measured(group, f"circuit.{name}") for key, name in _NUMBERS.items()}
         rows.append(
@@ -80,6 +85,12 @@ def circuit_rows(data: StudyData) -> list[Row]:
                 "nodes": ", ".join(dict.fromkeys(nodes)),
                 "stability": stability_over_seeds(found),
                 "perplexity": group.metric("perplexity.test"),
+                "shift_perplexity": {
+                    name.removeprefix("shift_"): group.metric(f"perplexity.{name}") for name in shifts
+                },
+                "missing": sorted({f"{part}: {why}" for j in found for part, why in j.not_judged.items()}),
+                "found_on": found[0].found_on,
+                "left_out": found[0].left_out,
                 "changed": group.metric("parameters_changed"),
                 "parameters": group.metric("parameters"),
                 "kept": kept,
@@ -102,6 +113,7 @@ def circuit_table(rows: Sequence[Row]) -> list[Row]:
             low, high = value.interval if value and value.interval else (None, None)
             flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
         flat |= {key: row[key] for key in ("stability", "nodes", "perplexity", "changed", "parameters")}
+        flat |= {f"perplexity {name}": value for name, value in row["shift_perplexity"].items()}
         found.append(flat | {"runs": " ".join(row["run_ids"])})
     return found
 
@@ -209,7 +221,8 @@ def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         return None
     caption = (
         "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes and edges are taken by "
-        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all seeds."
+        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all "
+        "seeds; of the methods and controls only those that a colour is left for, the table has all."
     )
     return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %")
 
@@ -267,11 +280,14 @@ def draw_graph(data: StudyData, rows: Sequence[Row]) -> Picture | None:
             sizes=[abs(x) for x in found.importance],
             chosen=set(found.circuit),
             per_layer=_width(found),
+            edges=found.edges.top if found.edges else {},
         )
     if not graphs:
         return None
     caption = (
-        "Circuits as graphs: each node writes into the stream that runs upwards from input to logits, a row a layer, heads "
-        "on the left, the MLP on the right. Area: |importance|; filled: in the circuit of half of the nodes; hollow: not."
+        "Circuits as graphs: a row a layer, upwards from input to logits, heads on the left, the MLP on the right. Area of a "
+        "node: |importance|; filled: in the circuit of half of the nodes; hollow: not. Arrows: the forty edges of largest "
+        "|score|, solid where they help, dashed where they hinder; a head's queries, keys and values have one each. The first "
+        "seed of a row."
     )
     return figures.node_graph("circuit-graph", graphs, caption)

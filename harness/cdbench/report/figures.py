@@ -303,6 +303,8 @@ class Nodes:
     sizes: Sequence[float]
     chosen: set[str]
     per_layer: int
+    edges: Mapping[str, float]
+    """Scores of the edges to draw, by name: `m0->a1.h2<q>`."""
 
 
 def node_graph(name: str, graphs: Mapping[str, Nodes], caption: str) -> Picture:
@@ -314,7 +316,9 @@ def node_graph(name: str, graphs: Mapping[str, Nodes], caption: str) -> Picture:
             one.set_title(title, fontsize=10)
         svg = _svg(figure, name)
     told = "; ".join(
-        f"{title}: {', '.join(n for n in graph.names if n in graph.chosen)}" for title, graph in graphs.items()
+        f"{title}: {', '.join(n for n in graph.names if n in graph.chosen)}"
+        + (f"; edges {', '.join(f'{edge} {score:+.3g}' for edge, score in graph.edges.items())}" if graph.edges else "")
+        for title, graph in graphs.items()
     )
     return Picture(f"figure-{name}", svg, caption, f"In the circuit: {told}")
 
@@ -325,20 +329,24 @@ def _draw_nodes(axes: Axes, graph: Nodes) -> None:
     places = {graph.names[0]: (centre, -1.0)}
     for i, node in enumerate(graph.names[1:]):
         places[node] = (float(i % graph.per_layer), float(i // graph.per_layer))
-    axes.plot([centre, centre], [-1, layers], color=_INK, alpha=0.3, linewidth=5, zorder=0)
+    places["logits"] = (centre, float(layers))
+    strongest = max(map(abs, graph.edges.values()), default=1.0) or 1.0
+    for edge, score in graph.edges.items():
+        (x, y), (to_x, to_y) = (places[end.partition("<")[0]] for end in edge.split("->"))
+        axes.annotate(
+            "", (to_x, to_y), (x, y), zorder=1,
+            arrowprops={"arrowstyle": "-|>", "color": _COLOURS[0 if score > 0 else 1], "alpha": 0.55, "shrinkA": 4, "shrinkB": 5,
+                        "linewidth": 0.4 + 2.6 * abs(score) / strongest, "linestyle": "-" if score > 0 else "--"},
+        )  # fmt: skip
     largest = max(graph.sizes) or 1.0
     for node, size in zip(graph.names, graph.sizes, strict=True):
         x, y = places[node]
-        if node in graph.chosen:
-            axes.plot(
-                [x, centre], [y, y + 0.5], color=_COLOURS[0], alpha=0.5, linewidth=0.5 + 3 * size / largest, zorder=1
-            )
         fill = _COLOURS[0] if node in graph.chosen else "none"
         axes.scatter(
             [x], [y], s=20 + 240 * size / largest, c=fill, edgecolors=_INK if fill == "none" else fill, zorder=2
         )
         axes.annotate(node, (x, y), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=6)
-    axes.annotate("logits", (centre, layers), ha="center", fontsize=8)
+    axes.annotate("logits", (centre, layers), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xlim(-0.7, graph.per_layer - 0.3)
     axes.set_ylim(-1.6, layers + 0.5)
     axes.axis("off")
