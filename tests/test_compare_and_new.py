@@ -34,6 +34,12 @@ def test_two_runs_are_compared_problem_by_problem(cli: Cli, args: list[str], tmp
     assert found["difference"] == pytest.approx((found["only_b"] - found["only_a"]) / 96)
     itself = json.loads(cli("compare", ids["finetune"], ids["finetune"], "--json").stdout)
     assert (itself["p"], itself["difference"], itself["reading"]) == (1.0, 0.0, "no difference shown")
+    assert found["notes"] == []
+    path = tmp_path / "runs" / "records" / ids["finetune"] / "record.json"
+    table = json.loads(path.read_text())
+    path.write_text(json.dumps(table | {"code": table["code"] | {"evaluation": "0" * 16}}))
+    told = cli("compare", ids["teacher"], ids["finetune"])
+    assert told.returncode == 0 and "note: the two were judged by different versions of the evaluator" in told.stdout
 
 
 def test_what_cannot_be_compared_is_said(cli: Cli, args: list[str], tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert rows["my_method"]["low"] <= rows["my_method"]["accuracy"] <= rows["my_method"]["high"]
     assert "cdbench run my_method --task addition_2digit" in rows["my_method"]["command"]
     assert len(rows["my_method"]["run_ids"]) == 2 and board["evaluation"]
+    again = cli("leaderboard", "add", str(tmp_path / "my_method.py"), *args, "--seeds", "0,1", "--json")
+    assert again.returncode == 0 and json.loads(again.stdout) == [board], again.stderr
 
 
 def test_one_seed_has_no_place_and_says_why(cli: Cli, args: list[str]) -> None:
@@ -272,6 +274,45 @@ def test_the_same_code_at_another_commit_makes_the_same_row(written: Path, cli: 
         path.write_text(json.dumps(table))
     done = cli("leaderboard", "check")
     assert done.returncode == 0, done.stdout
+
+
+def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
+    written: Path, cli: Cli, tmp_path: Path
+) -> None:
+    (told,) = read_boards(written.read_text(), written)
+    row = next(row for row in told.rows if row.method == "finetune")
+    flipped = row.runs[0].model_copy(
+        update={"answers": pack(list(1 - row.runs[0].hits)), "machine": "another, 1 threads"}
+    )
+    changed = told.model_copy(
+        update={
+            "rows": [r if r is not row else r.model_copy(update={"runs": [flipped, *r.runs[1:]]}) for r in told.rows]
+        }
+    )
+    written.write_text(as_markdown([changed]))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0, done.stdout
+    assert re.search(
+        r"note: finetune, run \w+: answers differ from the record here, which is of .*, not another", done.stdout
+    )
+    same = flipped.model_copy(update={"machine": row.runs[0].machine})
+    written.write_text(
+        as_markdown([told.model_copy(update={"rows": [
+            r if r is not row else r.model_copy(update={"runs": [same, *r.runs[1:]]}) for r in told.rows]})])
+    )  # fmt: skip
+    assert cli("leaderboard", "check").returncode == 3
+
+
+def test_a_board_of_an_older_evaluation_is_right_and_says_that_it_is_old(
+    written: Path, cli: Cli, tmp_path: Path
+) -> None:
+    assert "note:" not in cli("leaderboard", "check").stdout
+    (told,) = read_boards(written.read_text(), written)
+    written.write_text(as_markdown([told.model_copy(update={"evaluation": "0" * 16})]))
+    shutil.rmtree(tmp_path / "runs")
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0 and "note: addition_2digit" in done.stdout
+    assert "judged by evaluation 0000000000000000, today's is" in done.stdout
 
 
 def test_time_limits_make_no_row_of_their_own_and_changes_in_the_tree_are_shown(

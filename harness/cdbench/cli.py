@@ -23,7 +23,7 @@ from cdbench.check_command import check
 from cdbench.circuit_command import circuit
 from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
-from cdbench.leaderboard_command import board_text, boards_with, leaderboard
+from cdbench.leaderboard_command import board_json, board_text, boards_with, leaderboard
 from cdbench.new_command import new
 from cdbench.test_command import test
 
@@ -259,10 +259,16 @@ def add(method: str, task: str, **options: Any) -> None:
     where = plan.places(options["runs"], options["store"])
     method, task = _brought(method, task, where)
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
-    _run_studies([study], options | {"only": None, "no_report": False})
-    if not options["dry_run"] and not options["as_json"]:
-        for board in boards_with(where, task, method):
-            click.echo("\n" + board_text(board))
+    boards_alone = options["as_json"] and not options["dry_run"]
+    _run_studies([study], options | {"only": None, "no_report": False}, show=not boards_alone)
+    if options["dry_run"]:
+        return
+    found = boards_with(where, task, method)
+    if boards_alone:  # each row names its runs
+        click.echo(json.dumps([board_json(board, where) for board in found], indent=1))
+        return
+    for board in found:
+        click.echo("\n" + board_text(board))
 
 
 def _brought(method: str, task: str, where: plan.Places) -> tuple[str, str]:
@@ -274,7 +280,7 @@ def _brought(method: str, task: str, where: plan.Places) -> tuple[str, str]:
     return method, task
 
 
-def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> None:
+def _run_studies(studies: Sequence[config.Study], options: dict[str, Any], *, show: bool = True) -> None:
     from cdbench import session
 
     _require_containers_where_named(options)
@@ -298,9 +304,9 @@ def _run_studies(studies: Sequence[config.Study], options: dict[str, Any]) -> No
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]
-    if options["as_json"]:
+    if show and options["as_json"]:
         click.echo(json.dumps([result.as_json() for result in results], indent=1))
-    else:
+    elif show:
         for result in results:
             click.echo(result.table())
     failed = [text for result in results for text in result.failures()]

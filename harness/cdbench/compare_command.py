@@ -21,6 +21,7 @@ class Comparison:
         difference: accuracy of B minus that of A, with its 95 % interval over problems.
         p: McNemar's exact test, two-sided.
         examples: prompts that one of the two solved, with both answers.
+        notes: what speaks against comparing the two.
     """
 
     a: str
@@ -35,6 +36,7 @@ class Comparison:
     high: float
     p: float
     examples: list[dict[str, Any]]
+    notes: list[str]
 
     @property
     def reading(self) -> str:
@@ -56,7 +58,7 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
     from cdbench.inference import mcnemar, mean_interval
     from cdbench.scoring import read_predictions, share
 
-    found, labels = [], []
+    found, labels, evaluations = [], [], []
     for run_id in (a, b):
         folder = where.run(run_id)
         done = record.read(folder)
@@ -68,6 +70,7 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
         if split not in answers:
             raise UserError(f"run {run_id} was not evaluated on '{split}'; it has {', '.join(sorted(answers))}")
         found.append(answers[split])
+        evaluations.append(done.code.evaluation)
         labels.append(f"{done.spec.label}  {share(done.metrics.accuracy)}")
     first, second = found
     if [(p.prompt, p.answer) for p in first] != [(p.prompt, p.answer) for p in second]:
@@ -85,6 +88,7 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
         a=a, b=b, split=split, both=table.count((True, True)), only_a=only_a, only_b=only_b,
         neither=table.count((False, False)), difference=float(difference.mean()), low=low, high=high,
         p=mcnemar(only_a, only_b), examples=examples,
+        notes=["the two were judged by different versions of the evaluator"] if len(set(evaluations)) > 1 else [],
     )  # fmt: skip
     return made, labels
 
@@ -117,6 +121,8 @@ def compare(run_a: str, run_b: str, split: str, as_json: bool, runs: str | None)
                f"neither {found.neither}")  # fmt: skip
     click.echo(f"B − A: {100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] over problems, "
                f"McNemar's exact p = {found.p:.3g}: {found.reading}")  # fmt: skip
+    for note in found.notes:
+        click.echo(f"note: {note}")
     for each in found.examples[:_SHOWN]:
         told = (printable(str(each[key]), 30) for key in ("a", "b"))
         click.echo("  {prompt}{answer}  A: {}  B: {}".format(*told, prompt=each["prompt"], answer=each["answer"]))

@@ -87,6 +87,8 @@ def check(file: Path, as_json: bool, runs: str | None) -> None:
     else:
         for sentence in found.wrong:
             click.echo(sentence)
+        for sentence in found.notes:
+            click.echo(f"note: {sentence}")
         absent = found.runs - found.present
         if not found.wrong:
             click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
@@ -151,7 +153,7 @@ def board_text(board: "Board") -> str:
     lines = [
         f"{board.task}, profile {board.profile}: {board.problems} held-out problems ({board.heldout[:8]}), {evaluation}"
     ]
-    table = [("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "better than")]
+    table = [("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "better (>) or worse (<) than")]
     rows = placed(board)
     ranked = sum(row.place is not None for row in rows)
     for row in rows:
@@ -179,6 +181,8 @@ def board_text(board: "Board") -> str:
 
 
 def _others(row: "Row", ranked: int) -> str:
-    if row.place is None or not row.better_than:
-        return "–"
-    return "all others" if len(row.better_than) == ranked - 1 else ", ".join(row.better_than)
+    told = []
+    for sign, others in ((">", row.better_than), ("<", row.worse_than)):
+        if others:
+            told.append(f"{sign} {'all others' if len(others) == ranked - 1 else ', '.join(others)}")
+    return "; ".join(told) or "–"

@@ -38,7 +38,7 @@ def _package_digest() -> str:
 
 
 @cache
-def _evaluation_digest() -> str:
+def evaluation_digest() -> str:
     """Of what turns exported weights into metrics."""
     files = [
         _PACKAGE / f"{name}.py"
@@ -84,7 +84,7 @@ def code_of(spec: RunSpec) -> Code:
         digest=digest({"package": _package_digest(), "plugins": plugins, "libraries": versions()}),
         commit=commit,
         dirty=dirty,
-        evaluation=_evaluation_digest(),
+        evaluation=evaluation_digest(),
     )
 
 

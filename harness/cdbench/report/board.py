@@ -47,6 +47,8 @@ class RunEntry(Closed):
     """Of its answers, how many stand at the end of a worked solution."""
     train_seconds: _Cost | None
     peak_memory_mib: _Cost | None
+    machine: str = ""
+    """What it ran on: the same spec gives the same answers on machines of one kind, not on all."""
 
     @model_validator(mode="after")
     def _has_an_answer_a_problem(self) -> Self:

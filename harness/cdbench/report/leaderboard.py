@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from cdbench.config import TEACHER, Profile, Scalar, available, build_profile, explain, show
 from cdbench.errors import UserError
 from cdbench.plan import STUDY_FILE, Places, flat, read_study
+from cdbench.provenance import evaluation_digest
 from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
 from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
@@ -129,7 +130,17 @@ def _run(record: Record, answers: Answers) -> RunEntry:
         worked=sum(p.worked for p in answers["test"]) / len(answers["test"]),
         train_seconds=record.cost.get("train_seconds"),
         peak_memory_mib=record.cost.get("train_peak_memory_mib"),
+        machine=machine_of(record),
     )
+
+
+def machine_of(record: Record) -> str:
+    """What last digits depend on: device, threads, libraries."""
+    found = record.environment
+    versions = found.get("versions")
+    torch = versions.get("torch build", "") if isinstance(versions, dict) else ""
+    device = found.get("gpu") or found.get("processor") or "unknown processor"
+    return f"{device}, {found.get('threads', '?')} threads, torch {torch}" if found else "unknown"
 
 
 def _changes(record: Record) -> dict[str, Scalar]:
@@ -170,11 +181,12 @@ def as_markdown(boards: Sequence[Board]) -> str:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was held against what. `wrong` is empty where the file is right."""
+    """What was held against what. `wrong` is empty where the file is right; `notes` are worth knowing all the same."""
 
     runs: int
     present: int
     wrong: list[str]
+    notes: list[str]
 
 
 def check(file: Path, where: Places) -> Checked:
@@ -195,15 +207,21 @@ def check(file: Path, where: Places) -> Checked:
         wrong.append(
             f"{file}, line {line} does not follow from the answers in the file: it was edited, or written by another version"
         )
+    notes = [
+        f"{board.task}, profile {board.profile}: judged by evaluation {board.evaluation or 'of an older version'}, today's is "
+        f"{evaluation_digest()}; cdbench reproduce and cdbench leaderboard write bring it up to date"
+        for board in told
+        if board.evaluation != evaluation_digest()
+    ]
     ids = [run.run_id for board in told for row in board.rows for run in row.runs]
     here = {run_id for run_id in ids if (where.run(run_id) / RECORD).is_file()}
     ours = boards(where) if here else []
     for board in told:
-        wrong += _against_records(board, ours, here)
-    return Checked(len(ids), len(here), wrong)
+        wrong += _against_records(board, ours, here, notes)
+    return Checked(len(ids), len(here), wrong, notes)
 
 
-def _against_records(board: Board, ours: Sequence[Board], here: set[str]) -> list[str]:
+def _against_records(board: Board, ours: Sequence[Board], here: set[str], notes: list[str]) -> list[str]:
     own = {run_id for row in board.rows for run_id in row.run_ids}
     mine = [each for each in ours if own & {run_id for row in each.rows for run_id in row.run_ids}]
     wrong = []
@@ -217,7 +235,7 @@ def _against_records(board: Board, ours: Sequence[Board], here: set[str]) -> lis
     rows = [row for each in mine for row in each.rows]
     by_run = {run_id: row for row in rows for run_id in row.run_ids}
     for row in board.rows:
-        wrong += _row_against_records(row, by_run, here)
+        wrong += _row_against_records(row, by_run, here, notes)
     if own <= here:
         wrong += [
             f"{row.name} has its records here and is not in the file" for row in rows if not own & set(row.run_ids)
@@ -225,7 +243,7 @@ def _against_records(board: Board, ours: Sequence[Board], here: set[str]) -> lis
     return wrong
 
 
-def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: set[str]) -> list[str]:
+def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: set[str], notes: list[str]) -> list[str]:
     wrong = []
     for run in row.runs:
         if run.run_id not in here:
@@ -235,7 +253,14 @@ def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: se
             continue
         mine = next(each for each in ours.runs if each.run_id == run.run_id)
         what = f"{row.name}, run {run.run_id}"
-        wrong += [f"{what}: {key} is not its record's" for key in _KEPT if getattr(mine, key) != getattr(run, key)]
+        differ = [key for key in _KEPT if getattr(mine, key) != getattr(run, key)]
+        if differ and mine.machine != run.machine and mine.seed == run.seed:
+            # The same spec, made again elsewhere: floating-point arithmetic is not the same everywhere.
+            notes.append(
+                f"{what}: {', '.join(differ)} differ from the record here, which is of {mine.machine}, not {run.machine}"
+            )
+            continue
+        wrong += [f"{what}: {key} is not its record's" for key in differ]
         if row.code != ours.code or row.method != ours.method:
             wrong.append(f"{what}: its record is of {ours.method}, code {ours.code}")
     if set(row.run_ids) <= here and not wrong:
@@ -246,7 +271,7 @@ def _row_against_records(row: RowEntry, by_run: Mapping[str, RowEntry], here: se
     return wrong
 
 
-_KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased")
+_KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased", "worked")
 """What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
 
