@@ -5,7 +5,9 @@ import warnings
 
 os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", LMEVAL_LOG_LEVEL="ERROR")
-for name in ("CDBENCH_PLUGINS", "CDBENCH_SET", "CDBENCH_RUNS", "CDBENCH_STORE", "MLFLOW_TRACKING_URI"):
+# Five seconds a command, for what a few tests look at: they turn it on again by MLFLOW_TRACKING_URI="".
+os.environ["MLFLOW_TRACKING_URI"] = "none"
+for name in ("CDBENCH_PLUGINS", "CDBENCH_SET", "CDBENCH_RUNS", "CDBENCH_STORE"):
     os.environ.pop(name, None)
 
 from jaxtyping import install_import_hook
@@ -137,11 +139,9 @@ def image() -> Image:
 
 
 @pytest.fixture(scope="session")
-def begun_runs(world: World, image: Image, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def begun_runs(world: World, image: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder in which containers have prepared the shared artefacts and evaluated the teacher; to be copied."""
     root = tmp_path_factory.mktemp("begun")
-    (root / "runs").mkdir()
-    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     places = ["--profile", str(world.profile_file), "--runs", str(root / "runs"), "--store", str(world.store)]
     command = [sys.executable, "-m", "cdbench", "run", "base", *places, "--runner", "docker", "--image", image.tag]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -158,7 +158,8 @@ def study(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPath
     shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     command = [sys.executable, "-m", "cdbench", "reproduce", "paper_a", "failed_run", "--profile", world.profile_file]
     command += ["--store", world.store, "--seeds", "0,1", "--set", "training.epochs=1"]
-    done = subprocess.run([str(c) for c in command], cwd=root, capture_output=True, text=True)
+    env = os.environ | {"MLFLOW_TRACKING_URI": ""}
+    done = subprocess.run([str(c) for c in command], cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     (root / "stderr.txt").write_text(done.stderr)
     # Other seeds and epochs make another study, with a name of its own; the tests go by the plain one.

@@ -1,7 +1,6 @@
 """General ability before and after: lm-eval on both students, on the same problems."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -50,12 +49,11 @@ seeds = [0]
 
 
 @pytest.fixture(scope="module")
-def runs(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of a study of two rows."""
     root = tmp_path_factory.mktemp("ability")
     (root / "small.toml").write_text(STUDY)
     (root / "runs").mkdir()
-    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     command = [sys.executable, "-m", "cdbench", "reproduce", "small.toml", "--profile", world.profile_file]
     done = subprocess.run([*command, "--store", world.store], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

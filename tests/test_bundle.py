@@ -24,11 +24,10 @@ seeds = [0]
 
 
 @pytest.fixture(scope="module")
-def runs(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("bundle")
     (root / "two_rows.toml").write_text(STUDY.format(profile=world.profile_file))
     (root / "runs").mkdir()
-    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     command = [sys.executable, "-m", "cdbench", "reproduce", "two_rows.toml", "--store", str(world.store)]
     done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

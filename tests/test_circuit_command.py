@@ -98,10 +98,9 @@ def test_discover_by_other_measures(command: Command, args: list[str], tmp_path:
 
 
 def test_the_student_of_a_run_has_a_circuit_of_its_own(
-    cli: Cli, command: Command, args: list[str], tmp_path: Path, mlflow_template: Path
+    cli: Cli, command: Command, args: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
     assert cli("run", "finetune", *args).returncode == 0
     ids = {
         json.loads(p.read_text())["spec"]["method"]: p.parent.name
@@ -275,10 +274,9 @@ def test_another_search_does_not_replace_the_first(command: Command, args: list[
 
 
 def test_a_run_whose_student_is_gone_is_not_taken_for_the_untrained_one(
-    cli: Cli, command: Command, args: list[str], tmp_path: Path, mlflow_template: Path
+    cli: Cli, command: Command, args: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
     assert cli("run", "finetune", *args).returncode == 0
     weights = next((tmp_path / "runs" / "records").glob("*/student.safetensors"))
     weights.unlink()

@@ -1,7 +1,6 @@
 """Two runs side by side, and plug-in files that run as they are written."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -10,9 +9,8 @@ from conftest import Cli, World
 
 
 @pytest.fixture
-def args(world: World, tmp_path: Path, mlflow_template: Path) -> list[str]:
+def args(world: World, tmp_path: Path) -> list[str]:
     (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
     return ["--profile", str(world.profile_file), "--store", str(world.store)]
 
 

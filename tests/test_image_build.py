@@ -5,7 +5,6 @@ configured sources, through an image of wheels: the two build arguments that are
 """
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,12 +60,11 @@ def test_the_image_says_what_it_was_built_from(built: Image) -> None:
 
 
 def test_a_study_in_the_built_image_has_the_numbers_of_one_outside(
-    built: Image, cli: Cli, world: World, tmp_path: Path, mlflow_template: Path
+    built: Image, cli: Cli, world: World, tmp_path: Path
 ) -> None:
     found = []
     for name, options in (("inside", ["--runner", "docker", "--image", built.tag]), ("outside", [])):
         (tmp_path / name).mkdir()
-        shutil.copyfile(mlflow_template, tmp_path / name / "mlflow.db")
         places = ["--profile", world.profile_file, "--runs", tmp_path / name, "--store", world.store]
         done = cli("run", "cka_cd", *places, *options)
         assert done.returncode == 0, done.stderr

@@ -18,9 +18,8 @@ from conftest import Cli, World
 
 
 @pytest.fixture
-def args(world: World, tmp_path: Path, mlflow_template: Path) -> list[str]:
+def args(world: World, tmp_path: Path) -> list[str]:
     (tmp_path / "runs").mkdir()
-    shutil.copyfile(mlflow_template, tmp_path / "runs" / "mlflow.db")
     return ["--profile", str(world.profile_file), "--store", str(world.store)]
 
 
@@ -78,11 +77,10 @@ def test_a_board_that_cannot_be_shown_is_one_sentence(cli: Cli, args: list[str],
 
 
 @pytest.fixture(scope="module")
-def finished(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with two methods of two seeds in it."""
     runs = tmp_path_factory.mktemp("board") / "runs"
     runs.mkdir()
-    shutil.copyfile(mlflow_template, runs / "mlflow.db")
     for method in ("base", "finetune"):
         command = [
             sys.executable,

@@ -59,14 +59,14 @@ def test_a_study_runs_to_its_report_and_the_second_time_takes_everything_from_th
     cli: Cli, args: list[str], tmp_path: Path
 ) -> None:
     command = ["reproduce", "paper_a", "-k", "cka_cd", "--seeds", "0,1", "--json", *args]
-    first = cli(*command)
+    first = cli(*command, MLFLOW_TRACKING_URI="")
     assert first.returncode == 0, first.stderr
     result = json.loads(first.stdout)[0]
     assert [run["status"] for run in result["runs"]] == ["ok"] * 3
     assert Path(result["report"]).is_file()
     assert "3 runs: 3 to do" in first.stderr
     assert "MLflow: 3 records sent" in first.stderr
-    second = cli(*command)
+    second = cli(*command, MLFLOW_TRACKING_URI="")
     assert second.returncode == 0, second.stderr
     assert json.loads(second.stdout)[0]["runs"] == result["runs"]
     assert "3 runs: 0 to do, 3 finished before" in second.stderr
@@ -344,7 +344,7 @@ def test_a_full_disk_ends_in_a_sentence_and_keeps_finished_records(
 ) -> None:
     (small_disk / "fill").write_bytes(bytes((4096 - free_kib) * 1024))
     where = ["--profile", world.profile_file, "--runs", small_disk / "runs", "--store", world.store]
-    done = cli("reproduce", "paper_a", "--seeds", "0", *where)
+    done = cli("reproduce", "paper_a", "--seeds", "0", *where, MLFLOW_TRACKING_URI="")
     assert "Traceback" not in done.stderr
     if free_kib < 1000:
         assert done.returncode in (1, 4)

@@ -24,7 +24,7 @@ def mlflow_runs(uri: str, experiment: str) -> tuple[list, object]:  # type: igno
 @pytest.mark.filterwarnings("ignore")
 def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(study: Path, cli: Cli) -> None:
     uri = f"sqlite:///{study / 'runs' / 'mlflow.db'}"
-    cli("sync", "paper_a-micro", "--runs", study / "runs")
+    cli("sync", "paper_a-micro", "--runs", study / "runs", MLFLOW_TRACKING_URI="")
     for _ in range(2):
         runs, client = mlflow_runs(uri, "cdbench/paper_a-micro")
         children = [r for r in runs if r.data.tags["cdbench.kind"] == "run"]
@@ -39,7 +39,7 @@ def test_mlflow_holds_a_parent_a_study_and_a_child_a_record_each_point_once(stud
         assert steps == list(range(1, 9))
         # As after a sync that died in the middle: send again what was not marked complete.
         client.delete_tag(kl.info.run_id, "cdbench.complete")  # type: ignore[attr-defined]
-        done = cli("sync", "paper_a-micro", "--runs", study / "runs")
+        done = cli("sync", "paper_a-micro", "--runs", study / "runs", MLFLOW_TRACKING_URI="")
         assert done.returncode == 0, done.stderr
         assert "1 records sent, 22 were there already" in done.stdout
 

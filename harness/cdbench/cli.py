@@ -148,7 +148,13 @@ def _run_options(command: Command) -> Command:
             "--logs", is_flag=True, help="Show what the steps print, as it comes (it is kept in files anyway)."
         ),
         click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
-        click.option("--mlflow", "uri", envvar="MLFLOW_TRACKING_URI", help="Tracking server [RUNS/mlflow.db]."),
+        click.option(
+            "--mlflow",
+            "uri",
+            envvar="MLFLOW_TRACKING_URI",
+            metavar="URI|none",
+            help="Tracking server; none: leave MLflow alone, until a sync [RUNS/mlflow.db].",
+        ),
     ]
     for option in reversed(options):
         command = option(command)
@@ -424,8 +430,12 @@ def sync(study: str, uri: str | None, runs: str | None, store: str | None) -> No
     cdbench sync paper_a
     cdbench sync paper_a --mlflow http://localhost:5000
     """
-    from cdbench import tracking
+    from cdbench import session, tracking
 
+    if uri == session.NO_TRACKING:
+        raise UserError(
+            "--mlflow none (or MLFLOW_TRACKING_URI=none) leaves MLflow alone; name a server, or nothing for RUNS/mlflow.db"
+        )
     where = plan.places(runs, store)
     sent, there = tracking.sync(plan.read_study(study, where), where, uri)
     click.echo(f"{sent} records sent, {there} were there already: {uri or tracking.default_uri(where)}")

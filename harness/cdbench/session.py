@@ -30,6 +30,8 @@ from cdbench.runners.schedule import Schedule, exclusive
 from cdbench.runners.slurm import SlurmRunner
 from cdbench.scoring import share
 
+NO_TRACKING = "none"
+"""In the place of a server: records are sent to no MLflow."""
 _SYNC_SECONDS = 900
 REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
 """What two runs of one spec on one machine must have in common, byte for byte."""
@@ -175,6 +177,8 @@ def _display(console: Console, total: int, *, logs: bool = False) -> AbstractCon
 
 def _sync(console: Console, saved: SavedStudy, settings: Settings) -> None:
     """Brings MLflow up to date, in a process of its own: whatever it does there, the study is done."""
+    if settings.uri == NO_TRACKING:
+        return
     where = settings.where
     command = [
         sys.executable,

@@ -6,7 +6,6 @@ untouched student.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ class Study:
 
 
 @pytest.fixture(scope="session")
-def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, mlflow_template: Path) -> Study:
+def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) -> Study:
     root = tmp_path_factory.mktemp("integrity")
     profile = root / "micro.toml"
     profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
@@ -90,7 +89,6 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory, 
         'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
     )
     (root / "runs").mkdir()
-    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
     env = os.environ | {"CDBENCH_PLUGINS": str(PLUGINS)}
     command = [sys.executable, "-m", "cdbench", "reproduce", "battery.toml", "--runner", "docker", "--image", image.tag]
     command += ["--store", str(world.store), "--jobs", "3"]  # some only sleep
