@@ -1,5 +1,6 @@
 """A real browser without a network: what it shows, asks for and complains of."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page, sync_playwright
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+# Where all must be there (CI), a missing browser fails by itself; elsewhere it skips, saying why.
 needs_browser = pytest.mark.skipif(
-    CHROMIUM is None,
+    CHROMIUM is None and not os.environ.get("CDBENCH_ENGINE_NEEDED"),
     reason="no Chromium on this machine: apt-get install chromium",
 )
 _RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
@@ -43,6 +45,7 @@ class Tab:
 @contextmanager
 def browser() -> Iterator[Any]:
     """A headless Chromium; closed at the end."""
+    assert CHROMIUM, "no Chromium on this machine: apt-get install chromium"
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         try:

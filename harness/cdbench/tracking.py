@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.files import sha256
 from cdbench.plan import Places, SavedStudy
-from cdbench.record import RECORD, Metrics, Record, read
+from cdbench.record import RECORD, CircuitJudgement, Metrics, Record, read
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -200,4 +200,18 @@ def final_metrics(metrics: Metrics) -> dict[str, float]:
         values |= {"cka_debiased": metrics.cka.debiased_mean, "cka_biased": metrics.cka.biased_mean}
     for name, masks in metrics.masks.items():
         values |= {f"masks/{name}_sparsity": masks.sparsity, f"masks/{name}_overlap": masks.overlap}
-    return values
+    values |= {f"perplexity/{name}": value for name, value in metrics.perplexity.items()}
+    return values | (_of_circuit(metrics.circuit) if metrics.circuit else {})
+
+
+def _of_circuit(found: CircuitJudgement) -> dict[str, float]:
+    values = {"alone": found.accuracy.value}
+    if found.faithfulness:
+        values |= {"cpr_nodes": found.faithfulness.cpr, "cmd_nodes": found.faithfulness.cmd}
+    if found.edges and found.edges.faithfulness:
+        values |= {"cpr_edges": found.edges.faithfulness.cpr, "cmd_edges": found.edges.faithfulness.cmd}
+    if found.interchange:
+        values["interchange"] = found.interchange.accuracy.value
+    if found.cka:
+        values["cka_pairs"] = found.cka.debiased_mean
+    return {f"circuit/{name}": value for name, value in values.items()}

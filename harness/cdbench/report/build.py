@@ -37,6 +37,9 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
         UserError: the study has no record yet, or a record or prediction file is damaged.
     """
     context = build_context(collect(saved, where))
+    context["figure_data"] = {
+        anchor: to_csv(picture.data) for anchor, picture in context["pictures"].items() if picture.data
+    }
     folder = saved.folder / "report"
     for file, name in PAGES.items():
         write_atomic(folder / file, template(name).render(context), "the report")

@@ -247,6 +247,15 @@ def make_group(
     )
 
 
+def machine_of(record: Record) -> str:
+    """What last digits depend on: device, threads, libraries."""
+    found = record.environment
+    versions = found.get("versions")
+    torch = versions.get("torch build", "") if isinstance(versions, dict) else ""
+    device = found.get("gpu") or found.get("processor") or "unknown processor"
+    return f"{device}, {found.get('threads', '?')} threads, torch {torch}" if found else "unknown"
+
+
 def sweep_point(record: Record, saved: SavedStudy) -> dict[str, Scalar]:
     """The swept values of a run."""
     profile = record.spec.profile.model_dump(mode="json")

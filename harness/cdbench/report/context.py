@@ -14,7 +14,7 @@ from cdbench.report.abilities import ability_rows
 from cdbench.report.anatomy import KINDS, Anatomy
 from cdbench.report.circuits import circuit_rows, circuit_table, even_head_rows
 from cdbench.report.claims import Verdict, counts, gradient_shares, judge
-from cdbench.report.collect import Group, StudyData, hits_of, mean_of, short
+from cdbench.report.collect import Group, StudyData, hits_of, machine_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
 from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
 from cdbench.report.mask_classes import FEATURES, followed, problem_classes
@@ -317,7 +317,7 @@ def cost_rows(data: StudyData) -> list[Row]:
 
 
 def mixed_versions(data: StudyData) -> list[str]:
-    """What speaks against comparing the runs of this report: sentences, none where one version made them all."""
+    """What speaks against comparing the runs of this report: sentences, none where one version made them all on one machine."""
     told = []
     if (n := len({r.code.evaluation for r in data.records if r.metrics})) > 1:
         told.append(f"{n} versions of the evaluator judged them: rows of two of them cannot be compared.")
@@ -325,6 +325,8 @@ def mixed_versions(data: StudyData) -> list[str]:
         told.append(f"The runs of {', '.join(changed)} were not all made by the same code.")
     if (n := len({r.code.commit for r in data.records})) > 1:
         told.append(f"They were made at {n} commits.")
+    if len(machines := sorted({machine_of(r) for r in data.records if r.environment})) > 1:
+        told.append(f"They ran on {len(machines)} kinds of machine ({'; '.join(machines)}): times do not compare.")
     return told
 
 

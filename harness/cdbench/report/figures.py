@@ -54,14 +54,18 @@ _STYLE = {
 }
 
 
+Mark = dict[str, str | float | None]
+
+
 @dataclass(frozen=True)
 class Picture:
-    """A figure of the report: SVG, caption, what it shows in words (for those who cannot see it)."""
+    """A figure of the report: SVG, caption, what it shows in words (for those who cannot see it), and its data, a row a mark."""
 
     anchor: str
     svg: str
     caption: str
     alternative: str
+    data: Sequence[Mark]
 
 
 @contextmanager
@@ -124,7 +128,13 @@ def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Pictur
         (f"{title}: " if title else "") + ", ".join(f"{dot.name} {dot.mean:.1%}" for dot in panel)
         for title, panel in panels.items()
     )
-    return Picture(f"figure-{name}", svg, caption, told)
+    data: list[Mark] = [
+        {"panel": title, "row": dot.name, "mean": dot.mean, "low": dot.interval[0], "high": dot.interval[1],
+         "single runs": " ".join(f"{value:g}" for value in dot.per_seed), "paper": dot.paper}
+        for title, panel in panels.items()
+        for dot in panel
+    ]  # fmt: skip
+    return Picture(f"figure-{name}", svg, caption, told, data)
 
 
 _HATCHES = ("", "//", "\\\\", "||", "--", "xx", "++", "")  # no dots: each is a path of its own, half a megabyte in all
@@ -149,7 +159,10 @@ def stacked_bars(name: str, rows: Mapping[str, Mapping[str, float]], x_label: st
             figure.legend(loc="outside lower center", ncols=4, fontsize=9)
         svg = _svg(figure, name)
     told = "; ".join(f"{row}: " + ", ".join(f"{p} {v:.3g}" for p, v in of.items() if v) for row, of in rows.items())
-    return Picture(f"figure-{name}", svg, caption, told)
+    data: list[Mark] = [
+        {"row": row, "part": part, "value": value} for row, of in rows.items() for part, value in of.items()
+    ]
+    return Picture(f"figure-{name}", svg, caption, told, data)
 
 
 def planes(
@@ -170,7 +183,8 @@ def planes(
         handles = [Patch(color=colours(i), label=f"class {i}") for i in range(classes)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(8, classes), fontsize=9)
         svg = _svg(figure, name)
-    return Picture(f"figure-{name}", svg, caption, told)
+    # A class a problem: as long as the training split, and kept with each run.
+    return Picture(f"figure-{name}", svg, caption, f"{told}. Each problem's class stands in the run's record.json.", ())
 
 
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
@@ -205,7 +219,13 @@ def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: 
         + ", ".join(f"{row} ends at {np.mean([y[-1] for _, y in seeds]):.3g}" for row, seeds in panel.items())
         for panel, title in zip(curves, titles, strict=True)
     )
-    return Picture(f"figure-{name}", svg, caption, told)
+    data: list[Mark] = []
+    for panel, title in zip(curves, titles, strict=True):
+        for row, seeds in panel.items():
+            for where, found in zip(seeds[0][0], zip(*(y for _, y in seeds), strict=False), strict=False):
+                spread = {"mean": float(np.mean(found)), "lowest": min(found), "highest": max(found)}
+                data.append({"panel": title, "row": row, x_label: where, **spread})
+    return Picture(f"figure-{name}", svg, caption, told, data)
 
 
 def ablation_bars(models: Mapping[str, Sequence[float]], caption: str) -> Picture:
@@ -220,7 +240,10 @@ def ablation_bars(models: Mapping[str, Sequence[float]], caption: str) -> Pictur
             one.axhline(0, color=_INK, linewidth=0.8)
         svg = _svg(figure, "ablation")
     told = "; ".join(f"{m}: " + ", ".join(f"layer {i} {v:+.3f}" for i, v in enumerate(x)) for m, x in models.items())
-    return Picture("figure-ablation", svg, caption, told)
+    data: list[Mark] = [
+        {"model": m, "layer": i, "accuracy lost": v} for m, x in models.items() for i, v in enumerate(x)
+    ]
+    return Picture("figure-ablation", svg, caption, told, data)
 
 
 def heat_maps(
@@ -254,7 +277,21 @@ def heat_maps(
                     one.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
         svg = _svg(figure, name)
     told = "; ".join(f"{title}: {np.array(m).round(2).tolist()}" for title, m in matrices.items())
-    return Picture(f"figure-{name}", svg, caption, told)
+    cells = {title: Named(m, *(_ticks(ticks, n) for n in (len(m[0]), len(m)))) for title, m in matrices.items()}
+    return Picture(f"figure-{name}", svg, caption, told, _cells(cells, labels))
+
+
+def _ticks(ticks: Sequence[str] | None, count: int) -> Sequence[str]:
+    return ticks if ticks is not None else [str(i) for i in range(count)]
+
+
+def _cells(matrices: Mapping[str, "Named"], labels: tuple[str, str]) -> list[Mark]:
+    return [
+        {"panel": title, labels[1]: row, labels[0]: column, "value": value}
+        for title, each in matrices.items()
+        for row, line in zip(each.rows, each.values, strict=True)
+        for column, value in zip(each.columns, line, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -292,7 +329,7 @@ def named_heat_maps(name: str, matrices: Mapping[str, Named], caption: str) -> P
         + "."
         for title, each in matrices.items()
     )
-    return Picture(f"figure-{name}", svg, caption, told)
+    return Picture(f"figure-{name}", svg, caption, told, _cells(matrices, ("teacher", "student")))
 
 
 @dataclass(frozen=True)
@@ -320,7 +357,23 @@ def node_graph(name: str, graphs: Mapping[str, Nodes], caption: str) -> Picture:
         + (f"; edges {', '.join(f'{edge} {score:+.3g}' for edge, score in graph.edges.items())}" if graph.edges else "")
         for title, graph in graphs.items()
     )
-    return Picture(f"figure-{name}", svg, caption, f"In the circuit: {told}")
+    data: list[Mark] = []
+    for title, graph in graphs.items():
+        for node, size in zip(graph.names, graph.sizes, strict=True):
+            data.append(
+                {
+                    "panel": title,
+                    "what": "node",
+                    "name": node,
+                    "value": size,
+                    "in the circuit": float(node in graph.chosen),
+                }
+            )
+        data += [
+            {"panel": title, "what": "edge", "name": k, "value": v, "in the circuit": None}
+            for k, v in graph.edges.items()
+        ]
+    return Picture(f"figure-{name}", svg, caption, f"In the circuit: {told}", data)
 
 
 def _draw_nodes(axes: Axes, graph: Nodes) -> None:

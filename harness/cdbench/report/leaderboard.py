@@ -18,7 +18,7 @@ from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
 from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
-from cdbench.report.collect import read_answers
+from cdbench.report.collect import machine_of, read_answers
 
 _BOARDS = TypeAdapter(list[Board])
 _FENCE = "```json\n", "\n```\n"
@@ -132,15 +132,6 @@ def _run(record: Record, answers: Answers) -> RunEntry:
         peak_memory_mib=record.cost.get("train_peak_memory_mib"),
         machine=machine_of(record),
     )
-
-
-def machine_of(record: Record) -> str:
-    """What last digits depend on: device, threads, libraries."""
-    found = record.environment
-    versions = found.get("versions")
-    torch = versions.get("torch build", "") if isinstance(versions, dict) else ""
-    device = found.get("gpu") or found.get("processor") or "unknown processor"
-    return f"{device}, {found.get('threads', '?')} threads, torch {torch}" if found else "unknown"
 
 
 def _changes(record: Record) -> dict[str, Scalar]:

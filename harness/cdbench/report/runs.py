@@ -5,7 +5,7 @@ from typing import Any
 
 from cdbench.files import printable
 from cdbench.plan import flat
-from cdbench.record import Record
+from cdbench.record import CircuitJudgement, Record
 from cdbench.report.anatomy import Answers, anatomy, kind_of
 
 _WRONG = 6
@@ -67,7 +67,31 @@ def _numbers(record: Record) -> dict[str, float]:
         }
     for model, mask in metrics.masks.items():
         found |= {f"mask sparsity, {model}": mask.sparsity, f"mask overlap, {model}": mask.overlap}
-    return found
+    if metrics.mask_agreement and metrics.mask_agreement.overlap:
+        found["agreement of the masks' overlaps, above chance"] = metrics.mask_agreement.overlap.above_null
+    found |= {f"perplexity, {split.removeprefix('shift_')}": value for split, value in metrics.perplexity.items()}
+    if metrics.worked:
+        found["answers at the end of a worked solution"] = metrics.worked
+    if metrics.parameters_changed is not None:
+        found["parameters changed"] = metrics.parameters_changed
+    return found | (circuit_numbers(metrics.circuit) if metrics.circuit else {})
+
+
+def circuit_numbers(found: CircuitJudgement) -> dict[str, float]:
+    """What the evaluator says of a circuit, by names for people."""
+    numbers: dict[str, float | None] = {}
+    for what, judged in (("nodes", found.faithfulness), ("edges", found.edges.faithfulness if found.edges else None)):
+        if judged:
+            numbers |= {f"CPR, {what}": judged.cpr, f"CMD, {what}": judged.cmd}
+    numbers |= {
+        "accuracy of the circuit alone": found.accuracy.value,
+        "accuracy without the circuit": found.ablated.value if found.ablated else None,
+        "attribution against exact patching, rank correlation": found.exact.spearman if found.exact else None,
+        "interchange accuracy": found.interchange.accuracy.value if found.interchange else None,
+        "CKA of component pairs, debiased": found.cka.debiased_mean if found.cka else None,
+        "CKA of best matches, debiased": found.cka.best_mean if found.cka else None,
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
 
 
 def _wrong(answers: Answers) -> list[dict[str, str]]:
