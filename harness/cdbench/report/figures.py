@@ -398,8 +398,10 @@ def _draw_nodes(axes: Axes, graph: Nodes) -> None:
         axes.scatter(
             [x], [y], s=20 + 240 * size / largest, c=fill, edgecolors=_INK if fill == "none" else fill, zorder=2
         )
-        axes.annotate(node, (x, y), xytext=(0, -13), textcoords="offset points", ha="center", fontsize=6)
+        beside = x >= graph.per_layer - 1  # the MLPs stand at the edge, where a label below would lie under the edges
+        axes.annotate(node, (x, y), xytext=(11, -2) if beside else (0, -13), textcoords="offset points",
+                      ha="left" if beside else "center", fontsize=6)  # fmt: skip
     axes.annotate("logits", (centre, layers), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
-    axes.set_xlim(-0.7, graph.per_layer - 0.3)
+    axes.set_xlim(-0.7, graph.per_layer - 0.1)
     axes.set_ylim(-1.6, layers + 0.5)
     axes.axis("off")
