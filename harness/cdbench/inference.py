@@ -111,7 +111,10 @@ def mean_interval(values: Hits, level: float = 0.95) -> Interval:
 
 
 def share_interval(hits: Hits, level: float = 0.95) -> Interval:
-    """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth."""
+    """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth.
+
+    It covers at least as often as it says; up to 3 points more where seeds are few and matter as much as problems.
+    """
     mean, found = float(hits.mean()), spread(hits)
     same = bool((hits == hits[0]).all())
     if same:  # one run, or several that are one
