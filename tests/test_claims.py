@@ -139,6 +139,7 @@ def test_values_that_are_all_the_same_are_left_to_the_sign_test() -> None:
     claim = more()
     few = one(claim, numbered("atp_cd", dict.fromkeys(range(3), 0.7)), numbered("kl", dict.fromkeys(range(3), 0.5)))
     assert few.outcome == "inconclusive" and few.p_holm == pytest.approx(0.25)
+    assert few.seeds_to_decide == 6  # 2 · 0.5^6 = 0.031, 2 · 0.5^5 = 0.063
     many = one(claim, numbered("atp_cd", dict.fromkeys(range(8), 0.7)), numbered("kl", dict.fromkeys(range(8), 0.5)))
     assert many.outcome == "supported" and many.p_holm == pytest.approx(2 / 2**8)
 

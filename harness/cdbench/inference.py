@@ -218,6 +218,11 @@ def sign_p(values: Sequence[float], edge: float) -> float:
     return mcnemar(sum(value > edge for value in values), sum(value < edge for value in values))
 
 
+def runs_by_signs(level: float) -> int:
+    """How many runs, all on one side, the sign test needs at that level."""
+    return math.ceil(1 + math.log2(1 / (1 - level)))
+
+
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | None:
     """Student's interval of a number that each run has one of; None for fewer than two runs."""
     if len(values) < 2:

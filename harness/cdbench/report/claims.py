@@ -29,6 +29,7 @@ from cdbench.inference import (
     mean_interval,
     paired_p,
     probability_of_improvement,
+    runs_by_signs,
     runs_to_decide,
     seed_interval,
     seeds_to_decide,
@@ -395,7 +396,9 @@ def _of_runs(
         seeds=len(values),
         run_ids=tuple(group.run_ids),
         p=None if interval is None else p,  # of one run nothing is known that could be tested
-        seeds_needed=None if same else lambda level: runs_to_decide(values, edge, level),
+        seeds_needed=(None if effect == edge else runs_by_signs)
+        if same
+        else lambda level: runs_to_decide(values, edge, level),
         lone=interval is None,
         detail=_with(_lost(group), note),
     )
