@@ -20,6 +20,7 @@ from cdbench.inference import (
     mean_interval,
     paired_p,
     probability_of_improvement,
+    published_p,
     seed_interval,
     seeds_to_decide,
     share_interval,
@@ -84,6 +85,18 @@ def test_one_seed_and_no_edge_is_mcnemars_test() -> None:
     difference = np.array([[1.0] * 9 + [-1.0] * 2 + [0.0] * 30])
     assert paired_p(difference) == mcnemar(9, 2)
     assert paired_p(np.zeros((3, 5))) == 1.0
+
+
+def test_a_published_share_is_a_sample_too() -> None:
+    """For one run it is the z test of two proportions, but for the half problems that are added to ours."""
+    hits = np.repeat([1.0, 0.0], [930, 70])[None]
+    variance = 0.93 * 0.07 / 999 + 1 / 1000**2 + 0.963 * 0.037 / 1000
+    expected = 2 * distributions.t.sf(0.033 / math.sqrt(variance), 999)
+    assert published_p(hits, 0.963, 1000, 0.0) == pytest.approx(expected, rel=1e-6)
+    assert published_p(hits, 0.963, 1000, 0.0) > paired_p(
+        hits, edge=0.963
+    )  # taken as exact it would say more than it may
+    assert published_p(hits, 0.93, 1000, 0.0) == 1.0
 
 
 def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -93,6 +94,27 @@ def test_records_from_before_a_field_was_kept_have_gaps_there(reported: Callable
     page = (reported("paper_a-micro", change) / "index.html").read_text()
     assert "figure-planes" not in page and "figure-mask-layers" not in page
     assert 'id="masks"' in page and "evaluated by an older version" in page
+
+
+def test_results_without_cka_and_circuit_leave_gaps_and_say_why(reported: Callable[..., Path]) -> None:
+    def change(table: dict[str, Any]) -> None:
+        if table["metrics"]:
+            table["metrics"] |= {
+                "cka": None,
+                "circuit": None,
+                "circuit_not_judged": "no two problems can be contrasted",
+            }
+
+    folder = reported("paper_a-micro", change)
+    page = (folder / "index.html").read_text()
+    assert (
+        'id="components"' not in page
+        and "figure-cka" not in page
+        and "None" not in re.sub(r"<[^>]*>", "", page).split()
+    )
+    assert "no two problems can be contrasted" in page
+    with (folder / "table1.csv").open() as file:
+        assert {row["cka_debiased"] for row in csv.DictReader(file)} == {""}
 
 
 def test_one_seed_decides_nothing_that_seeds_change(reported: Callable[..., Path]) -> None:

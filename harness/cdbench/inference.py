@@ -133,6 +133,16 @@ def paired_p(difference: Hits, edge: float = 0.0) -> float:
     return 2 * spread(difference).tail(abs(float(difference.mean()) - edge))
 
 
+def published_p(hits: Hits, value: float, n: int, edge: float) -> float:
+    """Two-sided p that an accuracy differs by `edge` from one that was published, `value` of `n` other problems.
+
+    What was published is one sample, too: its variance is added.
+    """
+    own = spread(hits)
+    joint = own._replace(of_problems=own.of_problems + value * (1 - value) / n)
+    return min(1.0, 2 * joint.tail(abs(float(hits.mean()) - value - edge)))
+
+
 def unpaired_p(a: Hits, b: Hits) -> float:
     """Two-sided p that two rows have the same mean, each [its seeds, problems], with no seed in common.
 

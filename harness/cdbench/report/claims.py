@@ -29,6 +29,7 @@ from cdbench.inference import (
     mean_interval,
     paired_p,
     probability_of_improvement,
+    published_p,
     runs_by_signs,
     runs_to_decide,
     seed_interval,
@@ -336,7 +337,7 @@ def _value(claim: Value, data: StudyData) -> Evidence:
         unit="points",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=paired_p(hits, edge=claim.paper + math.copysign(claim.margin, value - claim.paper)),
+        p=published_p(hits, claim.paper, claim.paper_n, math.copysign(claim.margin, value - claim.paper)),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
     )

@@ -33,7 +33,7 @@ def run_page(record: Record, row: str, answers: Answers, history: Sequence[Mappi
         "shares": _shares(record),
         "numbers": _numbers(record),
         "settings": {"task": record.spec.task, "seed": record.spec.seed} | record.params,
-        "notes": list(record.notes),
+        "notes": [*record.notes, *_not_judged(record)],
         "kinds": {kind: n for kind, n in found.kinds.items() if n} if found else {},
         "wrong": _wrong(answers),
         "logged": _last(history),
@@ -42,6 +42,14 @@ def run_page(record: Record, row: str, answers: Answers, history: Sequence[Mappi
         "artefacts": dict(record.artefacts),
         "wall": f"{record.started} – {record.ended}",
     }
+
+
+def _not_judged(record: Record) -> list[str]:
+    metrics = record.metrics
+    if metrics is None:
+        return []
+    parts = metrics.circuit.not_judged if metrics.circuit else {"circuit": metrics.circuit_not_judged}
+    return [f"not judged, {part}: {why}" for part, why in parts.items() if why]
 
 
 def _shares(record: Record) -> dict[str, Any]:
