@@ -147,15 +147,21 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"a number of the paper's models; the profile {profile} has others")
     if claim.teacher_at_least is not None:
-        _require_teacher(claim, data)
+        _require(
+            claim, data, TEACHER, claim.teacher_at_least, "the teacher itself has {}: there is nothing to transfer"
+        )
+    if claim.base_at_least is not None:
+        _require(
+            claim, data, "base", claim.base_at_least, "the student before training has {}: there is nothing to forget"
+        )
     weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
     return weigh(claim, data)
 
 
-def _require_teacher(claim: Any, data: StudyData) -> None:
-    accuracy = float(_hits(_row(data, claim, TEACHER), claim).mean())
-    if accuracy < claim.teacher_at_least:
-        raise NotTested(f"the teacher itself has {accuracy:.1%} there: there is nothing to transfer")
+def _require(claim: Any, data: StudyData, row: str, least: float, words: str) -> None:
+    accuracy = float(_hits(_row(data, claim, row), claim).mean())
+    if accuracy < least:
+        raise NotTested(words.format(f"{accuracy:.1%} there"))
 
 
 def _decided(verdict: Verdict, strictest: float) -> Verdict:

@@ -34,6 +34,8 @@ class _OfRows(_Claim):
     """`test`, or a length-shift set: the task that it was drawn by."""
     teacher_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
     """The teacher's accuracy there, below which there is nothing to transfer and the claim says nothing."""
+    base_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """The same of the student before training: below, there is nothing to forget."""
 
 
 _Bounded = TypeVar("_Bounded", "Drop", "AtPoint", "Metric")
