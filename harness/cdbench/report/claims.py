@@ -152,7 +152,7 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         )
     if claim.base_at_least is not None:
         _require(
-            claim, data, "base", claim.base_at_least, "the student before training has {}: there is nothing to forget"
+            claim, data, "base", claim.base_at_least, "before training the student has {}: there is nothing to forget"
         )
     weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
     return weigh(claim, data)
@@ -394,6 +394,7 @@ def _of_runs(
     effect = float(np.mean(values))
     edge = _edge(region, effect)
     same = len(set(values)) == 1  # no spread, no t: signs are left, and three of them decide nothing
+    needed = runs_by_signs if same else lambda level: runs_to_decide(values, edge, level)
     p = sign_p(values, edge) if same else float(distributions.ttest_1samp(values, edge).pvalue)
     return Evidence(
         effect=effect,
@@ -403,9 +404,7 @@ def _of_runs(
         seeds=len(values),
         run_ids=tuple(group.run_ids),
         p=None if interval is None else p,  # of one run nothing is known that could be tested
-        seeds_needed=(None if effect == edge else runs_by_signs)
-        if same
-        else lambda level: runs_to_decide(values, edge, level),
+        seeds_needed=None if effect == edge else needed,
         lone=interval is None,
         detail=_with(_lost(group), note),
     )
@@ -502,10 +501,9 @@ def _holds(law: str) -> bool:
     from cdbench.similarity.conformance.battery import chosen, examine
     from cdbench.similarity.conformance.subject import ours
 
+    # On matrices this small a second thread costs more than it does, many times so on a busy machine.
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # on matrices this small a second thread costs more than it does, many times so on a busy machine
+    torch.set_num_threads(1)
     try:
         return examine(ours()[0], chosen([law], []), lambda finding: None).holds
     finally:

@@ -188,9 +188,8 @@ def _group(records: Sequence[Record], saved: SavedStudy, where: Places) -> tuple
             if record.metrics is not None:
                 alike.setdefault(judged_by(record), []).append(record)
         apart = {key: f" [evaluation {i}]" if len(alike) > 1 else "" for i, key in enumerate(alike, 1)}
-        for i, (key, good) in enumerate(
-            alike.items()
-        ):  # a run without a result was judged by none: it stands in the first
+        for i, (key, good) in enumerate(alike.items()):
+            # A run without a result was judged by nobody: it stands with the first.
             groups.append(make_group(name + apart[key], point, good, [] if i else failed, where))
         if not alike:
             groups.append(make_group(name, point, [], failed, where))

@@ -260,8 +260,9 @@ def read_ledger() -> Ledger:
     ids = [claim.id for claim in ledger.claim]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise UserError(f"{path}: two claims are called {min(twice)}")
+    methods, tasks = {TEACHER, *find("methods")}, set(find("tasks"))
     for claim in ledger.claim:
-        for key, name, known in _names(claim):
+        for key, name, known in _names(claim, methods, tasks):
             if name not in known:
                 close = get_close_matches(name, known, 1)
                 hint = f"; did you mean '{close[0]}'?" if close else ""
@@ -269,10 +270,11 @@ def read_ledger() -> Ledger:
     return ledger
 
 
-def _names(claim: Claim) -> Iterator[tuple[str, str, Collection[str]]]:
+def _names(
+    claim: Claim, methods: Collection[str], tasks: Collection[str]
+) -> Iterator[tuple[str, str, Collection[str]]]:
     """Key, name, and the names that there are: a slip of the pen must not look like a row that a study does not have."""
     table = claim.model_dump()
-    methods, tasks = {TEACHER, *find("methods")}, find("tasks")
     for key in ("row", "high", "low", "one", "other"):
         if key in table:
             yield key, table[key], methods
