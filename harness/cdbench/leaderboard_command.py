@@ -1,6 +1,7 @@
 """`cdbench leaderboard`: what was run here, by place, with ties shown as ties."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -184,5 +185,10 @@ def _others(row: "Row", ranked: int) -> str:
     told = []
     for sign, others in ((">", row.better_than), ("<", row.worse_than)):
         if others:
-            told.append(f"{sign} {'all others' if len(others) == ranked - 1 else ', '.join(others)}")
+            told.append(f"{sign} {'all others' if len(others) == ranked - 1 else _few(others)}")
     return "; ".join(told) or "–"
+
+
+def _few(names: Sequence[str], most: int = 3) -> str:
+    """As many as fit on a line; --json and the written board have all."""
+    return ", ".join(names) if len(names) <= most + 1 else f"{', '.join(names[:most])} and {len(names) - most} more"
