@@ -89,6 +89,7 @@ def test_without_a_circuit_of_nothing_the_model_is_whole(held, monkeypatch: pyte
     assert found.ablated is not None
     hits = int(exact_match(model, encode(workspace.tokenizer, test)).sum())
     assert found.ablated.k == hits and found.circuit == []
+    assert found.ablated_share == (1.0 if hits else None)
     assert "share = 0" in found.not_judged["cka"]
 
 

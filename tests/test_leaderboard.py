@@ -293,6 +293,8 @@ def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
     assert re.search(
         r"note: finetune, run \w+: answers differ from the record here, which is of .*, not another", done.stdout
     )
+    told_of = re.search(r"(\d+) of (\d+) runs were held", done.stdout)
+    assert told_of and int(told_of[1]) == int(told_of[2]) - 1
     same = flipped.model_copy(update={"machine": row.runs[0].machine})
     written.write_text(
         as_markdown([told.model_copy(update={"rows": [

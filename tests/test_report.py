@@ -145,3 +145,15 @@ def test_altered_predictions_are_an_error_that_names_the_file(damage, study: Pat
     done = cli("report", "paper_a-micro")
     assert done.returncode == 2
     assert str(path) in done.stderr and "Traceback" not in done.stderr
+
+
+def test_rows_with_other_length_shifts_share_the_columns_of_a_table() -> None:
+    from cdbench.report.build import to_csv
+    from cdbench.report.circuits import _NUMBERS, circuit_table
+
+    rest = dict.fromkeys((*_NUMBERS, "stability", "nodes", "perplexity", "changed", "parameters"))
+    rows = [{"name": name, "run_ids": ["1"], "shift_perplexity": shift} | rest
+            for name, shift in (("old", {}), ("a", {"addition_3digit": 2.0}), ("b", {"subtraction_3digit": 3.0}))]  # fmt: skip
+    head, *lines = to_csv(circuit_table(rows)).splitlines()
+    assert "perplexity addition_3digit,perplexity subtraction_3digit,runs" in head and len(lines) == 3
+    assert lines[1].endswith(",2.0,,1") and lines[2].endswith(",,3.0,1")

@@ -178,7 +178,7 @@ class Studied:
                 )
         else:
             pairs, without = _of_mib(source, kind, split, n)
-        pairs, uneven = self._of_equal_length(pairs)
+        pairs, uneven = self._of_one_layout(pairs)
         contrasts = make_contrasts(self.tokenizer, pairs)
         told = Problems(
             task=self._task, source=source, counterfactual=kind, problems=len(contrasts),
@@ -196,13 +196,13 @@ class Studied:
             return self.examples("test", n)
         return tuple(clean for clean, _ in _of_mib(source, "random", "test", n)[0])
 
-    def _of_equal_length(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
-        """Pairs whose prompts have equally many tokens, and how many have not."""
-        kept = [
-            (clean, other)
-            for clean, other in pairs
-            if len(prompt_ids(self.tokenizer, clean.prompt)) == len(prompt_ids(self.tokenizer, other.prompt))
-        ]
+    def _of_one_layout(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
+        """Pairs of one layout, and how many are not."""
+
+        def encoded(text: str) -> Sequence[int]:
+            return prompt_ids(self.tokenizer, text)
+
+        kept = [pair for pair in pairs if data.layout(pair[0], encoded) == data.layout(pair[1], encoded)]
         return kept, len(pairs) - len(kept)
 
 

@@ -133,6 +133,30 @@ def paired_p(difference: Hits, edge: float = 0.0) -> float:
     return 2 * spread(difference).tail(abs(float(difference.mean()) - edge))
 
 
+def share_p(hits: Hits, edge: float) -> float:
+    """Two-sided p that an accuracy is `edge`: the test of which `share_interval` holds what is not rejected.
+
+    Its variance is that at the edge (a score test): near 0 and 1 that of the estimate is far too small.
+    """
+    mean, found = float(hits.mean()), spread(hits)
+    if bool((hits == hits[0]).all()):
+        return float(2 * distributions.norm.sf(abs(mean - edge) / math.sqrt(edge * (1 - edge) / hits.shape[1])))
+    at_edge = edge * (1 - edge) * found.variance / (mean * (1 - mean))
+    return min(1.0, 2 * found.tail(abs(mean - edge) * math.sqrt(found.variance / at_edge)))
+
+
+def drop(first: Hits, second: Hits) -> tuple[float, Spread]:
+    """How much less of `second` than of `first` the same runs solve, each [seeds, its problems], and how sure that is.
+
+    Seeds are paired, the two sets of problems are samples of their own.
+    """
+    lost = first.mean(1) - second.mean(1)
+    x, y = spread(first), spread(second)
+    of_seeds = float(lost.var(ddof=1)) / len(lost) if len(lost) > 1 else 0.0
+    of_problems = x.of_problems + y.of_problems
+    return float(lost.mean()), Spread(of_seeds, len(lost), of_problems, min(x.problems, y.problems))
+
+
 def published_p(hits: Hits, value: float, n: int, edge: float) -> float:
     """Two-sided p that an accuracy differs by `edge` from one that was published, `value` of `n` other problems.
 

@@ -103,6 +103,11 @@ def judge_circuit(
     means = placed_means(model, encode(workspace.tokenizer, calibration))
     split = encode(workspace.tokenizer, test)
     low, high = scores.interval() or (scores.mean, scores.mean)
+    rest = ~circuit.nodes
+    rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
+    whole, alone, ablated = (
+        int(_alone(model, split, means, each).sum()) for each in (Circuit.whole(graph), circuit, Circuit(graph, rest))
+    )
     reasons = _Reasons()
     own = components(graph, scores)
     return CircuitJudgement(
@@ -116,8 +121,10 @@ def judge_circuit(
         exact=_exactly(model, found, scores),
         circuit=circuit.names,
         faithfulness=reasons.part("faithfulness", lambda: _faithfulness(model, found, held, scores)),
-        accuracy=wilson(int(_alone(model, split, means, circuit).sum()), len(test)),
-        ablated=wilson(int(_alone(model, split, means, Circuit(graph, ~circuit.nodes)).sum()), len(test)),
+        accuracy=wilson(alone, len(test)),
+        ablated=wilson(ablated, len(test)),
+        alone_share=alone / whole if whole else None,
+        ablated_share=ablated / whole if whole else None,
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
         cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own)),

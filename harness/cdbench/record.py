@@ -192,7 +192,11 @@ class CircuitJudgement(_Model):
     faithfulness: Faithfulness | None
     accuracy: Proportion
     ablated: Proportion | None = None
-    """Accuracy with the circuit at its mean and everything else as it is; None in records from before it was measured."""
+    """Accuracy with the circuit at its mean and everything else as it is, the embedding too, without which no model knows its
+    problem; None in records from before it was measured."""
+    alone_share: float | None = None
+    ablated_share: float | None = None
+    """The two as shares of the whole model's accuracy (bare answers); None where that is 0."""
     edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None
     cka: ComponentCka | None

@@ -106,6 +106,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
 def circuit_table(rows: Sequence[Row]) -> list[Row]:
     """The same for a spreadsheet: mean and interval of each number in columns of their own."""
     found = []
+    shifts = sorted({name for row in rows for name in row["shift_perplexity"]})
     for row in rows:
         flat: Row = {"row": row["name"]}
         for key, name in _NUMBERS.items():
@@ -113,7 +114,7 @@ def circuit_table(rows: Sequence[Row]) -> list[Row]:
             low, high = value.interval if value and value.interval else (None, None)
             flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
         flat |= {key: row[key] for key in ("stability", "nodes", "perplexity", "changed", "parameters")}
-        flat |= {f"perplexity {name}": value for name, value in row["shift_perplexity"].items()}
+        flat |= {f"perplexity {name}": row["shift_perplexity"].get(name) for name in shifts}
         found.append(flat | {"runs": " ".join(row["run_ids"])})
     return found
 

@@ -9,6 +9,7 @@ the study does not have are *not tested here*. Margins stand in `reports/claims.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -17,12 +18,14 @@ import numpy as np
 from scipy import stats as distributions
 
 from cdbench.config import TEACHER, HubModel, Profile
+from cdbench.discover import Kind, find
 from cdbench.files import printable
 from cdbench.inference import (
     MOST_SEEDS,
     Hits,
     Interval,
     difference_of_shares,
+    drop,
     equivalence_p,
     holm,
     mcnemar,
@@ -35,6 +38,7 @@ from cdbench.inference import (
     seed_interval,
     seeds_to_decide,
     share_interval,
+    share_p,
     sign_p,
 )
 from cdbench.report.circuits import even_heads, judged
@@ -207,6 +211,13 @@ def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = N
             reasons = "; ".join(sorted({f"{r.status}: {r.error}" for r in group.failed}))
             raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
         return group
+    plugins: tuple[tuple[Kind, str], ...] = (("methods", name), ("tasks", claim.task))
+    for kind, asked in plugins:
+        known = {TEACHER, *find(kind)} if kind == "methods" else set(find(kind))
+        if asked not in known:
+            close = get_close_matches(asked, known, 1)
+            hint = f"; did the ledger mean '{close[0]}'?" if close else ""
+            raise NotTested(f"there is no {kind[:-1]} '{asked}' here{hint}")
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
     swept = any((group.method, group.task) == (name, claim.task) for group in data.groups)
     if swept and not at:
@@ -321,7 +332,24 @@ def _order(claim: Order, data: StudyData) -> Evidence:
     refuted = weakest.interval.high <= claim.margin
     p = min(1.0, len(steps) * (weakest.p or 0.0)) if refuted else max(step.p or 0.0 for step in steps)
     lone, seeds = any(step.lone for step in steps), min(step.seeds for step in steps)
-    return replace(weakest, run_ids=runs, p=p, lone=lone, seeds=seeds, detail=_with(weakest.detail, told))
+    needed = _order_needs(steps, claim.margin)
+    found = replace(weakest, run_ids=runs, p=p, lone=lone, seeds=seeds, seeds_needed=needed)
+    return replace(found, detail=_with(weakest.detail, told))
+
+
+def _order_needs(steps: Sequence[Evidence], margin: float) -> Callable[[float], int | None]:
+    """Until every step is shown; or, where one goes the wrong way, until the first such step is."""
+
+    def needed(level: float) -> int | None:
+        wrong = [step for step in steps if step.effect <= margin]
+        strict = 1 - (1 - level) / len(steps) if wrong else level
+        found = [step.seeds_needed(strict) if step.seeds_needed else None for step in wrong or steps]
+        known = [seeds for seeds in found if seeds is not None]
+        if wrong:
+            return min(known, default=None)
+        return max(known) if len(known) == len(found) else None
+
+    return needed
 
 
 def _by_mcnemar(difference: Hits) -> str:
@@ -361,7 +389,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         unit="share",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=paired_p(hits, edge),
+        p=share_p(hits, edge),
         seeds_needed=lambda level: seeds_to_decide(hits, edge, level),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
@@ -377,11 +405,26 @@ def _between(claim: AtPoint | Drop | Metric) -> tuple[float, float]:
 
 def _drop(claim: Drop, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
-    lost = group.hits.mean(1) - _hits(group, claim).mean(1)
-    return _of_runs(group, lost.tolist(), _between(claim), "points", f"accuracies on {claim.split}")
+    if (home := group.mean) < claim.home_at_least:
+        raise NotTested(f"{group.name} has {home:.1%} of {claim.task} itself: there is little to lose")
+    hits = _hits(group, claim)
+    lost, found = drop(group.hits, hits)
+    region, half = _between(claim), found.half_width(0.95)
+    return Evidence(
+        effect=lost,
+        interval=Interval(lost - half, lost + half),
+        region=region,
+        unit="points",
+        seeds=len(hits),
+        run_ids=tuple(group.run_ids),
+        p=min(1.0, 2 * found.tail(abs(lost - _edge(region, lost)))),
+        lone=len(hits) == 1 and not _is_fixed(group),
+        detail=_lost(group),
+    )
 
 
 _AS_LOGGED = "as the training logged it"
+_ROUNDING = 1e-9
 
 
 def _of_runs(
@@ -393,7 +436,8 @@ def _of_runs(
     interval = seed_interval(values)
     effect = float(np.mean(values))
     edge = _edge(region, effect)
-    same = len(set(values)) == 1  # no spread, no t: signs are left, and three of them decide nothing
+    # No spread but that of rounding, no t: signs are left, and three of them decide nothing.
+    same = float(np.ptp(values)) <= _ROUNDING * max(1.0, abs(effect))
     needed = runs_by_signs if same else lambda level: runs_to_decide(values, edge, level)
     p = sign_p(values, edge) if same else float(distributions.ttest_1samp(values, edge).pvalue)
     return Evidence(

@@ -158,7 +158,7 @@ def verdict_row(verdict: Verdict) -> Row:
 def ledger_row(verdict: Verdict) -> Row:
     """The same for a spreadsheet: numbers as they are."""
     found = verdict.evidence
-    in_points = found is not None and found.unit == "points"
+    in_points = isinstance(verdict.claim, forms.Difference | forms.Drop | forms.Equivalence | forms.Order | forms.Value)
     scale = 100 if in_points else 1
     paper = getattr(verdict.claim, "paper", None)
     return {
@@ -200,7 +200,7 @@ def _of_accuracy(claim: Claim) -> str:
         case forms.Difference():
             return f"{claim.high}{_at(claim.high_at)} − {claim.low}{_at(claim.low_at)} > {100 * claim.margin:g}"
         case forms.Drop():
-            return _ends(claim, f"what {claim.row} loses")
+            return _ends(claim, f"what {claim.row} loses", lambda share: f"{100 * share:g}")
         case forms.Equivalence():
             return f"|{claim.one} − {claim.other}| < {100 * claim.margin:g}"
         case forms.Order():
@@ -208,7 +208,7 @@ def _of_accuracy(claim: Claim) -> str:
         case forms.Value():
             return f"|{claim.row} − {percent(claim.paper)}| < {100 * claim.margin:g}"
         case forms.AtPoint():
-            return _ends(claim, f"{claim.row}{_at(claim.at)}")
+            return _ends(claim, f"{claim.row}{_at(claim.at)}", percent)
     return ""
 
 
@@ -216,9 +216,11 @@ def _at(point: dict[str, float]) -> str:
     return " at " + ", ".join(f"{short(key)} = {value:g}" for key, value in point.items()) if point else ""
 
 
-def _ends(claim: forms.AtPoint | forms.Drop | forms.Metric, what: str) -> str:
+def _ends(
+    claim: forms.AtPoint | forms.Drop | forms.Metric, what: str, show: Callable[[float], str] = "{:g}".format
+) -> str:
     """`what` between the bounds of a claim: 0.85 ≤ x ≤ 0.95, x ≥ 0.9, x ≤ 0.05."""
-    low, high = (None if end is None else f"{end:g}" for end in (claim.at_least, claim.at_most))
+    low, high = (None if end is None else show(end) for end in (claim.at_least, claim.at_most))
     if low is None:
         return f"{what} ≤ {high}"
     return f"{what} ≥ {low}" if high is None else f"{low} ≤ {what} ≤ {high}"

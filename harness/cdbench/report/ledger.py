@@ -5,14 +5,12 @@ stand in the file and are not changed to suit a result.
 """
 
 import tomllib
-from collections.abc import Collection, Iterator
-from difflib import get_close_matches
+from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from cdbench.config import TEACHER, Closed, explain
-from cdbench.discover import find
+from cdbench.config import Closed, explain
 from cdbench.errors import UserError
 from cdbench.record import Metrics
 from cdbench.report.collect import reports_folder
@@ -67,6 +65,8 @@ class Drop(_OfRows):
     row: str
     at_least: float | None = None
     at_most: float | None = None
+    home_at_least: Annotated[float, Field(gt=0, lt=1)]
+    """The row's accuracy on the task itself, below which it has little to lose and the claim says nothing."""
     paper: float | None = None
 
     @model_validator(mode="after")
@@ -247,8 +247,8 @@ def read_ledger() -> Ledger:
     """What the papers print and claim.
 
     Raises:
-        UserError: the file is missing, no TOML, a claim is not of a known form, or names a method, task, metric or law that
-            there is not; names the claim and the key.
+        UserError: the file is missing, no TOML, a claim is not of a known form, or names a metric or a law that there is
+            not; names the claim and the key.
     """
     path = reports_folder() / "claims.toml"
     try:
@@ -260,35 +260,21 @@ def read_ledger() -> Ledger:
     ids = [claim.id for claim in ledger.claim]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise UserError(f"{path}: two claims are called {min(twice)}")
-    methods, tasks = {TEACHER, *find("methods")}, set(find("tasks"))
     for claim in ledger.claim:
-        for key, name, known in _names(claim, methods, tasks):
-            if name not in known:
-                close = get_close_matches(name, known, 1)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                raise UserError(f"{path}: claim {claim.id}, {key}: there is no '{name}'{hint}")
+        _require_names(claim, path)
     return ledger
 
 
-def _names(
-    claim: Claim, methods: Collection[str], tasks: Collection[str]
-) -> Iterator[tuple[str, str, Collection[str]]]:
-    """Key, name, and the names that there are: a slip of the pen must not look like a row that a study does not have."""
-    table = claim.model_dump()
-    for key in ("row", "high", "low", "one", "other"):
-        if key in table:
-            yield key, table[key], methods
-    for name in table.get("rows", ()):
-        yield "rows", name, methods
-    for key in ("task", "split"):
-        if key in table:
-            yield key, table[key], {"test", *tasks} if key == "split" else tasks
-    if "metric" in table:
-        yield "metric", table["metric"], {table["metric"]} if is_number(table["metric"]) else set[str]()
-    if "law" in table:
+def _require_names(claim: Claim, path: Path) -> None:
+    """Methods and tasks are files that may be taken away; a metric or a law that there is not is a slip of the pen."""
+    if isinstance(claim, Metric | MetricDifference) and not is_number(claim.metric):
+        raise UserError(f"{path}: claim {claim.id}, metric: a record has no number '{claim.metric}'")
+    if isinstance(claim, Mathematics):
         from cdbench.similarity.conformance.laws import LAWS
 
-        yield "law", table["law"], {law.name for law in LAWS}
+        known = [law.name for law in LAWS]
+        if claim.law not in known:
+            raise UserError(f"{path}: claim {claim.id}, law: there is no '{claim.law}'; there are {', '.join(known)}")
 
 
 def is_number(name: str) -> bool:
