@@ -66,6 +66,16 @@ def test_every_command_has_help_with_an_example(cli: Cli) -> None:
     assert "Exit codes" in cli("--help").stdout
 
 
+def test_boards_are_read_without_torch() -> None:
+    board = Path(__file__).parents[1] / "LEADERBOARD.md"
+    code = (
+        "import sys; from click.testing import CliRunner; from cdbench.cli import main;"
+        f"r = CliRunner().invoke(main, ['leaderboard', 'check', {str(board)!r}]); assert r.exit_code == 0, r.output;"
+        "bad = [m for m in ('torch', 'transformers', 'mlflow') if m in sys.modules]; assert not bad, bad"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_help_and_planning_import_no_heavy_library() -> None:
     code = (
         "import sys; from click.testing import CliRunner; from cdbench.cli import main;"

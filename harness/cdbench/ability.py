@@ -8,18 +8,19 @@ import warnings
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdbench import lm_eval_tasks
 from cdbench.config import Closed, Profile, explain
 from cdbench.errors import EnvironmentLacks, UserError, first_line
 from cdbench.files import read_json, write_json
 from cdbench.inference import mean_interval
-from cdbench.tokens import prompt_ids
+
+if TYPE_CHECKING:  # reports read what was found, and need neither torch nor transformers for it
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 FILE = "ability.json"
 _PROBE = "1+1="
@@ -80,7 +81,7 @@ class Examiner:
         self._tasks, self._limit, self._profile = list(tasks), limit, profile
         self.versions: dict[str, str] = {}
 
-    def examine(self, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Scores:
+    def examine(self, model: "LlamaForCausalLM", tokenizer: "PreTrainedTokenizerFast") -> Scores:
         """What a model scores, problem by problem.
 
         Raises:
@@ -90,6 +91,8 @@ class Examiner:
         import lm_eval
         from lm_eval.models.huggingface import HFLM
         from lm_eval.tasks import get_task_dict
+
+        from cdbench.tokens import prompt_ids
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # theirs; what is wrong shows in an error or in the scores
