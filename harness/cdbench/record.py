@@ -231,6 +231,16 @@ class Metrics(_Model):
     first_prompt_ids: list[int]
 
 
+def number_at(metrics: Any, path: str) -> float | None:
+    """A number of the evaluator by its path, `circuit.edges.faithfulness.cpr`; None where a part of it was not measured."""
+    value = metrics
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
+        if value is None:
+            return None
+    return float(value) if isinstance(value, int | float) else None
+
+
 class Code(_Model):
     """Which code ran. `digest` covers all that a number can depend on: package, plug-ins, library versions."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.files import sha256
 from cdbench.plan import Places, SavedStudy
-from cdbench.record import RECORD, CircuitJudgement, Metrics, Record, read
+from cdbench.record import RECORD, Metrics, Record, number_at, read
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -201,17 +201,16 @@ def final_metrics(metrics: Metrics) -> dict[str, float]:
     for name, masks in metrics.masks.items():
         values |= {f"masks/{name}_sparsity": masks.sparsity, f"masks/{name}_overlap": masks.overlap}
     values |= {f"perplexity/{name}": value for name, value in metrics.perplexity.items()}
-    return values | (_of_circuit(metrics.circuit) if metrics.circuit else {})
+    told = {f"circuit/{name}": number_at(metrics, f"circuit.{path}") for name, path in _OF_CIRCUIT.items()}
+    return values | {name: value for name, value in told.items() if value is not None}
 
 
-def _of_circuit(found: CircuitJudgement) -> dict[str, float]:
-    values = {"alone": found.accuracy.value}
-    if found.faithfulness:
-        values |= {"cpr_nodes": found.faithfulness.cpr, "cmd_nodes": found.faithfulness.cmd}
-    if found.edges and found.edges.faithfulness:
-        values |= {"cpr_edges": found.edges.faithfulness.cpr, "cmd_edges": found.edges.faithfulness.cmd}
-    if found.interchange:
-        values["interchange"] = found.interchange.accuracy.value
-    if found.cka:
-        values["cka_pairs"] = found.cka.debiased_mean
-    return {f"circuit/{name}": value for name, value in values.items()}
+_OF_CIRCUIT = {
+    "alone": "accuracy.value",
+    "cpr_nodes": "faithfulness.cpr",
+    "cmd_nodes": "faithfulness.cmd",
+    "cpr_edges": "edges.faithfulness.cpr",
+    "cmd_edges": "edges.faithfulness.cmd",
+    "interchange": "interchange.accuracy.value",
+    "cka_pairs": "cka.debiased_mean",
+}

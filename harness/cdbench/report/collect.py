@@ -15,7 +15,7 @@ from cdbench.errors import UserError
 from cdbench.files import sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
-from cdbench.record import RECORD, Record, check_history, read
+from cdbench.record import RECORD, Record, check_history, number_at, read
 from cdbench.report.anatomy import Anatomy, Answers, anatomy
 from cdbench.scoring import read_predictions
 from cdbench.seeds import digest
@@ -80,11 +80,11 @@ class Group:
 
     def values(self, name: str) -> list[float]:
         """A number of the CKA or mask summary of each run that has it."""
-        return [value for r in self.records if (value := _lookup(r, name)) is not None]
+        return [value for r in self.records if (value := number_at(r.metrics, name)) is not None]
 
     def by_seed(self, name: str) -> dict[int, float]:
         """The same by the runs' seeds."""
-        return {r.spec.seed: value for r in self.records if (value := _lookup(r, name)) is not None}
+        return {r.spec.seed: value for r in self.records if (value := number_at(r.metrics, name)) is not None}
 
     def metric(self, name: str) -> float | None:
         """Mean over seeds of a number of the CKA or mask summary; None where the row has none."""
@@ -98,15 +98,6 @@ class Group:
 def mean_of(values: Sequence[float]) -> float | None:
     """The mean; None of nothing."""
     return float(np.mean(values)) if values else None
-
-
-def _lookup(record: Record, name: str) -> float | None:
-    value: Any = record.metrics
-    for part in name.split("."):
-        value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
-        if value is None:
-            return None
-    return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 from cdbench.files import printable
 from cdbench.plan import flat
-from cdbench.record import CircuitJudgement, Record
+from cdbench.record import Record, number_at
 from cdbench.report.anatomy import Answers, anatomy, kind_of
 
 _WRONG = 6
@@ -82,24 +82,23 @@ def _numbers(record: Record) -> dict[str, float]:
         found["answers at the end of a worked solution"] = metrics.worked
     if metrics.parameters_changed is not None:
         found["parameters changed"] = metrics.parameters_changed
-    return found | (circuit_numbers(metrics.circuit) if metrics.circuit else {})
+    told = {name: number_at(metrics, path) for name, path in _OF_CIRCUIT.items()}
+    return found | {name: value for name, value in told.items() if value is not None}
 
 
-def circuit_numbers(found: CircuitJudgement) -> dict[str, float]:
-    """What the evaluator says of a circuit, by names for people."""
-    numbers: dict[str, float | None] = {}
-    for what, judged in (("nodes", found.faithfulness), ("edges", found.edges.faithfulness if found.edges else None)):
-        if judged:
-            numbers |= {f"CPR, {what}": judged.cpr, f"CMD, {what}": judged.cmd}
-    numbers |= {
-        "accuracy of the circuit alone": found.accuracy.value,
-        "accuracy without the circuit": found.ablated.value if found.ablated else None,
-        "attribution against exact patching, rank correlation": found.exact.spearman if found.exact else None,
-        "interchange accuracy": found.interchange.accuracy.value if found.interchange else None,
-        "CKA of component pairs, debiased": found.cka.debiased_mean if found.cka else None,
-        "CKA of best matches, debiased": found.cka.best_mean if found.cka else None,
-    }
-    return {name: value for name, value in numbers.items() if value is not None}
+_OF_CIRCUIT = {
+    "CPR, nodes": "circuit.faithfulness.cpr",
+    "CMD, nodes": "circuit.faithfulness.cmd",
+    "CPR, edges": "circuit.edges.faithfulness.cpr",
+    "CMD, edges": "circuit.edges.faithfulness.cmd",
+    "accuracy of the circuit alone": "circuit.accuracy.value",
+    "accuracy without the circuit": "circuit.ablated.value",
+    "attribution against exact patching, rank correlation": "circuit.exact.spearman",
+    "interchange accuracy": "circuit.interchange.accuracy.value",
+    "CKA of component pairs, debiased": "circuit.cka.debiased_mean",
+    "CKA of best matches, debiased": "circuit.cka.best_mean",
+}
+"""What the evaluator says of a circuit, by names for people."""
 
 
 def _wrong(answers: Answers) -> list[dict[str, str]]:
