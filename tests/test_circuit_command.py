@@ -5,15 +5,17 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from cdbench.circuits import saved
+from cdbench.circuits import mib, saved
 from cdbench.cli import main
 from conftest import Cli, World
+from hub_cache import cached
 
 Command = Callable[..., Result]
 
@@ -162,6 +164,8 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--task", "nothing"], "nothing"),
         (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
+        (["discover", "teacher", "--data", "mib-subtraction"], "arithmetic_subtraction has no pinned commit here"),
+        (["discover", "teacher", "--revision", "main"], "--revision main: only MIB's data on the hub have one"),
         (["discover", "teacher", "--by", "exact", "--steps", "3"], "--by exact has no steps"),
         (["discover", "teacher", "--top", "0"], "--top"),
         (["discover", "teacher", "--top", "17"], "--top 17: the model has 16 nodes"),
@@ -205,6 +209,70 @@ def test_circuits_that_cannot_be_used_are_told(
     done = command("circuit", *[str(found) if word == "FOUND" else word for word in words], *where)
     assert done.exit_code == 2, done.stderr
     assert told in done.stderr
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Path:
+    """A Llama that reads words, a token a byte, as a folder in Hugging Face format."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokens = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokens.pre_tokenizer, tokens.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=tokens, pad_token="<pad>", eos_token="<eos>", padding_side="left"
+    )
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(
+            LlamaConfig(vocab_size=len(vocabulary), pad_token_id=0, bos_token_id=None, eos_token_id=1, **shape)
+        )
+    for made in (model, tokenizer):
+        made.save_pretrained(tmp_path / "reader")
+    return tmp_path / "reader"
+
+
+def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
+    command: Command, args: list[str], reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of ten subtractions one has a counterfactual of another length, one none, one the same answer."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    rows, commit = list(mib.generate(Random(0), 10, op="-")), "ab" * 20
+
+    def other(row: int, x: int, y: int) -> None:
+        prompt = f"The difference between {x} and {y} is "
+        rows[row]["random_counterfactual"] = {"prompt": prompt, "label": x - y, "operand1": x, "operand2": y}
+
+    for i, row in enumerate(rows):
+        other(i, row["operand1"] + (1 if row["operand1"] % 10 < 9 else -1), row["operand2"])
+    other(0, 9, 4)
+    rows[1]["random_counterfactual"] = None
+    other(
+        2,
+        *next((a, b) for a in range(20, 99) for b in [a - int(rows[2]["label"])] if b > 9 and a != rows[2]["operand1"]),
+    )
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    cached(tmp_path / "cache", "mib-bench/arithmetic_subtraction", commit, {"train.jsonl": text, "test.jsonl": text})
+    words = ["--data", "mib-subtraction", "--revision", commit]
+    done = command("circuit", "discover", reader, *args, *words, "--out", "c")
+    assert done.exit_code == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert "on MIB's subtractions: 7 problems" in first
+    assert "(dropped: 2 have no such counterfactual of the same layout; 1 have the same answer)" in first
+    made, _ = saved.read(tmp_path / "c")
+    assert (made.data.revision, made.data.without_counterfactual, made.data.without_contrast) == (commit, 2, 1)
+    done = command("circuit", "evaluate", "c", *args[2:])  # at the commit that the circuit was found on
+    assert done.exit_code == 0, done.stderr
+    assert "7 held-out problems of MIB's subtractions" in done.stdout
+
+
+def test_both_operations_can_be_made_in_mibs_schema(command: Command, args: list[str], reader: Path) -> None:
+    for source, told in (("mib-generated", "additions"), ("mib-generated-subtraction", "subtractions")):
+        done = command("circuit", "discover", reader, *args, "--data", source, "-n", "20", "--out", source)
+        assert done.exit_code == 0, done.stderr
+        assert f"on {told} in MIB's words" in done.stdout
 
 
 def copied(found: Path, tmp_path: Path, **changes: object) -> Path:

@@ -126,6 +126,51 @@ def test_areas_are_mibs_on_a_stored_example() -> None:
     assert len(SIZES) == 10
 
 
+PUBLISHED = [
+    # f at MIB's ten sizes -> CPR, CMD
+    ((0.0, 0.0, 0.0, 0.0320201402, 0.071480101, 0.1842898389, 0.3516528681, 0.4699217463, 0.6461873637, 1.0054419197),
+     0.6392350864, 0.3624858734),
+    ((0.0, 0.0, 0.0, 0.0168635567, 0.0284215167, 0.1513860572, 0.2893315169, 0.7006434042, 0.8689596149, 1.0054419197),
+     0.7675232198, 0.2341977401),
+    ((0.0, 0.0, 0.0, 0.0489785955, 0.0798839242, 0.2047117085, 0.2049999526, 0.3878370098, 0.4470475214, 1.0000302371),
+     0.5319224526, 0.467092666),
+]  # fmt: skip
+"""Results that somebody else's implementation of MIB's evaluation gave: expected values of a public test of that protocol
+(`EXPECTED` of a "MIB evaluation pipeline" exercise; methods EAP, EAP-IG and activation patching on IOI, IOI and MCQA)."""
+
+
+@pytest.mark.parametrize(("f", "area", "distance"), PUBLISHED)
+def test_areas_are_those_that_others_published(f: tuple[float, ...], area: float, distance: float) -> None:
+    values = torch.tensor(f, dtype=torch.float64)
+    assert cpr(values).item() == pytest.approx(area, abs=1e-9)
+    assert cmd(values).item() == pytest.approx(distance, abs=1e-9)
+
+
+def test_a_whole_curve_is_what_mibs_procedure_gives_step_by_step() -> None:
+    """MIB's procedure by hand: top-n nodes by score, every other node patched by a naive hook, f, trapezoids."""
+    model, pairs = llama(), contrasts()
+    graph, scores = Graph.of(model), random_scores(Graph.of(model), "node", 3).mean - 0.5
+    scores[0] = 1  # without the embedding a circuit sees the counterfactual only
+    corrupt = naive_outputs(model, pairs.corrupt)
+
+    def by_hand(key: torch.Tensor) -> list[float]:
+        order, m = key.argsort(descending=True).tolist(), []
+        for size in (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0):
+            outside = [graph.nodes[i] for i in order[int(size * len(order)) :]]
+            m.append(naive_patched(model, pairs, outside, corrupt).double().mean().item())
+        none = naive_patched(model, pairs, list(graph.nodes), corrupt).double().mean().item()
+        return [(value - none) / (m[-1] - none) for value in m]
+
+    f, g = by_hand(scores), by_hand(scores.abs())
+    widths = [0.001, 0.003, 0.005, 0.01, 0.03, 0.05, 0.1, 0.3, 0.5]
+    area = sum(w * (a + b) / 2 for w, a, b in zip(widths, f[:-1], f[1:], strict=True))
+    distance = sum(w * (abs(1 - a) + abs(1 - b)) / 2 for w, a, b in zip(widths, g[:-1], g[1:], strict=True))
+    ranked = single("node", scores)
+    assert cpr(curve(model, pairs, ranked).faithfulness()).item() == pytest.approx(area, abs=5e-6)
+    assert cmd(curve(model, pairs, ranked, absolute=True).faithfulness()).item() == pytest.approx(distance, abs=5e-6)
+    assert f != g
+
+
 def test_f_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
     found = Curve((1,), torch.tensor([[1.0, 3.0]]), whole=torch.tensor([2.0, 10.0]), empty=torch.tensor([0.0, 0.0]))
     assert found.faithfulness().tolist() == [pytest.approx(4 / 12)]  # the mean of ratios would be 0.4

@@ -5,7 +5,6 @@ import os
 from pathlib import Path
 from random import Random
 
-import datasets
 import pytest
 import torch
 
@@ -13,6 +12,7 @@ from cdbench.circuits import mib
 from cdbench.circuits.arithmetic import KINDS, carry
 from cdbench.circuits.graph import LEVELS, Graph, Level, top
 from cdbench.errors import EnvironmentLacks, UserError
+from hub_cache import cached
 
 GRAPH = Graph(layers=2, heads=2, width=4)
 
@@ -144,6 +144,18 @@ def test_generated_rows_have_mibs_schema_and_all_seven_counterfactuals() -> None
         assert row["tens_op2_counterfactual"]["operand1"] == a
 
 
+def test_generated_differences_are_not_negative_and_borrow_as_sums_carry() -> None:
+    for row in mib.generate(Random(0), 50, op="-"):
+        a, b, other = row["operand1"], row["operand2"], row["ones_carry_counterfactual"]
+        assert (row["operator"], row["label"]) == ("-", str(a - b))
+        assert row["prompt"] == f"The difference between {a} and {b} is "
+        labels = {kind: (row[f"{kind}_counterfactual"] or {}).get("label") for kind in KINDS}
+        assert labels.pop("tens_carry") is None  # it would make the difference negative
+        assert min(int(row["label"]), *labels.values()) >= 0
+        assert other["label"] == other["operand1"] - other["operand2"]
+        assert carry(other["operand1"], other["operand2"], "-", 0) != carry(a, b, "-", 0)
+
+
 def test_rows_become_pairs_of_one_kind() -> None:
     rows = list(mib.generate(Random(0), 5))
     for row, (clean, other) in zip(rows, mib.pairs_of(iter(rows), "tens_carry")[0], strict=True):
@@ -187,12 +199,19 @@ def test_the_edges_of_a_node_circuit_are_marked(tmp_path: Path) -> None:
     assert torch.equal(marked, GRAPH.edge_mask & circuit.nodes[:, None])
 
 
+ADDITION, SUBTRACTION = mib.PUBLISHED["mib"], mib.PUBLISHED["mib-subtraction"]
+COMMIT = "0" * 39 + "1"
+
+
+def lines(rows: list[dict[str, object]]) -> str:
+    """A file as MIB's repositories have one for each split."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty Hugging Face cache."""
-    import huggingface_hub.constants as constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -200,19 +219,32 @@ def test_data_that_are_not_in_the_cache_are_named_with_the_command_that_fetches_
     with pytest.raises(
         EnvironmentLacks, match="hf download mib-bench/arithmetic_addition --repo-type dataset --revision d56d68b7"
     ):
-        next(mib.load("train"))
+        next(mib.load(ADDITION, "train"))
+    with pytest.raises(EnvironmentLacks, match=f"hf download mib-bench/arithmetic_subtraction .* --revision {COMMIT}"):
+        next(mib.load(SUBTRACTION, "train", COMMIT))
 
 
-def test_the_hubs_data_are_read_at_the_pinned_revision(hub: Path) -> None:
-    """A cache as the hub lays it out, with rows in MIB's schema that this test made."""
-    repo, revision = mib.ADDITION
-    base = hub / f"datasets--{repo.replace('/', '--')}"
-    folder = base / "snapshots" / revision / "data"
-    folder.mkdir(parents=True)
-    (base / "refs").mkdir()
-    (base / "refs" / "main").write_text(revision)
+def test_the_hubs_data_are_read_at_the_pinned_commit(hub: Path) -> None:
     rows = list(mib.generate(Random(1), 6))
-    datasets.Dataset.from_list(rows).to_parquet(folder / "train-00000-of-00001.parquet")
-    assert mib.pairs_of(mib.load("train"), "ones_op1") == mib.pairs_of(iter(rows), "ones_op1")
+    assert ADDITION.revision
+    cached(hub, ADDITION.repo, ADDITION.revision, {"train.jsonl": lines(rows)})
+    assert mib.pairs_of(mib.load(ADDITION, "train"), "ones_op1") == mib.pairs_of(iter(rows), "ones_op1")
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
-        next(mib.load("test"))
+        next(mib.load(ADDITION, "test"))
+
+
+def test_data_without_a_pinned_commit_are_read_at_the_one_that_is_said(hub: Path) -> None:
+    rows = list(mib.generate(Random(1), 6, op="-"))
+    cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": lines(rows)})
+    assert list(mib.load(SUBTRACTION, "train", COMMIT)) == rows
+    with pytest.raises(UserError, match="arithmetic_subtraction has no pinned commit here; .* say --revision COMMIT"):
+        next(mib.load(SUBTRACTION, "train"))
+    with pytest.raises(UserError, match="--revision main: a commit of mib-bench/arithmetic_subtraction is expected"):
+        next(mib.load(SUBTRACTION, "train", "main"))
+
+
+@pytest.mark.parametrize(("line", "told"), [("{", "line 2: no JSON"), ("[1]", "line 2: a list, a table is expected")])
+def test_a_line_that_is_no_row_is_named(hub: Path, line: str, told: str) -> None:
+    cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": f"{{}}\n{line}\n"})
+    with pytest.raises(UserError, match=told):
+        list(mib.load(SUBTRACTION, "train", COMMIT))

@@ -17,7 +17,7 @@ from cdbench.errors import EnvironmentLacks, UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from cdbench.circuit_session import Studied
+    from cdbench.circuit_session import Data, Studied
     from cdbench.circuits.saved import SavedCircuit
     from cdbench.circuits.scores import Scores
 
@@ -68,10 +68,13 @@ def _data_options(command: Command) -> Command:
     command = click.option(
         "--data",
         "source",
-        type=click.Choice(["task", "mib", "mib-generated"]),
+        type=click.Choice(["task", "mib", "mib-subtraction", "mib-generated", "mib-generated-subtraction"]),
         default="task",
         show_default=True,
-        help="The task's problems, MIB's addition data (from the Hugging Face cache), or problems made in its schema.",
+        help="The task's problems; MIB's additions or subtractions, from the Hugging Face cache; problems made in their schema.",
+    )(command)
+    command = click.option(
+        "--revision", help="Commit of MIB's data, 40 hex digits [the additions are pinned, the subtractions are not]."
     )(command)
     return click.option(
         "--counterfactual",
@@ -123,6 +126,7 @@ def discover(model: str, **options: Any) -> None:
     from cdbench.circuits import discovery, saved
     from cdbench.circuits.graph import Graph
 
+    wanted = _data(options)
     studied = _studied(model, options)
     _start(studied)
     search = discovery.Search(options["by"], options["level"], options["steps"])
@@ -130,7 +134,7 @@ def discover(model: str, **options: Any) -> None:
         raise UserError(
             f"--steps {search.steps}: integrated gradients are attribution's; --by {search.by} has no steps"
         )
-    contrasts, told = studied.contrasts(options["source"], options["counterfactual"], "train", options["problems"])
+    contrasts, told = studied.contrasts(wanted, "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = _work(f"{search.by} of {search.level}s", options["batch_size"])
     scores = discovery.discover(studied.model, contrasts, studied.encoded(examples), search, work)
@@ -141,7 +145,7 @@ def discover(model: str, **options: Any) -> None:
         raise UserError(f"--top {options['top']}: the model has {len(values)} {search.level}s")
     count = options["top"] or min(_SHOWN, len(values))
     checked = discovery.agreement(studied.model, contrasts, scores, count) if search.by == "attribution" else None
-    folder = options["out"] or _folder(studied, search, options["source"], options["counterfactual"])
+    folder = options["out"] or _folder(studied, search, wanted)
     table: dict[str, object] = {
         "cdbench": __version__,
         "model": studied.subject,
@@ -162,6 +166,18 @@ def discover(model: str, **options: Any) -> None:
         return
     show_discovery(made, len(values))
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
+
+
+def _data(options: dict[str, Any]) -> "Data":
+    from cdbench.circuit_session import Data
+
+    return Data(options["source"], options["counterfactual"], options["revision"])
+
+
+def _data_of(made: "SavedCircuit") -> "Data":
+    from cdbench.circuit_session import Data
+
+    return Data(made.data.source, made.data.counterfactual, made.data.revision)
 
 
 def _studied(model: str, options: dict[str, Any]) -> "Studied":
@@ -218,12 +234,13 @@ def _clear() -> None:
         click.echo("\r\033[K", nl=False, err=True)
 
 
-def _folder(studied: "Studied", search: Any, source: str, counterfactual: str) -> Path:
+def _folder(studied: "Studied", search: Any, wanted: "Data") -> Path:
     """A name of its own for each search; of a model without a short name, with the first digits of its content."""
     name = studied.name if "/" not in studied.name else f"{Path(studied.name).name.split('@')[0]}-{studied.content[:8]}"
     own = [] if studied.is_run or studied.profile.name == "tiny" else [studied.profile.name]
-    parts = [name, *own, studied.workspace.task if source == "task" else source, search.level, search.by]
-    parts += [f"{search.steps}steps"] * (search.steps > 1) + [counterfactual] * (counterfactual != "random")
+    parts = [name, *own, studied.workspace.task if wanted.source == "task" else wanted.source, search.level, search.by]
+    kind = wanted.counterfactual
+    parts += [f"{search.steps}steps"] * (search.steps > 1) + [kind] * (kind != "random")
     return studied.where.runs / "circuits" / "-".join(parts)
 
 
@@ -298,9 +315,9 @@ def evaluate(folder: Path, **options: Any) -> None:
 
     made, scores = saved.read(folder)
     studied = _again(made, options)
-    kind = (made.data.source, made.data.counterfactual)
-    contrasts, told = studied.contrasts(*kind, "test", options["problems"])
-    training, _ = studied.contrasts(*kind, "train", options["problems"])
+    wanted = _data_of(made)
+    contrasts, told = studied.contrasts(wanted, "test", options["problems"])
+    training, _ = studied.contrasts(wanted, "train", options["problems"])
     means = None
     if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
         means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
@@ -432,7 +449,7 @@ def attention(folder: Path, **options: Any) -> None:
 
     made, scores = saved.read(folder)
     studied = _again(made, options)
-    prompts = studied.prompts(made.data.source, options["problems"])
+    prompts = studied.prompts(_data_of(made), options["problems"])
     pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
     graph, mean = made.model.graph, scores.mean
     size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
@@ -508,6 +525,7 @@ def import_(file: Path, **options: Any) -> None:
     from cdbench.circuits.graph import Graph
     from cdbench.circuits.scores import single
 
+    wanted = _data(options)
     found = mib.read(file, options["level"])
     studied = _studied(options["model"], options)
     _start(studied)
@@ -523,8 +541,8 @@ def import_(file: Path, **options: Any) -> None:
     folder = options["out"] or studied.where.runs / "circuits" / file.stem
     scores = single(level, found.scores[level])
     data = {
-        "task": studied.workspace.task, "source": options["source"], "counterfactual": options["counterfactual"],
-        "problems": 0, "without_counterfactual": 0, "without_contrast": 0,
+        "task": studied.workspace.task, "source": wanted.source, "counterfactual": wanted.counterfactual,
+        "revision": wanted.commit, "problems": 0, "without_counterfactual": 0, "without_contrast": 0,
     }  # fmt: skip
     unknown = ("metric_clean", "metric_corrupt", "stability", "spearman_with_exact", "same_sign_as_exact")
     table = {

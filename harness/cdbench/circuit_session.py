@@ -33,6 +33,35 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
 
 
 @dataclass(frozen=True)
+class Data:
+    """Which problems, with which counterfactuals; of MIB's data at which commit, the pinned one where none is said."""
+
+    source: Source
+    counterfactual: Kind = "random"
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a commit is said of what has none, or none where one is needed."""
+        if self.source in mib.PUBLISHED:
+            mib.PUBLISHED[self.source].at(self.revision)
+        elif self.revision is not None:
+            raise UserError(f"--revision {self.revision}: only MIB's data on the hub have one (--data mib)")
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read."""
+        return mib.PUBLISHED[self.source].at(self.revision) if self.source in mib.PUBLISHED else None
+
+    def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], int]:
+        """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none."""
+        if self.source in mib.PUBLISHED:
+            rows = mib.load(mib.PUBLISHED[self.source], split, self.revision)
+        else:
+            rows = mib.generate(rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+")
+        return mib.pairs_of(islice(rows, n), self.counterfactual)
+
+
+@dataclass(frozen=True)
 class Studied:
     """A model under study and the problems of a task, under a profile.
 
@@ -160,15 +189,15 @@ class Studied:
         """Problems as tokens."""
         return encode(self.tokenizer, examples)
 
-    def contrasts(self, source: Source, kind: Kind, split: str, n: int) -> tuple[Contrasts, Problems]:
+    def contrasts(self, wanted: Data, split: str, n: int) -> tuple[Contrasts, Problems]:
         """At most `n` problems with counterfactuals, from the task, MIB's data, or data made like MIB's.
 
         Raises:
             UserError: there is no contrast, or the tokenizer does not fit.
             EnvironmentLacks: MIB's data are not in the cache.
         """
-        without = 0
-        if source == "task":
+        kind, without = wanted.counterfactual, 0
+        if wanted.source == "task":
             examples = self.examples(split, n)
             rng = rng_for("circuit", self.workspace.task, kind, split)
             pairs, without = make_pairs(examples, kind, lambda prompt: prompt_ids(self.tokenizer, prompt), rng)
@@ -177,24 +206,24 @@ class Studied:
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
                 )
         else:
-            pairs, without = _of_mib(source, kind, split, n)
+            pairs, without = wanted.mib_pairs(split, n)
         pairs, uneven = self._of_one_layout(pairs)
         contrasts = make_contrasts(self.tokenizer, pairs)
         told = Problems(
-            task=self._task, source=source, counterfactual=kind, problems=len(contrasts),
+            task=self._task, source=wanted.source, counterfactual=kind, revision=wanted.commit, problems=len(contrasts),
             without_counterfactual=without + uneven, without_contrast=contrasts.without_contrast,
         )  # fmt: skip
         return contrasts, told
 
-    def prompts(self, source: Source, n: int) -> tuple[Example, ...]:
-        """At most `n` held-out problems of a source.
+    def prompts(self, wanted: Data, n: int) -> tuple[Example, ...]:
+        """At most `n` held-out problems.
 
         Raises:
             EnvironmentLacks: MIB's data are not in the cache.
         """
-        if source == "task":
+        if wanted.source == "task":
             return self.examples("test", n)
-        return tuple(clean for clean, _ in _of_mib(source, "random", "test", n)[0])
+        return tuple(clean for clean, _ in wanted.mib_pairs("test", n)[0])
 
     def _of_one_layout(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
         """Pairs of one layout, and how many are not."""
@@ -204,9 +233,3 @@ class Studied:
 
         kept = [pair for pair in pairs if data.layout(pair[0], encoded) == data.layout(pair[1], encoded)]
         return kept, len(pairs) - len(kept)
-
-
-def _of_mib(source: Source, kind: Kind, split: str, n: int) -> tuple[list[Pair], int]:
-    """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none."""
-    rows = islice(mib.load(split), n) if source == "mib" else mib.generate(rng_for("mib", split), n, split)
-    return mib.pairs_of(rows, kind)

@@ -16,6 +16,7 @@ from cdbench.data import PromptEncoder, layout, make_counterfactuals
 from cdbench.errors import UserError
 
 Variable = Literal["ones_op1", "ones_op2", "tens_op1", "tens_op2", "ones_carry", "tens_carry"]
+Operator = Literal["+", "-"]
 Kind = Literal["random", "ones_op1", "ones_op2", "tens_op1", "tens_op2", "ones_carry", "tens_carry"]
 VARIABLES: tuple[Variable, ...] = get_args(Variable)
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -23,7 +24,7 @@ _NUMBER = re.compile(r"\d+")
 _PLACES = {"ones": 0, "tens": 1}
 
 
-def operator(example: Example) -> Literal["+", "-"]:
+def operator(example: Example) -> Operator:
     """What a problem asks for, by its answer.
 
     Raises:
@@ -41,26 +42,26 @@ def operator(example: Example) -> Literal["+", "-"]:
     )
 
 
-def solve(a: int, b: int, op: Literal["+", "-"]) -> int:
+def solve(a: int, b: int, op: Operator) -> int:
     """The answer."""
     return a + b if op == "+" else a - b
 
 
-def carry(a: int, b: int, op: Literal["+", "-"], place: int) -> int:
+def carry(a: int, b: int, op: Operator, place: int) -> int:
     """Carry (of a sum) or borrow (of a difference) out of the column of 10**place: 0 or 1."""
     base = 10 ** (place + 1)
     low = (a % base, b % base)
     return int(low[0] + low[1] >= base if op == "+" else low[0] < low[1])
 
 
-def value_of(a: int, b: int, op: Literal["+", "-"], variable: Variable) -> int:
+def value_of(a: int, b: int, op: Operator, variable: Variable) -> int:
     """What the causal model holds in a variable: a digit, or a carry."""
     which, part = variable.split("_")
     place = _PLACES[which]
     return carry(a, b, op, place) if part == "carry" else _digit(a if part == "op1" else b, place)
 
 
-def answer_with(a: int, b: int, op: Literal["+", "-"], variable: Variable, value: int) -> int:
+def answer_with(a: int, b: int, op: Operator, variable: Variable, value: int) -> int:
     """The causal model's answer with one variable set to `value` and all else computed as always."""
     which, part = variable.split("_")
     place = _PLACES[which]

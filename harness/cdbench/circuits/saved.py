@@ -18,7 +18,13 @@ from cdbench.errors import UserError, first_line
 from cdbench.files import read_json, sha256, write_atomic, write_json
 
 CIRCUIT, SCORES = "circuit.json", "scores.safetensors"
-Source = Literal["task", "mib", "mib-generated"]
+Source = Literal["task", "mib", "mib-subtraction", "mib-generated", "mib-generated-subtraction"]
+_NAMED = {
+    "mib": "MIB's additions",
+    "mib-subtraction": "MIB's subtractions",
+    "mib-generated": "additions in MIB's words",
+    "mib-generated-subtraction": "subtractions in MIB's words",
+}
 
 
 class Subject(Closed):
@@ -45,6 +51,8 @@ class Problems(Closed):
     task: str
     source: Source
     counterfactual: Kind
+    revision: str | None = None
+    """The commit of MIB's data."""
     problems: int
     without_counterfactual: int
     """How many were dropped because nothing of the same layout differs so."""
@@ -54,7 +62,7 @@ class Problems(Closed):
     @property
     def named(self) -> str:
         """What the problems are, for people: the task's own, or others in its place."""
-        return {"task": self.task, "mib": "MIB's additions", "mib-generated": "additions in MIB's words"}[self.source]
+        return _NAMED.get(self.source, self.task)
 
 
 class Item(Closed):
