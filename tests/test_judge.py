@@ -12,16 +12,18 @@ from torch.nn import functional as F
 from cdbench import data
 from cdbench.api import Example
 from cdbench.circuits.arithmetic import make_pairs
+from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
+from cdbench.circuits.component_cka import _best_matches, component_cka
 from cdbench.circuits.components import components, is_head, top_components
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.faithfulness import cmd, cpr, curve, magnitude, random_scores
-from cdbench.circuits.graph import Graph
-from cdbench.circuits.patching import hits_at, patch_exactly
-from cdbench.judge import SHARE, NotJudged, _best_matches, changed, component_cka, judge_circuit, perplexity
+from cdbench.circuits.graph import Circuit, Graph
+from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
+from cdbench.judge import SHARE, NotJudged, _alone, changed, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
 from cdbench.report.circuits import even_heads, stability_over_seeds
-from cdbench.seeds import rng_for
+from cdbench.seeds import generator_for, rng_for
 from cdbench.similarity import linear_cka
 from cdbench.sites import captured
 from cdbench.tokens import encode, prompt_ids
@@ -93,6 +95,43 @@ def test_without_a_circuit_of_nothing_the_model_is_whole(held, monkeypatch: pyte
     assert "share = 0" in found.not_judged["cka"]
 
 
+def test_what_the_circuit_is_needed_for_is_held_against_as_many_nodes_at_random(
+    held, judgement: CircuitJudgement
+) -> None:  # type: ignore[no-untyped-def]
+    """By hand: the same number of nodes at their mean, drawn three times, never the embedding."""
+    workspace, test = held
+    model = workspace.teacher.model()
+    found = judge_circuit(model, workspace, test, reference=True)
+    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
+    means, split = placed_means(model, encode(workspace.tokenizer, calibration)), encode(workspace.tokenizer, test)
+    graph, whole, hits = Graph.of(model), int(exact_match(model, split).sum()), []
+    out = len(set(found.circuit) - {"input"})
+    for draw in range(3):
+        order = torch.randperm(
+            len(graph.nodes) - 1, generator=generator_for("judge-ablated", len(graph.nodes), draw)
+        ).tolist()
+        exchanged = {1 + i for i in order[len(order) - out :]}
+        assert len(exchanged) == out and 0 not in exchanged
+        kept = torch.tensor([i not in exchanged for i in range(len(graph.nodes))])
+        hits.append(int(_alone(model, split, means, Circuit(graph, kept)).sum()))
+    assert found.random_ablated_share == pytest.approx(sum(hits) / 3 / whole)
+    assert found.ablated_share is not None and found.random_ablated_share is not None
+    assert found.needed_beyond_chance == pytest.approx(found.random_ablated_share - found.ablated_share)
+
+
+def test_the_heads_that_matter_most_say_what_they_look_at(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, test = held
+    told = judgement.attention
+    assert told is not None and len(told.heads) == 4
+    sizes = dict(zip(judgement.nodes, map(abs, judgement.importance), strict=True))
+    heads = sorted((name for name in sizes if name.startswith("a")), key=lambda name: -sizes[name])
+    assert list(told.heads) == heads[:4]
+    pattern = attention_pattern(workspace.student.model(), workspace.tokenizer, test)
+    assert (told.roles, told.problems) == (list(pattern.roles), pattern.prompts)
+    layer, head = (int(part) for part in heads[0][1:].split(".h"))
+    assert told.heads[heads[0]] == pattern.weights[layer, head].tolist()
+
+
 def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
     """Functional pairs of the models before training; CKA by hand for one of them."""
     workspace, test = held
@@ -123,14 +162,14 @@ def test_a_component_that_is_constant_has_no_cka(held) -> None:  # type: ignore[
             layer.mlp.down_proj.weight.zero_()
             layer.self_attn.v_proj.weight.zero_()
     with pytest.raises(ValueError, match=r"student (attn|mlp)\.\d.* and teacher .* is constant over the samples"):
-        component_cka(model, workspace, test, own)
+        component_cka(model, workspace, test, own, SHARE)
 
 
 def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
     held, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     workspace, test = held
-    monkeypatch.setattr("cdbench.judge.pair_components", lambda *args: ())
+    monkeypatch.setattr("cdbench.circuits.component_cka.pair_components", lambda *args: ())
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found.cka is None and "no two components of one kind" in found.not_judged["cka"]
     assert found.faithfulness is not None

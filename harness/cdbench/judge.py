@@ -5,7 +5,7 @@ ranks the nodes and the edges of the trained student. The first half of the node
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -14,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from cdbench.api import Components, Example
+from cdbench.api import Example
 from cdbench.circuits.arithmetic import Variable, make_pairs
+from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
-from cdbench.circuits.components import Pairs, components, is_head, pair_components, top_components
+from cdbench.circuits.component_cka import component_cka
+from cdbench.circuits.components import components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
 from cdbench.circuits.discovery import agreement, flat
 from cdbench.circuits.evaluation import Rivals, evaluate
@@ -29,17 +31,15 @@ from cdbench.circuits.patching import PlacedMeans, all_nodes, hits_at, placed_me
 from cdbench.circuits.scores import Scores
 from cdbench.errors import UserError
 from cdbench.record import (
+    AttentionJudgement,
     Baseline,
     CircuitJudgement,
-    ComponentCka,
     EdgeJudgement,
     ExactCheck,
     Faithfulness,
     InterchangeJudgement,
 )
-from cdbench.seeds import rng_for
-from cdbench.signals import SiteAt, signals_of
-from cdbench.similarity import cka_matrices
+from cdbench.seeds import generator_for, rng_for
 from cdbench.sites import answer_logits
 from cdbench.stats import wilson
 from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
@@ -52,8 +52,8 @@ _OF_EDGES = Work(batch_size=25)
 """With a stream for each reader, memory goes with their number."""
 _EDGE_PROBLEMS = 200
 _DRAWS = 3
-_SHOWN = 12
 _SHOWN_EDGES = 40
+_SHOWN_HEADS = 4
 _CHECKED, _CHECKED_PROBLEMS = 10, 200
 """How many nodes are patched exactly, and on how many problems."""
 _VARIABLE: Variable = "ones_carry"
@@ -105,8 +105,10 @@ def judge_circuit(
     low, high = scores.interval() or (scores.mean, scores.mean)
     rest = ~circuit.nodes
     rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
-    whole, alone, ablated = (
-        int(_alone(model, split, means, each).sum()) for each in (Circuit.whole(graph), circuit, Circuit(graph, rest))
+    random = [_others_ablated(rest, draw) for draw in range(_DRAWS)]
+    whole, alone, ablated, *by_chance = (
+        int(_alone(model, split, means, each).sum())
+        for each in (Circuit.whole(graph), circuit, *(Circuit(graph, kept) for kept in (rest, *random)))
     )
     reasons = _Reasons()
     own = components(graph, scores)
@@ -125,10 +127,37 @@ def judge_circuit(
         ablated=wilson(ablated, len(test)),
         alone_share=alone / whole if whole else None,
         ablated_share=ablated / whole if whole else None,
+        random_ablated_share=sum(by_chance) / _DRAWS / whole if whole else None,
+        needed_beyond_chance=(sum(by_chance) / _DRAWS - ablated) / whole if whole else None,
+        attention=_attention(model, workspace, test, scores),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
-        cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own)),
+        cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own, SHARE)),
         not_judged=reasons.missing,
+    )
+
+
+def _others_ablated(rest: Tensor, draw: int) -> Tensor:
+    """As many nodes left as in `rest`, drawn anew; the embedding is always left."""
+    order = 1 + torch.randperm(len(rest) - 1, generator=generator_for("judge-ablated", len(rest), draw))
+    kept = torch.zeros_like(rest)
+    kept[0] = True
+    kept[order[: int(rest.sum()) - 1]] = True
+    return kept
+
+
+def _attention(
+    model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], scores: Scores
+) -> AttentionJudgement:
+    """What the heads of largest |importance| look at, over the held-out prompts of the commonest layout."""
+    pattern = attention_pattern(model, workspace.tokenizer, test[:_PROBLEMS])
+    names = Graph.of(model).nodes
+    heads = [i for i in scores.mean.abs().argsort(descending=True, stable=True).tolist() if names[i].startswith("a")]
+    places = {names[i]: [int(part) for part in names[i][1:].split(".h")] for i in heads[:_SHOWN_HEADS]}
+    return AttentionJudgement(
+        roles=list(pattern.roles),
+        problems=pattern.prompts,
+        heads={name: pattern.weights[layer, head].tolist() for name, (layer, head) in places.items()},
     )
 
 
@@ -240,74 +269,6 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
         accuracy=wilson(int(judged.sum()), len(judged)),
         control=wilson(int(control.sum()), len(control)),
     )
-
-
-def component_cka(
-    model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], own: Components
-) -> ComponentCka:
-    """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
-
-    The pairs are functional ones of the models before training, the ones that `atp_cd` aligns: for that row this measures what it
-    was trained on. The best matches are of the trained student's own circuit, with anybody but their partners.
-
-    Raises:
-        ValueError: no two components are of one kind, or one is constant over the problems.
-    """
-    teacher = workspace.components("teacher", "attribution")
-    pairs = pair_components(workspace.components("student", "attribution"), teacher, SHARE)
-    if not pairs:
-        raise ValueError("the circuits of student and teacher have no two components of one kind")
-    circuits = [top_components(each, SHARE) for each in (own, teacher)]
-    mine, theirs = (top_components(each, min(1.0, _SHOWN / len(each.sites)))[:_SHOWN] for each in (own, teacher))
-    split = encode(workspace.tokenizer, test)
-    first = _activations(model, split, [*mine, *circuits[0], *(s for s, _ in pairs)])
-    frozen = workspace.teacher.model(workspace.profile.device)
-    second = _activations(frozen, split, [*theirs, *circuits[1], *(t for _, t in pairs)])
-    biased, debiased = zip(*(_of_pair(first, second, pair) for pair in pairs), strict=True)
-    matrix = cka_matrices([first[s] for s in mine], [second[t] for t in theirs])[1]
-    ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
-    return ComponentCka(
-        pairs=list(pairs),
-        debiased=list(debiased),
-        debiased_mean=sum(debiased) / len(pairs),
-        biased_mean=sum(biased) / len(pairs),
-        best_mean=_best_matches(ours, targets, pairs),
-        student=list(mine),
-        teacher=list(theirs),
-        matrix=matrix.tolist(),
-    )
-
-
-def _activations(model: LlamaForCausalLM, split: Encoded, sites: Sequence[str]) -> Mapping[str, Tensor]:
-    wanted: list[SiteAt] = [(site, "last_prompt") for site in dict.fromkeys(sites)]
-    return {site: value for (site, _), value in signals_of(model, split, wanted).items()}
-
-
-def _best_matches(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor], pairs: Pairs) -> float | None:
-    """Mean over the student's components of the largest CKA with one of the teacher's of its kind; None where there is none.
-
-    A component's partner among `pairs` is no candidate: some methods are trained on those.
-    """
-    best: list[float] = []
-    for head in (True, False):
-        mine, theirs = ([site for site in found if is_head(site) == head] for found in (student, teacher))
-        if not mine or not theirs:
-            continue
-        matrix = cka_matrices([student[s] for s in mine], [teacher[t] for t in theirs])[1]
-        for s, row in zip(mine, matrix.tolist(), strict=True):
-            free = [value for t, value in zip(theirs, row, strict=True) if (s, t) not in pairs]
-            best += [max(free)] if free else []
-    return sum(best) / len(best) if best else None
-
-
-def _of_pair(first: Mapping[str, Tensor], second: Mapping[str, Tensor], pair: tuple[str, str]) -> tuple[float, float]:
-    """CKA of one pair, biased and debiased. Names it where a component is constant."""
-    student, teacher = pair
-    try:
-        biased, debiased = cka_matrices([first[student]], [second[teacher]])
-    except ValueError as error:
-        raise ValueError(f"student {student} and teacher {teacher}: {error}") from None
-    return float(biased[0, 0]), float(debiased[0, 0])
 
 
 @torch.no_grad()

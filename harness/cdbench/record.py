@@ -138,6 +138,16 @@ class InterchangeJudgement(_Model):
     control: Proportion | None = None
 
 
+class AttentionJudgement(_Model):
+    """Mean attention of the heads of largest |importance| over the held-out prompts of the commonest layout."""
+
+    roles: list[str]
+    """What stands at each position: "op1 tens", "+", "op2 ones", "="."""
+    problems: int
+    heads: dict[str, list[list[float]]]
+    """By head, most important first: a row for each position that looks, a column for each that is looked at; rows sum to 1."""
+
+
 class ComponentCka(_Model):
     """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones.
 
@@ -197,6 +207,11 @@ class CircuitJudgement(_Model):
     alone_share: float | None = None
     ablated_share: float | None = None
     """The two as shares of the whole model's accuracy (bare answers); None where that is 0."""
+    random_ablated_share: float | None = None
+    """The same with as many nodes at their mean, drawn at random, the embedding never among them: mean over three draws."""
+    needed_beyond_chance: float | None = None
+    """How much more of the whole model's accuracy is lost without the circuit than without as many nodes at random, a share."""
+    attention: AttentionJudgement | None = None
     edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None
     cka: ComponentCka | None

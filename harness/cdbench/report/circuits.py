@@ -20,6 +20,7 @@ from cdbench.seeds import seed_for
 
 Row = dict[str, Any]
 _DRAWN = 20_000
+_SHOWN_HEADS = 2
 _SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "atp_weight_zero", "global_cd", "head_cd")
 """Rows that pictures show: more lines than colours cannot be told apart. Tables have them all."""
 
@@ -50,6 +51,8 @@ _NUMBERS = {
     "cmd": "faithfulness.cmd",
     "alone": "accuracy.value",
     "without": "ablated.value",
+    "without_share": "ablated_share",
+    "without_random": "random_ablated_share",
     "exact": "exact.spearman",
     "edge_cpr": "edges.faithfulness.cpr",
     "edge_cmd": "edges.faithfulness.cmd",
@@ -270,6 +273,24 @@ def short_site(site: str) -> str:
     """`attn.3.head.5` -> `a3.h5`, `mlp.3.out` -> `m3`."""
     parts = site.split(".")
     return f"a{parts[1]}.h{parts[3]}" if parts[0] == "attn" else f"m{parts[1]}"
+
+
+def draw_attention(data: StudyData, rows: Sequence[Row]) -> Picture | None:
+    """What the two most important heads look at, by the role of a token."""
+    maps: dict[str, list[list[float]]] = {}
+    ticks: list[str] = []
+    for group, record, found in _first_of(data, (TEACHER, "base", "finetune", "atp_cd")):
+        if found.attention:
+            ticks = found.attention.roles  # of the same held-out prompts for every row
+            for name in list(found.attention.heads)[:_SHOWN_HEADS]:
+                maps[f"{group.name}, seed {record.spec.seed}: {name}"] = found.attention.heads[name]
+    if not maps:
+        return None
+    caption = (
+        "What the heads of largest |importance| look at (paper B, 6.2): mean attention from the position on the left to the one "
+        "below, over the held-out prompts of the commonest layout. Two heads of a row, the first seed of it."
+    )
+    return figures.heat_maps("attention", maps, ("looks at", "from"), caption, 1.0, ticks)
 
 
 def draw_graph(data: StudyData, rows: Sequence[Row]) -> Picture | None:

@@ -256,6 +256,7 @@ _SECTIONS: tuple[Draw, ...] = (
     circuit_pages.draw_faithfulness,
     circuit_pages.draw_graph,
     circuit_pages.draw_heads,
+    circuit_pages.draw_attention,
     circuit_pages.draw_component_cka,
     _draw_masks,
     _draw_planes,
