@@ -187,7 +187,7 @@ def list_command(what: str, as_json: bool, runs: str | None, store: str | None) 
             click.echo("  none")
 
 
-def _listing(what: str, where: plan.Places) -> list[dict[str, str]]:
+def _listing(what: str, where: plan.Places) -> list[dict[str, Any]]:
     if what in ("tasks", "methods"):
         found = discover.find("tasks" if what == "tasks" else "methods")
         return [{"name": name, "summary": discover.summary(path)} for name, path in found.items()]
@@ -210,6 +210,14 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, str]]:
                 "name": folder.name,
                 "summary": f"{done.status:<11} {done.spec.profile.name}  {done.spec.label}  {result}",
                 "status": done.status,
+                "run_id": done.run_id,
+                "profile": done.spec.profile.name,
+                "method": done.spec.method,
+                "task": done.spec.task,
+                "seed": done.spec.seed,
+                "params": dict(done.spec.params),
+                "accuracy": done.metrics.accuracy.value if done.metrics else None,
+                "error": done.error,
             }
         )
     return rows

@@ -54,18 +54,27 @@ def show(task: str | None, as_json: bool, runs: str | None) -> None:
               help="File to write.")  # fmt: skip
 @click.option("--task", help="Only this task's boards.")
 @click.option("--profile", help="Only this profile's boards.")
+@click.option("--force", is_flag=True, help="Take runs off the file that have no record here.")
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
-def write(file: Path, task: str | None, profile: str | None, runs: str | None) -> None:
+def write(file: Path, task: str | None, profile: str | None, force: bool, runs: str | None) -> None:
     """Write the boards as Markdown, with the answers that they follow from, so that anybody can check them.
 
     \b
     cdbench leaderboard write --profile tiny
     """
-    from cdbench.report.leaderboard import as_markdown, boards
+    from cdbench.report.leaderboard import as_markdown, boards, read_boards
 
     found = [board for board in boards(plan.places(runs, None), task) if profile in (None, board.profile)]
     if not found:
         raise UserError(f"no finished run of profile '{profile}'; cdbench leaderboard show has what there is")
+    if file.is_file() and not force:
+        told = {run_id for board in read_boards(file.read_text(), file) for row in board.rows for run_id in row.run_ids}
+        lost = told - {run_id for board in found for row in board.rows for run_id in row.run_ids}
+        if lost:
+            raise UserError(
+                f"{len(lost)} of the {len(told)} runs in {file} would be taken off it: they have no record here, or are of another "
+                "task or profile; write --into another file, or --force"
+            )
     write_atomic(file, as_markdown(found), "the leaderboard")
     click.echo(file)
 
@@ -92,8 +101,9 @@ def check(file: Path, as_json: bool, runs: str | None) -> None:
             click.echo(f"note: {sentence}")
         absent = found.runs - found.present
         if not found.wrong:
+            gone = f", {absent} have none here" if absent else ""
             click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
-                       f"against their records{f', {absent} have none here' if absent else ''}, but for cost")  # fmt: skip
+                       f"against their records{gone}; cost is not compared")  # fmt: skip
     if found.wrong:
         raise AnswerBad(f"{file} does not hold: {len(found.wrong)} {'fault' if len(found.wrong) == 1 else 'faults'}")
 

@@ -36,7 +36,11 @@ def measured(group: Group, name: str) -> Measured | None:
     mean = mean_of(values)
     if mean is None:
         return None
-    return Measured(mean, seed_interval(values) if len(set(values)) > 1 else None)
+    if len(set(values)) == 1:
+        return Measured(mean, None)
+    low, high = seed_interval(values)
+    # Shares and correlations have a largest value, which Student's t does not know.
+    return Measured(mean, (max(low, -1.0), min(high, 1.0)) if name.endswith(_BOUNDED) else (low, high))
 
 
 def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
@@ -46,6 +50,8 @@ def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
     return mean_of([float(spearmanr(a, b).statistic) for a, b in pairs])
 
 
+_BOUNDED = (".spearman", "_mean", "accuracy.value", "ablated.value", "control.value")
+"""Ends of the names of what is never above 1 nor below −1."""
 _NUMBERS = {
     "cpr": "faithfulness.cpr",
     "cmd": "faithfulness.cmd",
