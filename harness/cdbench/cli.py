@@ -194,7 +194,7 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, Any]]:
     if what in ("profiles", "studies"):
         tables = config.available("profiles" if what == "profiles" else "studies")
         return [{"name": n, "summary": str(config.read_toml(p).get("description", ""))} for n, p in tables.items()]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for folder in sorted(where.records.glob("*")):
         if not (folder / record.RECORD).exists():
             rows.append({"name": folder.name, "summary": "unfinished", "status": "unfinished"})

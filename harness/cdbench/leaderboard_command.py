@@ -72,8 +72,8 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
         lost = told - {run_id for board in found for row in board.rows for run_id in row.run_ids}
         if lost:
             raise UserError(
-                f"{len(lost)} of the {len(told)} runs in {file} would be taken off it: they have no record here, or are of another "
-                "task or profile; write --into another file, or --force"
+                f"{len(lost)} of the {len(told)} runs in {file} would be taken off it: they have no record here, or are of "
+                "another task or profile; write --into another file, or --force"
             )
     write_atomic(file, as_markdown(found), "the leaderboard")
     click.echo(file)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cdbench.config import TEACHER
-from cdbench.inference import seed_interval
+from cdbench.inference import Interval, seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import Group, StudyData, mean_of
@@ -36,11 +36,12 @@ def measured(group: Group, name: str) -> Measured | None:
     mean = mean_of(values)
     if mean is None:
         return None
-    if len(set(values)) == 1:
-        return Measured(mean, None)
-    low, high = seed_interval(values)
-    # Shares and correlations have a largest value, which Student's t does not know.
-    return Measured(mean, (max(low, -1.0), min(high, 1.0)) if name.endswith(_BOUNDED) else (low, high))
+    interval = seed_interval(values) if len(set(values)) > 1 else None
+    if interval and name.endswith(
+        _BOUNDED
+    ):  # Student's t does not know that shares and correlations have a largest value
+        interval = Interval(max(interval.low, -1.0), min(interval.high, 1.0))
+    return Measured(mean, interval)
 
 
 def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:

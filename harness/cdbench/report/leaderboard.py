@@ -236,7 +236,7 @@ def _against_records(
     if other := [row.name for row in board.rows if by_method.get(row.name, row.code) != row.code]:
         # What they answered is held above; code may change where no answer depends on it.
         notes.append(
-            f"{board.task}, profile {board.profile}: {len(other)} of {len(board.rows)} rows are of other code than the records here"
+            f"{board.task}, profile {board.profile}: {len(other)} of {len(board.rows)} rows are of other code than their records"
         )
     if own <= here:
         wrong += [
