@@ -274,6 +274,46 @@ def test_the_same_code_at_another_commit_makes_the_same_row(written: Path, cli: 
     assert done.returncode == 0, done.stdout
 
 
+def test_the_same_answers_by_other_code_are_a_note_and_not_a_fault(written: Path, cli: Cli, tmp_path: Path) -> None:
+    """A change of code that no answer depends on must not turn everybody's own records against the published file."""
+    for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+        table = json.loads(path.read_text())
+        table["code"]["digest"] = "0" * len(table["code"]["digest"])
+        path.write_text(json.dumps(table))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0, done.stdout
+    assert "3 of 3 rows are of other code than their records" in done.stdout
+    assert "5 of 5 runs were held" in done.stdout
+
+
+def test_writing_takes_no_run_off_the_file_unless_it_is_told_to(written: Path, cli: Cli, tmp_path: Path) -> None:
+    before = written.read_text()
+    (board,) = read_boards(before, written)
+    gone = next(row for row in board.rows if row.method == "base").run_ids
+    for run_id in gone:
+        shutil.rmtree(tmp_path / "runs" / "records" / run_id)
+    done = cli("leaderboard", "write")
+    assert done.returncode == 2 and written.read_text() == before
+    assert f"{len(gone)} of the 5 runs in LEADERBOARD.md would be taken off it" in done.stderr
+    assert "write --into another file, or --force" in done.stderr
+    assert cli("leaderboard", "write", "--into", "mine.md").returncode == 0
+    assert cli("leaderboard", "write", "--force").returncode == 0
+    assert written.read_text() == (tmp_path / "mine.md").read_text() != before
+    written.write_text("# Something else\n")
+    assert cli("leaderboard", "write").returncode == 0  # what cannot be read is made anew, as its message says
+
+
+def test_runs_are_listed_with_what_they_are(finished: Path, cli: Cli, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "runs")
+    listed = cli("list", "runs", "--json")
+    rows = json.loads(listed.stdout)["runs"]
+    assert listed.returncode == 0 and len(rows) == 5
+    for row in rows:
+        table = json.loads((tmp_path / "runs" / "records" / row["run_id"] / "record.json").read_text())
+        assert (row["method"], row["seed"], row["status"]) == (table["spec"]["method"], table["spec"]["seed"], "ok")
+        assert row["accuracy"] == table["metrics"]["accuracy"]["value"]
+
+
 def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
     written: Path, cli: Cli, tmp_path: Path
 ) -> None:

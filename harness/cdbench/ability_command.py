@@ -32,7 +32,7 @@ def ability(  # noqa: PLR0913  (each is a flag of the command line)
     \b
     cdbench ability 3f2a9c0d1b7e4f60
     cdbench ability 3f2a9c0d1b7e4f60 --tasks hellaswag,arc_easy --limit 500
-    cdbench ability $(cdbench list runs --json | jq -r '.[] | select(.status == "ok") | .run_id') --json
+    cdbench ability $(cdbench list runs --json | jq -r '.runs[] | select(.status == "ok") | .run_id') --json
 
     Both models answer the same problems; the difference has its 95 % interval over them. It is kept beside the record
     (ability.json), and the study's next report shows it. Data of lm-eval's tasks come from the Hugging Face cache.

@@ -68,7 +68,11 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
     if not found:
         raise UserError(f"no finished run of profile '{profile}'; cdbench leaderboard show has what there is")
     if file.is_file() and not force:
-        told = {run_id for board in read_boards(file.read_text(), file) for row in board.rows for run_id in row.run_ids}
+        try:
+            before = read_boards(file.read_text(), file)
+        except UserError:  # damaged, or no leaderboard: this is what makes it anew
+            before = []
+        told = {run_id for board in before for row in board.rows for run_id in row.run_ids}
         lost = told - {run_id for board in found for row in board.rows for run_id in row.run_ids}
         if lost:
             raise UserError(
