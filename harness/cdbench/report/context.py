@@ -327,7 +327,7 @@ def mixed_versions(data: StudyData) -> list[str]:
         told.append(f"The runs of {', '.join(changed)} were not all made by the same code.")
     if (n := len({r.code.commit for r in data.records})) > 1:
         told.append(f"They were made at {n} commits.")
-    if len(machines := sorted({machine_of(r) for r in data.records if r.environment})) > 1:
+    if len(machines := sorted({machine_of(r) for r in data.records if r.environment.get("versions")})) > 1:
         told.append(f"They ran on {len(machines)} kinds of machine ({'; '.join(machines)}): times do not compare.")
     return told
 

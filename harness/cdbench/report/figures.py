@@ -187,6 +187,8 @@ def planes(
     return Picture(f"figure-{name}", svg, caption, f"{told}. Each problem's class stands in the run's record.json.", ())
 
 
+_LONG = 20
+"""Characters in a name of which four do not stand beside each other."""
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
 """Name of a row -> one (x, y) curve a seed."""
 
@@ -210,9 +212,9 @@ def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: 
         for one in axes:
             for handle, label in zip(*one.get_legend_handles_labels(), strict=True):
                 handles.setdefault(label, handle)
-        figure.legend(
-            handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)), fontsize=9
-        )
+        longest = max(map(len, handles), default=0)
+        columns = min(4 if longest < _LONG else 2, len(handles))
+        figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
         svg = _svg(figure, name)
     told = "; ".join(
         f"{title}: "
