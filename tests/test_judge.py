@@ -14,12 +14,12 @@ from cdbench.api import Example
 from cdbench.circuits.arithmetic import make_pairs
 from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
-from cdbench.circuits.component_cka import _best_matches, component_cka
 from cdbench.circuits.components import components, is_head, top_components
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.faithfulness import cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Circuit, Graph
 from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
+from cdbench.component_cka import _best_matches, component_cka
 from cdbench.judge import SHARE, NotJudged, _alone, changed, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
 from cdbench.report.circuits import even_heads, stability_over_seeds
@@ -169,7 +169,7 @@ def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
     held, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # type: ignore[no-untyped-def]
     workspace, test = held
-    monkeypatch.setattr("cdbench.circuits.component_cka.pair_components", lambda *args: ())
+    monkeypatch.setattr("cdbench.component_cka.pair_components", lambda *args: ())
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found.cka is None and "no two components of one kind" in found.not_judged["cka"]
     assert found.faithfulness is not None

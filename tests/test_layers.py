@@ -19,7 +19,7 @@ LAYERS = [
     {"generation", "record"},
     {"workspace", "train"},
     {"scoring", "evaluate", "provenance"},
-    {"containers"},
+    {"containers", "component_cka"},
     {"judge"},
     {"execute", "plan"},
     {"lm_eval_tasks"},

@@ -18,7 +18,6 @@ from cdbench.api import Example
 from cdbench.circuits.arithmetic import Variable, make_pairs
 from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
-from cdbench.circuits.component_cka import component_cka
 from cdbench.circuits.components import components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
 from cdbench.circuits.discovery import agreement, flat
@@ -29,6 +28,7 @@ from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
 from cdbench.circuits.patching import PlacedMeans, all_nodes, hits_at, placed_means
 from cdbench.circuits.scores import Scores
+from cdbench.component_cka import component_cka
 from cdbench.errors import UserError
 from cdbench.record import (
     AttentionJudgement,

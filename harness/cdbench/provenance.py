@@ -42,7 +42,18 @@ def evaluation_digest() -> str:
     """Of what turns exported weights into metrics."""
     files = [
         _PACKAGE / f"{name}.py"
-        for name in ("evaluate", "generation", "predictions", "signals", "sites", "tokens", "models", "data", "judge")
+        for name in (
+            "evaluate",
+            "generation",
+            "predictions",
+            "signals",
+            "sites",
+            "tokens",
+            "models",
+            "data",
+            "judge",
+            "component_cka",
+        )
     ]
     files += [*sorted((_PACKAGE / "circuits").glob("*.py")), *sorted((_PACKAGE / "similarity").glob("*.py"))]
     return digest({"code": {path.name: sha256(path) for path in files}, "libraries": versions()})

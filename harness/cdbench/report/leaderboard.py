@@ -222,7 +222,7 @@ def _against_records(
     if len(mine) > 1:
         wrong.append(f"{board.task}: the file puts on one board what cannot be compared")
     for each in mine:
-        keys = ("task", "profile", "heldout", "evaluation")
+        keys = ("task", "profile", "heldout")  # of another evaluation a note tells; its answers are held all the same
         wrong += [
             f"{board.task}: {key} is not its records' ({getattr(board, key)}, theirs {getattr(each, key)})"
             for key in keys

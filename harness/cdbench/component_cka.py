@@ -1,7 +1,6 @@
 """How alike the components of a student's circuit are to those of the teacher's (paper B, 5.2), as the evaluator measures it."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -12,15 +11,13 @@ from cdbench.record import ComponentCka
 from cdbench.signals import SiteAt, signals_of
 from cdbench.similarity import cka_matrices
 from cdbench.tokens import Encoded, encode
-
-if TYPE_CHECKING:
-    from cdbench.workspace import Workspace
+from cdbench.workspace import Workspace
 
 _SHOWN = 12
 
 
 def component_cka(
-    model: LlamaForCausalLM, workspace: "Workspace", test: Sequence[Example], own: Components, share: float
+    model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], own: Components, share: float
 ) -> ComponentCka:
     """Debiased CKA of components at the last prompt token: of the same pairs for every row, and of the top components of either.
 
