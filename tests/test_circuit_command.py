@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
-from cdbench.circuits import mib, saved
+from cdbench.circuits import mib_data, saved
 from cdbench.cli import main
 from conftest import Cli, World
 from hub_cache import cached
@@ -239,7 +239,7 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
 ) -> None:
     """Of ten subtractions one has a counterfactual of another length, one none, one the same answer."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    rows, commit = list(mib.generate(Random(0), 10, op="-")), "ab" * 20
+    rows, commit = list(mib_data.generate(Random(0), 10, op="-")), "ab" * 20
 
     def other(row: int, x: int, y: int) -> None:
         prompt = f"The difference between {x} and {y} is "

@@ -286,6 +286,19 @@ def test_the_same_answers_by_other_code_are_a_note_and_not_a_fault(written: Path
     assert "5 of 5 runs were held" in done.stdout
 
 
+def test_records_of_another_evaluation_are_told_and_held_all_the_same(written: Path, cli: Cli, tmp_path: Path) -> None:
+    """Whichever of the two is of today: a file that says so falsely must not pass without a word."""
+    (board,) = read_boards(written.read_text(), written)
+    for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+        table = json.loads(path.read_text())
+        table["code"]["evaluation"] = "f" * 16
+        path.write_text(json.dumps(table))
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0, done.stdout
+    assert f"judged by evaluation {board.evaluation}, its records here by {'f' * 16}" in done.stdout
+    assert "5 of 5 runs were held" in done.stdout
+
+
 def test_writing_takes_no_run_off_the_file_unless_it_is_told_to(written: Path, cli: Cli, tmp_path: Path) -> None:
     before = written.read_text()
     (board,) = read_boards(before, written)

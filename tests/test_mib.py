@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import torch
 
-from cdbench.circuits import mib
+from cdbench.circuits import mib, mib_data
 from cdbench.circuits.arithmetic import KINDS, carry
 from cdbench.circuits.graph import LEVELS, Graph, Level, top
 from cdbench.errors import EnvironmentLacks, UserError
@@ -130,8 +130,8 @@ FIELDS = {"idx", "template", "prompt", "label", "operator", "num_digit", "operan
 
 
 def test_generated_rows_have_mibs_schema_and_all_seven_counterfactuals() -> None:
-    rows = list(mib.generate(Random(0), 50))
-    assert rows == list(mib.generate(Random(0), 50))
+    rows = list(mib_data.generate(Random(0), 50))
+    assert rows == list(mib_data.generate(Random(0), 50))
     for i, row in enumerate(rows):
         assert set(row) == FIELDS | {f"{kind}_counterfactual" for kind in KINDS}
         a, b = row["operand1"], row["operand2"]
@@ -145,7 +145,7 @@ def test_generated_rows_have_mibs_schema_and_all_seven_counterfactuals() -> None
 
 
 def test_generated_differences_are_not_negative_and_borrow_as_sums_carry() -> None:
-    for row in mib.generate(Random(0), 50, op="-"):
+    for row in mib_data.generate(Random(0), 50, op="-"):
         a, b, other = row["operand1"], row["operand2"], row["ones_carry_counterfactual"]
         assert (row["operator"], row["label"]) == ("-", str(a - b))
         assert row["prompt"] == f"The difference between {a} and {b} is "
@@ -157,22 +157,22 @@ def test_generated_differences_are_not_negative_and_borrow_as_sums_carry() -> No
 
 
 def test_rows_become_pairs_of_one_kind() -> None:
-    rows = list(mib.generate(Random(0), 5))
-    for row, (clean, other) in zip(rows, mib.pairs_of(iter(rows), "tens_carry")[0], strict=True):
+    rows = list(mib_data.generate(Random(0), 5))
+    for row, (clean, other) in zip(rows, mib_data.pairs_of(iter(rows), "tens_carry")[0], strict=True):
         assert (clean.prompt, clean.answer) == (row["prompt"], row["label"])
         assert other.answer == str(row["tens_carry_counterfactual"]["label"])  # MIB has a number here, and text above
     with pytest.raises(UserError, match="row 0 of the MIB data lacks"):
-        mib.pairs_of(iter([{"prompt": "x"}]), "random")
+        mib_data.pairs_of(iter([{"prompt": "x"}]), "random")
     nothing = rows[0] | {"ones_op1_counterfactual": None}
-    assert mib.pairs_of(iter([nothing, rows[1]]), "ones_op1")[1] == 1
+    assert mib_data.pairs_of(iter([nothing, rows[1]]), "ones_op1")[1] == 1
     with pytest.raises(UserError, match="row 1 of the MIB data does not fit"):
-        mib.pairs_of(iter([rows[0], rows[1] | {"operand1": "many"}]), "random")
+        mib_data.pairs_of(iter([rows[0], rows[1] | {"operand1": "many"}]), "random")
 
 
 def test_generated_splits_share_no_problem_and_no_twin() -> None:
     sides = []
     for split in ("train", "test"):
-        rows = mib.generate(Random(0), 300, split)
+        rows = mib_data.generate(Random(0), 300, split)
         sides.append({tuple(sorted((row["operand1"], row["operand2"]))) for row in rows})
     assert not sides[0] & sides[1]
 
@@ -199,7 +199,7 @@ def test_the_edges_of_a_node_circuit_are_marked(tmp_path: Path) -> None:
     assert torch.equal(marked, GRAPH.edge_mask & circuit.nodes[:, None])
 
 
-ADDITION, SUBTRACTION = mib.PUBLISHED["mib"], mib.PUBLISHED["mib-subtraction"]
+ADDITION, SUBTRACTION = mib_data.PUBLISHED["mib"], mib_data.PUBLISHED["mib-subtraction"]
 COMMIT = "0" * 39 + "1"
 
 
@@ -219,32 +219,32 @@ def test_data_that_are_not_in_the_cache_are_named_with_the_command_that_fetches_
     with pytest.raises(
         EnvironmentLacks, match="hf download mib-bench/arithmetic_addition --repo-type dataset --revision d56d68b7"
     ):
-        next(mib.load(ADDITION, "train"))
+        next(mib_data.load(ADDITION, "train"))
     with pytest.raises(EnvironmentLacks, match=f"hf download mib-bench/arithmetic_subtraction .* --revision {COMMIT}"):
-        next(mib.load(SUBTRACTION, "train", COMMIT))
+        next(mib_data.load(SUBTRACTION, "train", COMMIT))
 
 
 def test_the_hubs_data_are_read_at_the_pinned_commit(hub: Path) -> None:
-    rows = list(mib.generate(Random(1), 6))
+    rows = list(mib_data.generate(Random(1), 6))
     assert ADDITION.revision
     cached(hub, ADDITION.repo, ADDITION.revision, {"train.jsonl": lines(rows)})
-    assert mib.pairs_of(mib.load(ADDITION, "train"), "ones_op1") == mib.pairs_of(iter(rows), "ones_op1")
+    assert mib_data.pairs_of(mib_data.load(ADDITION, "train"), "ones_op1") == mib_data.pairs_of(iter(rows), "ones_op1")
     with pytest.raises(UserError, match="has no split 'test'; it has train"):
-        next(mib.load(ADDITION, "test"))
+        next(mib_data.load(ADDITION, "test"))
 
 
 def test_data_without_a_pinned_commit_are_read_at_the_one_that_is_said(hub: Path) -> None:
-    rows = list(mib.generate(Random(1), 6, op="-"))
+    rows = list(mib_data.generate(Random(1), 6, op="-"))
     cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": lines(rows)})
-    assert list(mib.load(SUBTRACTION, "train", COMMIT)) == rows
+    assert list(mib_data.load(SUBTRACTION, "train", COMMIT)) == rows
     with pytest.raises(UserError, match="arithmetic_subtraction has no pinned commit here; .* say --revision COMMIT"):
-        next(mib.load(SUBTRACTION, "train"))
+        next(mib_data.load(SUBTRACTION, "train"))
     with pytest.raises(UserError, match="--revision main: a commit of mib-bench/arithmetic_subtraction is expected"):
-        next(mib.load(SUBTRACTION, "train", "main"))
+        next(mib_data.load(SUBTRACTION, "train", "main"))
 
 
 @pytest.mark.parametrize(("line", "told"), [("{", "line 2: no JSON"), ("[1]", "line 2: a list, a table is expected")])
 def test_a_line_that_is_no_row_is_named(hub: Path, line: str, told: str) -> None:
     cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": f"{{}}\n{line}\n"})
     with pytest.raises(UserError, match=told):
-        list(mib.load(SUBTRACTION, "train", COMMIT))
+        list(mib_data.load(SUBTRACTION, "train", COMMIT))

@@ -445,7 +445,7 @@ def attention(folder: Path, **options: Any) -> None:
     cdbench circuit attention runs/circuits/teacher-addition_2digit-node-attribution --heads 2 --out heads.svg
     """
     from cdbench.circuits import saved
-    from cdbench.circuits.attention import attention_pattern
+    from cdbench.circuits.attention import attention_pattern, top_heads
 
     made, scores = saved.read(folder)
     studied = _again(made, options)
@@ -453,9 +453,8 @@ def attention(folder: Path, **options: Any) -> None:
     pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
     graph, mean = made.model.graph, scores.mean
     size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
-    order = [i for i in size.argsort(descending=True, stable=True).tolist() if graph.nodes[i].startswith("a")]
-    chosen = [divmod(i - 1, graph.heads + 1) for i in order[: options["heads"]]]
-    shown = {f"a{layer}.h{head}": pattern.weights[layer, head] for layer, head in chosen}
+    heads = top_heads(graph, size, options["heads"])
+    shown = {name: pattern.weights[layer, head] for name, (layer, head) in heads.items()}
     if options["out"]:
         draw_attention(options["out"], shown, pattern, made.model.name)
     if options["as_json"]:

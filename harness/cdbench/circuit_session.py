@@ -11,7 +11,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdbench import data, record
 from cdbench.api import Example
-from cdbench.circuits import mib
+from cdbench.circuits import mib_data
 from cdbench.circuits.arithmetic import Kind, make_pairs
 from cdbench.circuits.contrasts import Contrasts, Pair, make_contrasts
 from cdbench.circuits.graph import Graph
@@ -42,23 +42,25 @@ class Data:
 
     def __post_init__(self) -> None:
         """Raises UserError where a commit is said of what has none, or none where one is needed."""
-        if self.source in mib.PUBLISHED:
-            mib.PUBLISHED[self.source].at(self.revision)
+        if self.source in mib_data.PUBLISHED:
+            mib_data.PUBLISHED[self.source].at(self.revision)
         elif self.revision is not None:
             raise UserError(f"--revision {self.revision}: only MIB's data on the hub have one (--data mib)")
 
     @property
     def commit(self) -> str | None:
         """The commit that is read."""
-        return mib.PUBLISHED[self.source].at(self.revision) if self.source in mib.PUBLISHED else None
+        return mib_data.PUBLISHED[self.source].at(self.revision) if self.source in mib_data.PUBLISHED else None
 
     def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], int]:
         """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none."""
-        if self.source in mib.PUBLISHED:
-            rows = mib.load(mib.PUBLISHED[self.source], split, self.revision)
+        if self.source in mib_data.PUBLISHED:
+            rows = mib_data.load(mib_data.PUBLISHED[self.source], split, self.revision)
         else:
-            rows = mib.generate(rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+")
-        return mib.pairs_of(islice(rows, n), self.counterfactual)
+            rows = mib_data.generate(
+                rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+"
+            )
+        return mib_data.pairs_of(islice(rows, n), self.counterfactual)
 
 
 @dataclass(frozen=True)

@@ -99,14 +99,14 @@ def _writable(where: Places) -> Finding:
 def _plugins(kind: discover.Kind, where: Places) -> Finding:
     try:
         found = discover.find(kind)
-        brought = [name for name, path in found.items() if path.is_relative_to(where.plugins)]
-        for name in found.keys() - set(brought):
+        brought = {name: path for name, path in found.items() if path.is_relative_to(where.plugins)}
+        loaded = [name for name in found if name not in brought]
+        for name in loaded:
             discover.load(kind, name)
-        for name in brought:  # by its path, to be run in a container perhaps: not imported here
-            discover.static_fields(found[name])
+        for path in brought.values():  # to be run in a container perhaps: not imported here
+            discover.static_fields(path)
     except CdbenchError as error:
         return Finding(kind, "missing", str(error))
-    loaded = [name for name in found if name not in brought]
     apart = f"; {len(brought)} brought by path, not imported here: {', '.join(brought)}" if brought else ""
     return Finding(kind, "ok", f"{len(loaded)} load: {', '.join(loaded)}{apart}")
 

@@ -28,6 +28,10 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    def within(self, least: float, most: float) -> "Interval":
+        """What of it is possible: of a share 0 to 1, of a correlation −1 to 1. Student's t knows no bounds."""
+        return Interval(max(least, self.low), min(most, self.high))
+
 
 class Spread(NamedTuple):
     """The variance of a mean over seeds and problems, in the two parts that it is known from.

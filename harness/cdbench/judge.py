@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from cdbench.api import Example
 from cdbench.circuits.arithmetic import Variable, make_pairs
-from cdbench.circuits.attention import attention_pattern
+from cdbench.circuits.attention import attention_pattern, top_heads
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.components import components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
@@ -151,13 +151,11 @@ def _attention(
 ) -> AttentionJudgement:
     """What the heads of largest |importance| look at, over the held-out prompts of the commonest layout."""
     pattern = attention_pattern(model, workspace.tokenizer, test[:_PROBLEMS])
-    names = Graph.of(model).nodes
-    heads = [i for i in scores.mean.abs().argsort(descending=True, stable=True).tolist() if names[i].startswith("a")]
-    places = {names[i]: [int(part) for part in names[i][1:].split(".h")] for i in heads[:_SHOWN_HEADS]}
+    heads = top_heads(Graph.of(model), scores.mean.abs(), _SHOWN_HEADS)
     return AttentionJudgement(
         roles=list(pattern.roles),
         problems=pattern.prompts,
-        heads={name: pattern.weights[layer, head].tolist() for name, (layer, head) in places.items()},
+        heads={name: pattern.weights[layer, head].tolist() for name, (layer, head) in heads.items()},
     )
 
 

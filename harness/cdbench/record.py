@@ -210,7 +210,7 @@ class CircuitJudgement(_Model):
     random_ablated_share: float | None = None
     """The same with as many nodes at their mean, drawn at random, the embedding never among them: mean over three draws."""
     needed_beyond_chance: float | None = None
-    """How much more of the whole model's accuracy is lost without the circuit than without as many nodes at random, a share."""
+    """How much more of the whole model's accuracy is lost without the circuit than without as many nodes at random."""
     attention: AttentionJudgement | None = None
     edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None

@@ -11,6 +11,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from cdbench.api import Example
 from cdbench.circuits.forward import Forward, Part
+from cdbench.circuits.graph import Graph
 from cdbench.errors import UserError
 from cdbench.tokens import prompt_ids
 
@@ -53,6 +54,12 @@ def roles(tokenizer: PreTrainedTokenizerFast, prompt: str) -> tuple[str, ...]:
         named.append(f"op{operand} {place}")
         run -= 1
     return tuple(named)
+
+
+def top_heads(graph: Graph, sizes: Tensor, count: int) -> dict[str, tuple[int, int]]:
+    """The `count` heads of largest size, largest first: name -> layer and head. `sizes` [nodes] are not negative."""
+    order = [i for i in sizes.argsort(descending=True, stable=True).tolist() if graph.nodes[i].startswith("a")]
+    return {graph.nodes[i]: divmod(i - 1, graph.heads + 1) for i in order[:count]}
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""MIB's files: importances and circuits in its two formats, and its arithmetic data (Mueller et al. 2025).
+"""MIB's files: importances and circuits in its two formats (Mueller et al. 2025).
 
 A circuit file holds a graph's shape (`cfg`), scores of edges, nodes and neurons, and what is in the circuit. `.json` names
 everything, `.pt` is a dictionary of tensors; MIB's own code reads both (EAP-IG's `Graph.from_json` and `Graph.from_pt`).
@@ -6,57 +6,17 @@ everything, `.pt` is a dictionary of tensors; MIB's own code reads both (EAP-IG'
 
 import json
 import pickle
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cdbench.api import Example
-from cdbench.circuits.arithmetic import KINDS, Kind, Operator, alternatives, solve
 from cdbench.circuits.graph import Circuit, Graph, Level
-from cdbench.errors import EnvironmentLacks, UserError, first_line
+from cdbench.errors import UserError, first_line
 from cdbench.files import read_json, write_atomic
-from cdbench.seeds import seed_for
-
-TEMPLATES: Mapping[Operator, str] = {"+": "The sum of {x} and {y} is ", "-": "The difference between {x} and {y} is "}
-
-
-@dataclass(frozen=True)
-class Published:
-    """Arithmetic data of MIB on the hub: a file a split, `train.jsonl`, `validation.jsonl`, `test.jsonl`.
-
-    `revision` is the commit that they are pinned to; None where we know none, and whoever uses them has to say it.
-    """
-
-    repo: str
-    revision: str | None
-
-    def at(self, revision: str | None) -> str:
-        """The commit to read: the one asked for, else the pinned one.
-
-        Raises:
-            UserError: neither is there, or it is no commit.
-        """
-        found = revision or self.revision
-        if found is None:
-            raise UserError(
-                f"{self.repo} has no pinned commit here; take one from https://huggingface.co/datasets/{self.repo}/commits/main "
-                "and say --revision COMMIT (40 hex digits)"
-            )
-        if not re.fullmatch(r"[0-9a-f]{40}", found):
-            raise UserError(f"--revision {found}: a commit of {self.repo} is expected, 40 hex digits")
-        return found
-
-
-PUBLISHED = {
-    "mib": Published("mib-bench/arithmetic_addition", "d56d68b7b1d8f9c7e9a262ec1f89331ed52c7516"),
-    "mib-subtraction": Published("mib-bench/arithmetic_subtraction", None),
-}
 
 
 @dataclass(frozen=True)
@@ -237,112 +197,3 @@ def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
 
 def _size(graph: Graph) -> str:
     return f"{graph.layers} layers, {graph.heads} heads and width {graph.width}"
-
-
-def generate(rng: Random, n: int, split: str = "train", op: Operator = "+") -> Iterator[dict[str, Any]]:
-    """`n` rows of two-digit sums, or differences that are not negative, in the schema of MIB's arithmetic data.
-
-    Not MIB's own rows: those are on the hub (`load`). Operands for which a kind has no counterfactual are drawn anew; a borrow
-    out of the tens would make a difference negative, so no difference has one of that kind, and the field is null. One
-    unordered pair of operands in four is of the "test" split, the others of the "train" split: no problem, and no twin, is in
-    both (errata A11).
-    """
-    template, made = TEMPLATES[op], 0
-
-    def draw() -> tuple[int, int]:
-        pair = rng.randint(10, 99), rng.randint(10, 99)
-        return pair if op == "+" else (max(pair), min(pair))
-
-    while made < n:
-        a, b = draw()
-        if (seed_for("mib-split", min(a, b), max(a, b)) % 4 == 0) != (split == "test"):
-            continue
-        example = Example(template.format(x=a, y=b), str(solve(a, b, op)), (a, b))
-        kinds = {
-            kind: [pair for pair in alternatives(example, kind) if solve(*pair, op) >= 0]
-            for kind in KINDS
-            if kind != "random" and (kind, op) != ("tens_carry", "-")
-        }
-        if not all(kinds.values()):
-            continue
-        others: dict[Kind, tuple[int, int] | None] = {"random": draw()}
-        others |= {kind: rng.choice(kinds[kind]) if kind in kinds else None for kind in KINDS if kind != "random"}
-        yield {
-            "idx": made,
-            "template": template,
-            "prompt": example.prompt,
-            "label": example.answer,
-            "operator": op,
-            "num_digit": 2,
-            "operand1": a,
-            "operand2": b,
-        } | {
-            f"{kind}_counterfactual": pair
-            and {
-                "prompt": template.format(x=pair[0], y=pair[1]),
-                "label": solve(*pair, op),
-                "operand1": pair[0],
-                "operand2": pair[1],
-            }
-            for kind, pair in others.items()
-        }
-        made += 1
-
-
-def pairs_of(rows: Iterator[Mapping[str, Any]], kind: Kind) -> tuple[list[tuple[Example, Example]], int]:
-    """Rows in MIB's schema -> problems with the counterfactual of one kind, and how many rows have none.
-
-    Raises:
-        UserError: a row lacks a field, or holds no number where one is expected.
-    """
-    found, without = [], 0
-    for number, row in enumerate(rows):
-        try:
-            other = row[f"{kind}_counterfactual"]
-            if other is None:
-                without += 1
-                continue
-            first, second = ((int(r["operand1"]), int(r["operand2"])) for r in (row, other))
-            pair = (
-                Example(row["prompt"], str(row["label"]), first),
-                Example(other["prompt"], str(other["label"]), second),
-            )
-        except KeyError as error:
-            raise UserError(f"row {number} of the MIB data lacks {error}; expected MIB's arithmetic schema") from None
-        except (TypeError, ValueError) as error:
-            raise UserError(f"row {number} of the MIB data does not fit MIB's arithmetic schema: {error}") from None
-        found.append(pair)
-    return found, without
-
-
-def load(published: Published, split: str, revision: str | None = None) -> Iterator[dict[str, Any]]:
-    """Rows of MIB's data at a commit, the pinned one if none is said, from the local Hugging Face cache. Asks no server.
-
-    Raises:
-        EnvironmentLacks: they are not in the cache.
-        UserError: no commit, no such split, or a line that is no row.
-    """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    repo, commit = published.repo, published.at(revision)
-    try:
-        folder = Path(snapshot_download(repo, revision=commit, repo_type="dataset", local_files_only=True))
-    except LocalEntryNotFoundError:
-        raise EnvironmentLacks(
-            f"MIB's data ({repo} at revision {commit[:12]}) are not in the Hugging Face cache: "
-            f"hf download {repo} --repo-type dataset --revision {commit}"
-        ) from None
-    path = folder / f"{split}.jsonl"
-    if not path.is_file():
-        splits = sorted(found.stem for found in folder.glob("*.jsonl"))
-        raise UserError(f"{repo} has no split '{split}'; it has {', '.join(splits) or 'no .jsonl file'}")
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number}: no JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}, line {number}: a {type(row).__name__}, a table is expected")
-            yield row

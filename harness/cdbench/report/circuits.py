@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cdbench.config import TEACHER
-from cdbench.inference import Interval, seed_interval
+from cdbench.inference import seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import Group, StudyData, mean_of
@@ -37,11 +37,7 @@ def measured(group: Group, name: str) -> Measured | None:
     if mean is None:
         return None
     interval = seed_interval(values) if len(set(values)) > 1 else None
-    if interval and name.endswith(
-        _BOUNDED
-    ):  # Student's t does not know that shares and correlations have a largest value
-        interval = Interval(max(interval.low, -1.0), min(interval.high, 1.0))
-    return Measured(mean, interval)
+    return Measured(mean, interval.within(-1.0, 1.0) if interval and name.endswith(_BOUNDED) else interval)
 
 
 def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:

@@ -520,8 +520,7 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
             found.append(float(distributions.spearmanr(x, y).statistic))
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
     evidence = _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
-    low, high = evidence.interval  # no correlation is beyond 1
-    return replace(evidence, interval=Interval(max(-1.0, low), min(1.0, high)))
+    return replace(evidence, interval=evidence.interval.within(-1.0, 1.0))
 
 
 _BLOCKS = 20

@@ -48,7 +48,5 @@ def over_seeds(found: Measured | None, show: Callable[[float | None], str]) -> s
         return "–"
     if found.interval is None:
         return show(found.mean)
-    low, high = found.interval
-    if show is percent:  # no share is below 0 or above 1
-        low, high = max(0.0, low), min(1.0, high)
+    low, high = found.interval.within(0.0, 1.0) if show is percent else found.interval
     return f"{show(found.mean)} [{show(low)}, {show(high)}]"

@@ -222,21 +222,26 @@ def _against_records(
     if len(mine) > 1:
         wrong.append(f"{board.task}: the file puts on one board what cannot be compared")
     for each in mine:
-        keys = ("task", "profile", "heldout")  # of another evaluation a note tells; its answers are held all the same
+        keys = ("task", "profile", "heldout")
         wrong += [
             f"{board.task}: {key} is not its records' ({getattr(board, key)}, theirs {getattr(each, key)})"
             for key in keys
             if getattr(each, key) != getattr(board, key)
         ]
+        if each.evaluation != board.evaluation:  # another evaluation may answer the same, and is held to it
+            notes.append(
+                f"{board.task}, profile {board.profile}: judged by evaluation {board.evaluation}, "
+                f"its records here by {each.evaluation}"
+            )
     rows = [row for each in mine for row in each.rows]
     by_run = {run_id: row for row in rows for run_id in row.run_ids}
     for row in board.rows:
         wrong += _row_against_records(row, by_run, here, elsewhere)
-    by_method = {row.name: row.code for row in rows}
-    if other := [row.name for row in board.rows if by_method.get(row.name, row.code) != row.code]:
-        # What they answered is held above; code may change where no answer depends on it.
+    # What they answered is held above; code may change where no answer depends on it.
+    apart = sum(any(r in by_run and by_run[r].code != row.code for r in row.run_ids) for row in board.rows)
+    if apart:
         notes.append(
-            f"{board.task}, profile {board.profile}: {len(other)} of {len(board.rows)} rows are of other code than their records"
+            f"{board.task}, profile {board.profile}: {apart} of {len(board.rows)} rows are of other code than their records"
         )
     if own <= here:
         wrong += [
