@@ -40,7 +40,7 @@ def _fault(value: object) -> str:
         return f"of shape {tuple(value.shape)} must be a floating-point tensor ({kinds}), got {value.dtype}"
     if value.layout is not torch.strided or value.is_meta:
         return f"of shape {tuple(value.shape)} must be a dense tensor with values in memory"
-    if value.device.type == "mps":
+    if value.is_mps:
         return "is on an MPS device, which has no float64: move it to the CPU"
     return ""
 
@@ -103,7 +103,7 @@ def require_layers(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
             fault = _fault(value)
             if fault:
                 raise ValueError(f"{side}[{i}] {fault}")
-            if len(value) != len(first) or value.device != first.device:
+            if value.shape[0] != first.shape[0] or value.device != first.device:
                 require_same_samples(first, value, ("xs[0]", f"{side}[{i}]"))
 
 

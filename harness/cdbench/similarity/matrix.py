@@ -12,7 +12,7 @@ the Grams would be larger than the products of features, [d1, d2], these are tak
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
@@ -118,21 +118,21 @@ class GramSums:
     right: slice | list[int]
     exponents: list[int]
     names: list[str]
-    shapes: list[tuple[int, ...]]
+    shapes: list[torch.Size]
     dtype: torch.dtype
 
     def hsic(self, debiased: bool) -> tuple[Tensor, Tensor]:
         """HSIC of all pairs [S, T] and of each layer with itself [L], up to a factor that depends on n alone."""
         n = self.rows.shape[1]
         rows = self.rows if debiased else self.rows + self.diagonals
-        by_rows, by_total = (2 / (n - 2), 1 / ((n - 1) * (n - 2))) if debiased else (2 / n, 1 / n**2)
-        totals = rows.sum(1) * by_total**0.5
-        own = self.own - by_rows * torch.linalg.vecdot(rows, rows) + totals**2
-        cross = self.cross - by_rows * rows[self.left] @ rows[self.right].T
-        cross += torch.outer(totals[self.left], totals[self.right])
+        # Moved by so much of their mean, the rows alone give both of their terms: the shorter formula, the same value.
+        weight, of_totals = (2 / (n - 2), n / (2 * (n - 1))) if debiased else (2 / n, 1 / 2)
+        rows = rows - (1 - (1 - of_totals) ** 0.5) * rows.mean(1, keepdim=True)
+        own = torch.sub(self.own, torch.linalg.vecdot(rows, rows), alpha=weight)
+        cross = torch.addmm(self.cross, rows[self.left], rows[self.right].T, alpha=-weight)
         if not debiased:
             own += torch.linalg.vecdot(self.diagonals, self.diagonals)
-            cross += self.diagonals[self.left] @ self.diagonals[self.right].T
+            cross.addmm_(self.diagonals[self.left], self.diagonals[self.right].T)
         return cross, own
 
     def cka(self, estimators: Sequence[bool]) -> list[Tensor]:
@@ -147,16 +147,15 @@ class GramSums:
             cross, own = self.hsic(debiased=True) if debiased else biased
             if debiased:
                 least = int((own / biased[1]).argmin())
-                shape, limit = self.shapes[least], biased[1][least].item()
+                shape, limit = tuple(self.shapes[least]), biased[1][least].item()
                 require_debiased_spread(own[least].item(), limit, self.names[least], shape, self.dtype)
             norms = own.sqrt()
             results.append(cross / torch.outer(norms[self.left], norms[self.right]))
         return results
 
 
-@torch.no_grad()
 def gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> GramSums:
-    """Forms the Gram of each distinct layer and takes from it what the estimators need.
+    """Forms the Gram of each distinct layer and takes from it what the estimators need; to be called without gradient.
 
     Raises:
         ValueError: a layer that is constant, or holds NaN or infinity, naming it.
@@ -171,10 +170,10 @@ def gram_sums(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> GramSums:
                 distinct.append(value)
                 names.append(f"{side}[{i}]")
     left, right = (_selection([places[id(value)] for value in side]) for side in (xs, ys))
-    with torch.autocast(xs[0].device.type, enabled=False), _blas_threads_as_torch(len(xs[0])):
+    with _no_autocast(xs[0].device.type), _blas_threads_as_torch(len(xs[0])):
         grams = _Grams(distinct, names, len({id(value) for value in xs}), working_dtype(*distinct))
         inner, own, rows, diagonals = grams.sums()
-    shapes = [tuple(value.shape) for value in distinct]
+    shapes = [value.shape for value in distinct]
     return GramSums(
         inner[left][:, right], own, diagonals, rows, left, right, grams.exponents, names, shapes, grams.dtype
     )
@@ -193,10 +192,12 @@ class _Grams:
         others = len(layers) - kept
         self.at_once = others if n < _FEW else min(others, _BLOCK)
         self.buffer = torch.empty(kept + self.at_once, n, n, dtype=dtype, device=device)
+        self._slots = self.buffer.unbind()
+        self._product = _half if device.type == "cpu" and n >= _HALF else _whole
         # Room for one layer: a fresh allocation each costs more than the subtraction.
         self._centred = torch.empty(n * max(layer.shape[1] for layer in layers), dtype=dtype, device=device)
         self._averaging = torch.full((1, n), 1 / n, dtype=dtype, device=device)
-        self._offsets = torch.zeros(len(layers), dtype=dtype, device=device)
+        self._offsets = torch.zeros(len(layers), dtype=WIDE, device=device)
         """Squared norm of what was subtracted."""
 
     def sums(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -221,7 +222,9 @@ class _Grams:
         for i in range(int(raw and not first), count):
             self._form(first + i, slot + i, centre=not raw)
         buffer = self.buffer[: slot + count]
-        diagonals = buffer[slot:].diagonal(dim1=1, dim2=2).to(WIDE, copy=True)
+        diagonal = buffer[slot:].diagonal(dim1=1, dim2=2)
+        diagonals = diagonal.to(WIDE, copy=True)
+        diagonal.zero_()
         sums = _hollow_sums(buffer, self.kept, slot)
         again = self._imprecise(diagonals, sums[2], self._offsets[first : first + count], raw)
         if not again:
@@ -229,40 +232,47 @@ class _Grams:
         for i in again:
             layer, name = self.layers[first + i], self.names[first + i]
             self.exponents[first + i] = exponent_of(layer, name) or 0
-            _product(centred(layer, name, self.dtype), buffer[slot + i])
-            diagonals[i] = buffer[slot + i].diagonal()
+            self._product(centred(layer, name, self.dtype), buffer[slot + i])
+            diagonals[i] = diagonal[i]
+        diagonal.zero_()
         return *_hollow_sums(buffer, self.kept, slot), diagonals
 
     def _first_has_small_mean(self) -> bool:
         self._form(0, 0, centre=False)
-        offset = float(self.buffer[0].sum()) / self.buffer.shape[1]
-        return offset <= float(self.buffer[0].trace()) - offset
+        offset = float(self._slots[0].sum()) / self.buffer.shape[1]
+        return offset <= float(self._slots[0].trace()) - offset
 
     def _imprecise(self, diagonals: Tensor, rows: Tensor, offsets: Tensor, raw: bool) -> list[int]:
         """Which Grams must be formed with care: entries out of range, a mean that costs digits, or nearly constant."""
-        n, traces = rows.shape[1], diagonals.sum(1)
-        means = (rows.sum(1) + traces) / n
-        spreads = traces - means
-        sound = (spreads > _SAFE[0]) & (spreads < _SAFE[1]) & (spreads > _CONSTANT * (means + n * offsets))
-        if raw:
-            sound &= means <= spreads
-        # One transfer says that all is well, as it nearly always is: on a GPU each would wait for the device.
-        return [] if bool(sound.all()) else (~sound).nonzero().flatten().tolist()
+        n = rows.shape[1]
+        # One transfer: on a GPU each waits for the device.
+        sums = torch.stack([rows.sum(1), diagonals.sum(1), offsets]).tolist()
+        again = []
+        for place, (hollow, trace, offset) in enumerate(zip(*sums, strict=True)):
+            mean = (hollow + trace) / n
+            spread = trace - mean
+            varied = mean <= spread if raw else spread > _CONSTANT * (mean + n * offset)
+            if not (varied and _SAFE[0] < spread < _SAFE[1]):
+                again.append(place)
+        return again
 
     def _form(self, place: int, slot: int, centre: bool) -> None:
-        x = self.layers[place].to(self.dtype)
+        x = self.layers[place]
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype)
         if centre:
             # Twice as fast as x.mean(0). Its last digits do not matter: what is left of the mean, the formulas take off.
             mean = torch.mm(self._averaging, x)[0]
             self._offsets[place] = mean @ mean
             x = torch.sub(x, mean, out=self._centred[: x.numel()].view(x.shape))
-        _product(x, self.buffer[slot])
+        self._product(x, self._slots[slot])
 
 
-def _product(rows: Tensor, out: Tensor) -> None:
-    if rows.device.type != "cpu" or len(rows) < _HALF:
-        torch.mm(rows, rows.T, out=out)
-        return
+def _whole(rows: Tensor, out: Tensor) -> None:
+    torch.mm(rows, rows.T, out=out)
+
+
+def _half(rows: Tensor, out: Tensor) -> None:
     # NumPy sends a product with its own transpose to BLAS syrk, half the work; torch never does.
     array = rows.contiguous().numpy()
     with np.errstate(all="ignore"):  # an overflow shows in the trace, and the layer is scaled
@@ -270,13 +280,12 @@ def _product(rows: Tensor, out: Tensor) -> None:
 
 
 def _hollow_sums(buffer: Tensor, kept: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Empties the diagonals, and sums in float64, a few rows of all layers at a time.
+    """Sums over hollow Grams in float64, a few rows of all layers at a time.
 
     Returns:
         Inner products of the kept Grams with those from `first` on [kept, new]; of each new one with itself [new], and sums over
         its rows [new, n].
     """
-    buffer[first:].diagonal(dim1=1, dim2=2).zero_()
     parts = []
     for part in buffer.split(max(1, _CHUNK // buffer.shape[1]), dim=1):
         wide = part.to(WIDE)
@@ -293,6 +302,11 @@ def _selection(places: list[int]) -> slice | list[int]:
     """A slice where the places are consecutive: a view where a list would copy."""
     consecutive = places == list(range(places[0], places[0] + len(places)))
     return slice(places[0], places[0] + len(places)) if consecutive else places
+
+
+def _no_autocast(device: str) -> AbstractContextManager[object]:
+    """Products in the layers' own precision, at no cost where autocast is off anyway."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 @contextmanager
