@@ -135,10 +135,14 @@ def test_interchange_names_the_node_that_carries_a_variable(command: Command, ar
     )
     assert done.exit_code == 0, done.stderr
     assert "for example " in done.stdout and "with the ones_op1 of" in done.stdout
-    assert "interchange accuracy" in done.stdout.splitlines()[-1]
+    accuracy, control = done.stdout.splitlines()[-2:]
+    assert accuracy.startswith("interchange accuracy") and "the median node has" in accuracy
+    assert control.startswith("control") and "of a source of the same ones_op1" in control
     table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json", "--all").stdout)
     assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
-    assert table["accuracy"]["n"] == table["problems"] - table["problems"] // 2
+    assert table["accuracy"]["n"] == table["judged_on"] == table["problems"] - table["problems"] // 2
+    assert 0 <= table["median_node"] <= table["accuracy"]["value"] + 1e-9
+    assert 0 < table["control"]["n"] <= 90
 
 
 def test_attention_tells_what_heads_look_at_and_draws_it(

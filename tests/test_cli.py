@@ -33,6 +33,14 @@ from conftest import MICRO, Cli
         (["run", "cka_cd", "--set", "method.weight=1"], "no method of study 'run_cka_cd_addition_2digit' has a hyper"),
         (["reproduce", "failed_run", "--set", "training.lr=1"], "'training.lr' is swept by study 'failed_run'"),
         (["reproduce", "."], "unknown study '.'"),
+        (
+            ["run", "kl", "--set", "method.direction=up"],
+            "method 'kl', direction = 'up': Input should be 'teacher_first' or",
+        ),
+        (
+            ["run", "cka_cd", "--set", "method.alignment_weight=high"],
+            "alignment_weight = 'high': Input should be a valid",
+        ),
     ],
 )
 def test_a_users_mistake_is_one_sentence_and_exit_code_2(arguments: list[str], complaint: str, cli: Cli) -> None:

@@ -32,6 +32,18 @@ def test_every_shipped_profile_and_study_is_valid() -> None:
         (("layers = 4", 'layers = "four"'), "teacher.layers = 'four'"),
         (("hidden = 96", "hidden = 97"), "heads must divide hidden"),
         (("train = 4000\n", ""), "key 'data.train' is missing"),
+        (("train = 4000\nvalidation = 500\n", ""), "keys 'data.train', 'data.validation' are missing"),
+        (("[circuits]", "lr = 1\n[circuits]"), "Cannot overwrite a value"),
+        (
+            ("device =", "lr = 1\ndevice ="),
+            "unknown key 'lr'; did you mean 'teacher.lr' or 'student.lr' or 'training.lr'?",
+        ),
+        (("lr = 1e-4", "lrr = 1e-4"), "unknown key 'training.lrr'; did you mean 'training.lr'?"),
+        (("lr = 1e-4", "pace = 1e-4"), "unknown key 'training.pace'; there are: training.lr, training.batch_size, "),
+        (
+            ("[circuits]", "[copper]\n[circuits]"),
+            "unknown key 'copper'; there are: name, description, teacher.…, student.…, data.…",
+        ),
         (("[data]", "[data"), "not valid TOML"),
         (("lr = 1e-4", "lr = nan"), "training.lr"),
     ],

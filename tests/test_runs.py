@@ -404,6 +404,12 @@ def test_a_method_is_taken_by_its_path_and_found_by_its_name_afterwards(
     done = cli("run", file, "--set", "method.how=return", *args)
     assert done.returncode == 0, done.stderr
     (stored,) = [r for r in records(tmp_path) if r["spec"]["method"] == "theirs"]
+    kept = tmp_path / "runs" / "plugins" / "methods" / "theirs.py"
+    assert kept.read_text() == file.read_text()
+    file.write_text(file.read_text() + "\n# Another idea.\n")
+    looked = cli("run", file, "--set", "method.how=return", "-n", *args)
+    assert "code or library versions changed since" in looked.stdout, looked.stderr
+    assert "Another idea" not in kept.read_text(), "a dry run changes nothing"
     file.unlink()
     verified = cli("verify", stored["run_id"], "--rerun", *args[2:])
     assert verified.returncode == 0, verified.stderr

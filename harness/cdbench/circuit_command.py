@@ -4,29 +4,31 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdbench import __version__, plan
-from cdbench.circuit_output import ELSE, draw_attention, dropped, show_discovery, show_evaluation
+from cdbench.circuit_output import ELSE, draw_attention, dropped, show_discovery, show_evaluation, show_interchange
 from cdbench.errors import EnvironmentLacks, UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from cdbench.api import Example
     from cdbench.circuit_session import Data, Studied
     from cdbench.circuits.saved import SavedCircuit
     from cdbench.circuits.scores import Scores
+    from cdbench.stats import Proportion
 
 Command = Callable[..., None]
 _VARIABLES = ["ones_carry", "tens_carry", "ones_op1", "tens_op1", "ones_op2", "tens_op2"]
 _KINDS = ["random", *_VARIABLES]
 _SAID_EVERY = 10
-_SHOWN = 10
 """Seconds between two words of progress where there is no terminal."""
+_SHOWN = 10
 
 
 @click.group()
@@ -395,8 +397,9 @@ def interchange(model: str, **options: Any) -> None:
         raise UserError(
             f"{model} answers none of {len(drawn)} held-out problems right; --all takes those that it gets wrong, too"
         )
-    rng = rng_for("interchange", studied.workspace.task, options["variable"])
-    problems = make_interchanges(studied.tokenizer, examples, options["variable"], rng)
+    variable = options["variable"]
+    rng = rng_for("interchange", studied.workspace.task, variable)
+    problems = make_interchanges(studied.tokenizer, examples, variable, rng)
     names = Graph.of(studied.model).nodes
     hits = interchange_hits(studied.model, problems, range(len(names)), _work("interchange", options["batch_size"]))
     _clear()
@@ -404,27 +407,41 @@ def interchange(model: str, **options: Any) -> None:
     order = torch.tensor([share.value for share in shares]).argsort(descending=True, stable=True).tolist()
     best, held = best_node(hits)
     judged = wilson(int(held.sum()), len(held))
+    control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
+    (base, source), expected = problems.pairs[0], problems.expected[0]
+    table = {
+        "model": model, "variable": variable, "problems": len(hits), "not_solved": len(drawn) - len(examples),
+        "without_source": len(examples) - len(hits),
+        "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],
+        "best": names[best], "judged_on": len(held), "accuracy": judged.model_dump(), "median_node": float(others.median()),
+        "control": control.model_dump() if control else None,
+        "nodes": {names[i]: shares[i].model_dump() for i in order},
+    }  # fmt: skip
     if options["as_json"]:
-        table = {
-            "model": model, "variable": options["variable"], "problems": len(hits), "not_solved": len(drawn) - len(examples),
-            "without_source": len(examples) - len(hits),
-            "best": names[best], "accuracy": judged.model_dump(),
-            "nodes": {name: share.model_dump() for name, share in zip(names, shares, strict=True)},
-        }  # fmt: skip
         click.echo(json.dumps(table, indent=1))
         return
-    variable = options["variable"]
     which = "" if options["every"] else " (those that it answers right)"
     click.echo(f"{model} on {studied.workspace.task}: {len(examples)} of {len(drawn)} held-out problems{which}, "
                f"{len(hits)} with a source that differs in {variable}")  # fmt: skip
-    (base, source), expected = problems.pairs[0], problems.expected[0]
-    click.echo(
-        f"for example {base.prompt}{base.answer} with the {variable} of {source.prompt}{source.answer} is {expected}\n"
-    )
-    for i in order[: options["top"]]:
-        click.echo(f"  {names[i]:<8}  {shares[i].value:6.1%} [{shares[i].low:.1%}, {shares[i].high:.1%}]")
-    click.echo(f"\ninterchange accuracy {judged.value:.1%} [{judged.low:.1%}, {judged.high:.1%}]: of {names[best]}, chosen on "
-               f"one half of the problems and judged on the other {len(held)}")  # fmt: skip
+    show_interchange(table, options["top"])
+
+
+def _control_of(
+    studied: "Studied", examples: Sequence["Example"], node: int, options: dict[str, Any]
+) -> "Proportion | None":
+    """How often the answer stays where the source has the same value; None where there is no such source."""
+    from cdbench.circuits.interchange import interchange_hits, make_interchanges
+    from cdbench.seeds import rng_for
+    from cdbench.stats import wilson
+
+    rng = rng_for("interchange", studied.workspace.task, options["variable"], "control")
+    try:
+        problems = make_interchanges(studied.tokenizer, examples, options["variable"], rng, same=True)
+    except UserError:
+        return None
+    hits = interchange_hits(studied.model, problems, [node], _work("control", options["batch_size"]))
+    _clear()
+    return wilson(int(hits.sum()), len(hits))
 
 
 @circuit.command()

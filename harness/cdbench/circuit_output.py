@@ -87,6 +87,26 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
 
 
+def show_interchange(table: dict[str, Any], most: int) -> None:
+    """The nodes that carry a variable, and how much of it is due to the exchange."""
+
+    def share(found: dict[str, Any]) -> str:
+        return f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+    variable, best, control = table["variable"], table["best"], table["control"]
+    base, source, expected = table["example"]
+    click.echo(f"for example {base} with the {variable} of {source} is {expected}\n")
+    for name, found in list(table["nodes"].items())[:most]:
+        click.echo(f"  {name:<8}  {found['value']:6.1%} [{found['low']:.1%}, {found['high']:.1%}]")
+    click.echo(f"\ninterchange accuracy {share(table['accuracy'])}: of {best}, chosen on one half of the problems and judged on "
+               f"the other {table['judged_on']}, where the median node has {table['median_node']:.1%}")  # fmt: skip
+    if control is None:
+        click.echo(f"control              none: no two of the problems have the same {variable} and another answer")
+        return
+    click.echo(f"control              {share(control)}: the answer stays where {best} is of a source of the same {variable} "
+               f"({control['n']} pairs); of what carries {variable} and nothing else, it always does")  # fmt: skip
+
+
 def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model: str) -> None:
     """Attention of some heads as heat maps, into an .svg file.
 
@@ -99,6 +119,6 @@ def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model:
     if file.suffix != ".svg":
         raise UserError(f"--out {file}: the drawing is an .svg file")
     caption = f"Mean attention of {model}'s heads"
-    maps = {name: weights.tolist() for name, weights in shown.items()}
-    picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption, 1.0, pattern.roles)
+    maps = {name: figures.Named(weights.tolist(), pattern.roles, pattern.roles) for name, weights in shown.items()}
+    picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption)
     write_atomic(file, picture.svg.replace("currentColor", "#444"), "the drawing")

@@ -10,6 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -239,7 +240,8 @@ def reproduce(studies: tuple[str, ...], **options: Any) -> None:
     cdbench reproduce paper_a --runner docker
     RAY_ADDRESS=head:6379 cdbench reproduce paper_a --runner ray --jobs 16
     """
-    _run_studies([config.load_study(name) for name in studies], options)
+    where = plan.places(options["runs"], options["store"])
+    _run_studies([config.load_study(name) for name in studies], where, options)
 
 
 @main.command()
@@ -254,9 +256,10 @@ def run(method: str, task: str, **options: Any) -> None:
     cdbench run cka_cd --set method.alignment_weight=0.05 --seeds 0,1,2 --profile smoke
     cdbench run theirs.py --runner docker       # somebody else's method, without trusting it
     """
-    method, task = _brought(method, task, plan.places(options["runs"], options["store"]))
+    where = plan.places(options["runs"], options["store"])
+    method, task = _brought(method, task, where, options["dry_run"])
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0])
-    _run_studies([study], options | {"only": None, "no_report": True})
+    _run_studies([study], where, options | {"only": None, "no_report": True})
 
 
 @leaderboard.command()
@@ -271,10 +274,10 @@ def add(method: str, task: str, **options: Any) -> None:
     cdbench leaderboard add theirs.py --runner docker --seeds 0,1,2,3,4
     """
     where = plan.places(options["runs"], options["store"])
-    method, task = _brought(method, task, where)
+    method, task = _brought(method, task, where, options["dry_run"])
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
     boards_alone = options["as_json"] and not options["dry_run"]
-    _run_studies([study], options | {"only": None, "no_report": False}, show=not boards_alone)
+    _run_studies([study], where, options | {"only": None, "no_report": False}, show=not boards_alone)
     if options["dry_run"]:
         return
     found = boards_with(where, task, method)
@@ -285,20 +288,26 @@ def add(method: str, task: str, **options: Any) -> None:
         click.echo("\n" + board_text(board))
 
 
-def _brought(method: str, task: str, where: plan.Places) -> tuple[str, str]:
+def _brought(method: str, task: str, where: plan.Places, dry_run: bool) -> tuple[str, str]:
     """Names of a method and a task, either of which may have been given as a file."""
-    if method.endswith(".py"):
-        method = plan.bring(Path(method), where)
-    if task.endswith(".py"):
-        task = plan.bring(Path(task), where, "tasks")
-    return method, task
+    given: dict[discover.Kind, str] = {"methods": method, "tasks": task}
+    files = {kind: Path(name) for kind, name in given.items() if name.endswith(".py")}
+    if files and dry_run:
+        folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="cdbench-plan-"))
+        plan.bring_for_a_look(files, where, Path(folder))
+    elif files:
+        for kind, file in files.items():
+            plan.bring(file, where, kind)
+    names = {kind: files[kind].stem if kind in files else name for kind, name in given.items()}
+    return names["methods"], names["tasks"]
 
 
-def _run_studies(studies: Sequence[config.Study], options: dict[str, Any], *, show: bool = True) -> None:
+def _run_studies(
+    studies: Sequence[config.Study], where: plan.Places, options: dict[str, Any], *, show: bool = True
+) -> None:
     from cdbench import session
 
     _require_containers_where_named(options)
-    where = plan.places(options["runs"], options["store"])
     wanted = {key: options[key] for key in ("profile", "flags", "seeds", "only", "force")}
     runner = session.make_runner(options["runner"], options["image"], options["gpus"], options["inside"])
     wanted["isolated"] = runner.isolated

@@ -6,11 +6,13 @@ profile, default. Every spec carries the result in full; its run id is the hash 
 
 import itertools
 import os
+import reprlib
 import tomllib
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -219,21 +221,56 @@ class Study(Closed):
         return [dict(zip(self.sweep, values, strict=True)) for values in itertools.product(*self.sweep.values())]
 
 
-def _key(error: ValidationError) -> str:
-    """The dotted key that a pydantic error is about."""
+def _dotted_key(place: Iterable[int | str]) -> str:
     # The discriminator's tag ("zoo") stands in the path of a model's key; it is no key of the file.
-    return ".".join(str(part) for part in error.errors()[0]["loc"] if part not in ("zoo", "hub", "folder"))
+    return ".".join(str(part) for part in place if part not in ("zoo", "hub", "folder"))
 
 
-def explain(error: ValidationError, where: str) -> UserError:
-    """A pydantic error as one sentence: file, key, what was wrong."""
-    first = error.errors()[0]
-    key = _key(error) or "the file"
+def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> UserError:
+    """A pydantic error as one sentence: file, key, what was wrong. With the `model`, an unknown key is told what there is."""
+    faults = error.errors()
+    first = faults[0]
+    key = _dotted_key(first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
-        return UserError(f"{where}: unknown key '{key}'")
+        return UserError(f"{where}: unknown key '{key}'{_known_instead(key, model)}")
+    missing = [f"'{_dotted_key(fault['loc'])}'" for fault in faults if fault["type"] == "missing"]
     if first["type"] == "missing":
-        return UserError(f"{where}: key '{key}' is missing")
-    return UserError(f"{where}: {key} = {first['input']!r}: {first['msg']}")
+        what = f"key {missing[0]} is" if len(missing) == 1 else f"keys {', '.join(missing)} are"
+        return UserError(f"{where}: {what} missing")
+    given = first["input"]
+    # A table or a list as it stands would bury the reason.
+    shown = "" if isinstance(given, dict | list | BaseModel) else f" = {reprlib.repr(given)}"
+    return UserError(f"{where}: {key}{shown}: {first['msg'].removeprefix('Value error, ')}")
+
+
+def _known_instead(key: str, model: type[BaseModel] | None) -> str:
+    """What may stand in a key's place: one that is written much alike, or all of its table."""
+    if model is None:
+        return ""
+    known = _keys(model)
+    table, _, leaf = key.rpartition(".")
+    start = f"{table}." if any(each.startswith(f"{table}.") for each in known) else ""
+    for there in ([each for each in known if each.startswith(start)], known):
+        leaves = [each.rpartition(".")[2] for each in there]
+        if close := get_close_matches(leaf, leaves, n=1):
+            alike = [f"'{each}'" for each, end in zip(there, leaves, strict=True) if end == close[0]]
+            return f"; did you mean {' or '.join(alike)}?"
+    beside = [each.removeprefix(start).split(".") for each in known if each.startswith(start)]
+    names = dict.fromkeys(f"{start}{name}{'.…' if deeper else ''}" for name, *deeper in beside)
+    return f"; there are: {', '.join(names)}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """All keys of a file, dotted."""
+    found: list[str] = []
+    for name, entry in model.model_fields.items():
+        parts = (entry.annotation, *get_args(entry.annotation))
+        tables = [part for part in parts if isinstance(part, type) and issubclass(part, BaseModel)]
+        for table in tables:
+            found += _keys(table, f"{prefix}{name}.")
+        if not tables:
+            found.append(f"{prefix}{name}")
+    return list(dict.fromkeys(found))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -274,7 +311,7 @@ def load_study(name: str) -> Study:
     try:
         return Study(**{"name": path.stem, **read_toml(path)})
     except ValidationError as error:
-        raise explain(error, str(path)) from None
+        raise explain(error, str(path), Study) from None
 
 
 def profile_table(name: str) -> tuple[dict[str, Any], Path]:
@@ -356,8 +393,8 @@ def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Pro
     try:
         return Profile(**table)
     except ValidationError as error:
-        source = overrides.get(_key(error))
-        raise explain(error, source[1] if source else str(path)) from None
+        source = overrides.get(_dotted_key(error.errors()[0]["loc"]))
+        raise explain(error, source[1] if source else str(path), Profile) from None
 
 
 def plan_specs(study: Study, overrides: Mapping[str, tuple[Scalar, str]], profile_name: str) -> list[RunSpec]:

@@ -7,7 +7,7 @@ import inspect
 import typing
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -111,6 +111,42 @@ def static_fields(path: Path) -> dict[str, Scalar | None]:
                 value = entry.value.value if isinstance(entry.value, ast.Constant) else None
                 found[entry.target.id] = value if isinstance(value, bool | int | float | str) else None
     return found
+
+
+def require_values(method: str, key: str, value: Scalar) -> None:
+    """Checks a hyperparameter's value against how its field is annotated, without importing the method.
+
+    What only the method knows, a range for one, shows when it is built.
+
+    Raises:
+        UserError: the value is of another type, or none of those that the field allows.
+    """
+    for node in ast.walk(_parse(locate("methods", method))):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == key:
+            kind = _annotated(node.annotation)
+            if kind is None:
+                return
+            try:
+                TypeAdapter(kind).validate_python(value)
+            except ValidationError as error:
+                raise UserError(f"method '{method}', {key} = {value!r}: {error.errors()[0]['msg']}") from None
+
+
+def _annotated(annotation: ast.expr) -> Any:
+    """The type that a plain annotation names: a scalar, a choice of constants; None for any other."""
+    name = ast.unparse(annotation)
+    if name in _SCALARS:
+        return _SCALARS[name]
+    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) in ("Literal", "typing.Literal"):
+        try:
+            choices = ast.literal_eval(annotation.slice)
+        except ValueError:
+            return None
+        return Literal[choices]
+    return None
+
+
+_SCALARS: dict[str, type] = {"bool": bool, "int": int, "float": float, "str": str}
 
 
 def task_files(name: str, also: Iterable[str] = ()) -> dict[str, Path]:

@@ -1,6 +1,7 @@
 """From a study to the list of runs, with the reason for each: what is new, what is taken from the cache, and why."""
 
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from cdbench.config import (
     plan_specs,
     profile_table,
 )
-from cdbench.discover import Kind, check_file, find, locate, static_fields
+from cdbench.discover import Kind, check_file, find, locate, require_values, static_fields
 from cdbench.errors import UserError
 from cdbench.files import read_json, write_atomic, write_json
 from cdbench.provenance import code_of
@@ -94,6 +95,21 @@ def bring(file: Path, where: Places, kind: Kind = "methods") -> str:
     write_atomic(target, source, f"the {kind[:-1]}")
     plugins.include(where.plugins)
     return file.stem
+
+
+def bring_for_a_look(files: Mapping[Kind, Path], where: Places, folder: Path) -> None:
+    """The same in a copy of what was brought before, in `folder`: a plan can be made, and what is stored stays as it is.
+
+    Raises:
+        UserError: as `bring`.
+    """
+    copy = Places(folder, where.store)
+    if where.plugins.is_dir():
+        shutil.copytree(where.plugins, copy.plugins)
+    copy.plugins.mkdir(exist_ok=True)
+    plugins.include(copy.plugins, instead_of=where.plugins)
+    for kind, file in files.items():
+        bring(file, copy, kind)
 
 
 @dataclass(frozen=True)
@@ -175,6 +191,12 @@ def _require_hyperparameters(study: Study, overrides: Mapping[str, tuple[Scalar,
                 "; ".join(f"{method} has {', '.join(fields)}" for method, fields in have.items() if fields) or "none"
             )
             raise UserError(f"no method of study '{study.name}' has a hyperparameter '{name}' ({listed})")
+    for method in study.methods:
+        given = [(key, value) for key, (value, _) in overrides.items()]
+        swept = [(key, value) for key, values in study.sweep.items() for value in values]
+        for key, value in (*given, *swept):
+            if key.startswith("method."):
+                require_values(method, key.removeprefix("method."), value)
 
 
 def _fields_of(spec: RunSpec) -> dict[str, Scalar | None]:

@@ -48,11 +48,12 @@ def _folder(named: EntryPoint) -> Path:
     return Path(places[0]).resolve().joinpath(*rest) if places else Path(f"<package {named.module}>")
 
 
-def include(root: Path) -> None:
-    """Adds a folder to those searched, for this process and those that it starts."""
-    if root not in roots():
-        earlier = os.environ.get("CDBENCH_PLUGINS", "")
-        os.environ["CDBENCH_PLUGINS"] = os.pathsep.join(filter(None, [earlier, str(root)]))
+def include(root: Path, *, instead_of: Path | None = None) -> None:
+    """Adds a folder to those searched, for this process and those that it starts; in the place of another one."""
+    earlier = [folder for folder in os.environ.get("CDBENCH_PLUGINS", "").split(os.pathsep) if folder]
+    kept = [folder for folder in earlier if Path(folder) != instead_of]
+    if root not in roots() or kept != earlier:
+        os.environ["CDBENCH_PLUGINS"] = os.pathsep.join([*kept, str(root)])
         __path__[:] = [str(each) for each in roots()]
 
 

@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from cdbench.config import TEACHER
 from cdbench.inference import seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
-from cdbench.report.collect import Group, StudyData, mean_of
+from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of
 from cdbench.report.figures import Picture
 from cdbench.report.formats import Measured
 from cdbench.seeds import seed_for
@@ -21,8 +20,10 @@ from cdbench.seeds import seed_for
 Row = dict[str, Any]
 _DRAWN = 20_000
 _SHOWN_HEADS = 2
-_SHOWN_ROWS = ("base", "finetune", "kl", "cka_cd", "atp_cd", "atp_weight_zero", "global_cd", "head_cd")
-"""Rows that pictures show: more lines than colours cannot be told apart. Tables have them all."""
+_FIRST_SHOWN = ("atp_cd", "cka_cd", "finetune", "kl", "global_cd", "head_cd", "atp_weight_zero")
+"""Methods that pictures show before others, where there is no room for all. Tables have them all."""
+_LINES = figures.COLOURS - len(UNTRAINED) - 1
+"""Trained rows in a picture of lines: more than colours cannot be told apart."""
 
 
 def judged(record: Record) -> CircuitJudgement | None:
@@ -186,34 +187,35 @@ def even_heads(found: CircuitJudgement) -> EvenHeads | None:
 
 def even_head_rows(data: StudyData) -> list[Row]:
     """The test for the teacher and the student before training, and for the first run of each row of circuit distillation."""
-    rows = []
-    for group in data.groups:
-        if group.method not in (TEACHER, *_SHOWN_ROWS):
-            continue
-        first = next((r for r in group.records if judged(r)), None)
-        found = even_heads(judgement) if first and (judgement := judged(first)) else None
-        if first and found:
-            rows.append({"name": group.name, "seed": first.spec.seed, "run_id": first.run_id, "found": found})
-    return rows
+    return [
+        {"name": group.name, "seed": record.spec.seed, "run_id": record.run_id, "found": found}
+        for group, record, judgement in _shown(data, _LINES)
+        if (found := even_heads(judgement))
+    ]
 
 
-def _first_of(data: StudyData, methods: Sequence[str]) -> list[tuple[Group, Record, CircuitJudgement]]:
-    found = []
-    for group in data.groups:
-        if group.method in methods:
-            first = next((r for r in group.records if judged(r)), None)
-            judgement = judged(first) if first else None
-            if first and judgement:
-                found.append((group, first, judgement))
-    return found
+def _shown(data: StudyData, trained: int) -> list[tuple[Group, Record, CircuitJudgement]]:
+    """The teacher, the student before training, and so many trained rows; of each the first run that was judged."""
+    found = [
+        (group, record, judgement)
+        for group in data.groups
+        if (record := next((r for r in group.records if judged(r)), None)) and (judgement := judged(record))
+    ]
+
+    def place(method: str) -> int:
+        return _FIRST_SHOWN.index(method) if method in _FIRST_SHOWN else len(_FIRST_SHOWN)
+
+    learned = sorted(
+        (each for each in found if each[0].method not in UNTRAINED), key=lambda each: place(each[0].method)
+    )
+    chosen = {id(group) for group, _, _ in learned[:trained]}
+    return [each for each in found if each[0].method in UNTRAINED or id(each[0]) in chosen]
 
 
 def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """f over the share of nodes and of edges that is kept."""
     panels: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {"f of nodes": {}, "f of edges": {}}
-    for group in data.groups:
-        if group.method not in (TEACHER, *_SHOWN_ROWS):
-            continue
+    for group, _, _ in _shown(data, _LINES):
         found = [j for r in group.records if (j := judged(r))]
         by_level = {
             "f of nodes": [(j.faithfulness, len(j.nodes)) for j in found],
@@ -229,7 +231,7 @@ def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     caption = (
         "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes and edges are taken by "
         "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all "
-        "seeds; of the methods and controls only those that a colour is left for, the table has all."
+        "seeds; of the methods and controls those that a colour is left for, the table has all."
     )
     return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %")
 
@@ -237,18 +239,21 @@ def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """|importance| of each head and MLP, layers downwards."""
     maps = {}
-    for group, record, found in _first_of(data, (TEACHER, "base", "finetune", "atp_cd")):
+    for group, record, found in _shown(data, 2):
         layers = (len(found.nodes) - 1) // _width(found)
         values = np.abs(np.array(found.importance[1:])).reshape(layers, -1)
         largest = float(values.max()) or 1.0
-        maps[f"{group.name}, seed {record.spec.seed}"] = (values / largest).tolist()
+        columns = [*(f"h{i}" for i in range(_width(found) - 1)), "MLP"]
+        maps[f"{group.name}, seed {record.spec.seed}"] = figures.Named(
+            (values / largest).tolist(), columns, [str(i) for i in range(layers)]
+        )
     if not maps:
         return None
     caption = (
-        "Head maps: |importance| of each head (columns from 0) and of the MLP (last column), relative to the model's largest. By "
-        "attribution patching on the training split; the first seed of a row."
+        "Head maps: |importance| of each head and of the MLP of a layer, relative to the model's largest. By attribution "
+        "patching on the training split; the first seed of a row."
     )
-    return figures.heat_maps("heads", maps, ("head; last: MLP", "layer"), caption)
+    return figures.heat_maps("heads", maps, ("component", "layer"), caption)
 
 
 def _width(found: CircuitJudgement) -> int:
@@ -259,7 +264,7 @@ def _width(found: CircuitJudgement) -> int:
 def draw_component_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """Student x teacher components, before training and after."""
     maps = {}
-    for group, record, found in _first_of(data, ("base", "finetune", "kl", "atp_cd")):
+    for group, record, found in _shown(data, 3):
         if found.cka:
             names = [[short_site(site) for site in sites] for sites in (found.cka.teacher, found.cka.student)]
             maps[f"{group.name}, seed {record.spec.seed}"] = figures.Named(found.cka.matrix, names[0], names[1])
@@ -269,7 +274,7 @@ def draw_component_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         "Debiased linear CKA between the components of largest importance, at the last prompt token, held out; the first seed of "
         "a row."
     )
-    return figures.named_heat_maps("component-cka", maps, caption)
+    return figures.heat_maps("component-cka", maps, ("teacher", "student"), caption)
 
 
 def short_site(site: str) -> str:
@@ -280,26 +285,25 @@ def short_site(site: str) -> str:
 
 def draw_attention(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """What the two most important heads look at, by the role of a token."""
-    maps: dict[str, list[list[float]]] = {}
-    ticks: list[str] = []
-    for group, record, found in _first_of(data, (TEACHER, "base", "finetune", "atp_cd")):
+    maps: dict[str, figures.Named] = {}
+    for group, record, found in _shown(data, 2):
         if found.attention:
-            ticks = found.attention.roles  # of the same held-out prompts for every row
-            for name in list(found.attention.heads)[:_SHOWN_HEADS]:
-                maps[f"{group.name}, seed {record.spec.seed}: {name}"] = found.attention.heads[name]
+            roles = found.attention.roles
+            for name, weights in list(found.attention.heads.items())[:_SHOWN_HEADS]:
+                maps[f"{group.name}, seed {record.spec.seed}: {name}"] = figures.Named(weights, roles, roles)
     if not maps:
         return None
     caption = (
         "What the heads of largest |importance| look at (paper B, 6.2): mean attention from the position on the left to the one "
         "below, over the held-out prompts of the commonest layout. Two heads of a row, the first seed of it."
     )
-    return figures.heat_maps("attention", maps, ("looks at", "from"), caption, 1.0, ticks)
+    return figures.heat_maps("attention", maps, ("looks at", "from"), caption)
 
 
 def draw_graph(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """The circuit as a graph: a row a layer, heads then the MLP; size by importance, filled what is in the circuit."""
     graphs = {}
-    for group, record, found in _first_of(data, (TEACHER, "base", "atp_cd")):
+    for group, record, found in _shown(data, 1):
         graphs[f"{group.name}, seed {record.spec.seed}"] = figures.Nodes(
             names=found.nodes,
             sizes=[abs(x) for x in found.importance],

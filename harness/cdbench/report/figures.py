@@ -17,6 +17,9 @@ from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
 _INK = "#010203"  # replaced by currentColor: no drawing library knows the page's colour
+_PAPER = "#fdfcfb"  # replaced by the page's background
+_ON_LINES = {"boxstyle": "square,pad=0.1", "facecolor": _PAPER, "edgecolor": "none", "alpha": 0.8}
+"""Behind a word that lies over lines."""
 _COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -86,7 +89,7 @@ def _svg(figure: Figure, name: str) -> str:
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_PAPER, "var(--bg, #fff)")
     # A fixed size would overflow a phone: shrink to the page, keep the proportions, never grow beyond the drawn size.
     pixels = round(figure.get_figwidth() * 96)
     size = f' style="width:100%;height:auto;max-width:{pixels}px;min-width:min({pixels}px,30rem)"'
@@ -248,90 +251,74 @@ def ablation_bars(models: Mapping[str, Sequence[float]], caption: str) -> Pictur
     return Picture("figure-ablation", svg, caption, told, data)
 
 
-def heat_maps(
-    name: str,
-    matrices: Mapping[str, Sequence[Sequence[float]]],
-    labels: tuple[str, str],
-    caption: str,
-    highest: float = 1.0,
-    ticks: Sequence[str] | None = None,
-) -> Picture:
-    """Matrices with the value in each cell, 0 to `highest`; `labels` are those of the columns and of the rows.
-
-    `ticks` names the cells of a square matrix, else they are numbered.
-    """
-    with _drawing(4.6 if len(matrices) == 4 else 3.4, 3.2, len(matrices)) as (figure, axes):
-        for (title, matrix), one in zip(matrices.items(), axes, strict=True):
-            values = np.array(matrix)
-            one.imshow(values, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
-            one.grid(False)
-            one.set_title(title, fontsize=10)
-            one.set_xlabel(labels[0])
-            one.set_ylabel(labels[1])
-            one.set_xticks(range(values.shape[1]))
-            one.set_yticks(range(values.shape[0]))
-            if ticks is not None:
-                one.set_xticklabels(ticks, rotation=45, ha="right")
-                one.set_yticklabels(ticks)
-            if values.size <= 64:
-                for (i, j), value in np.ndenumerate(values):
-                    ink = "white" if value < 0.6 * highest else "black"
-                    one.text(j, i, f"{value:.2f}", ha="center", va="center", color=ink)
-        svg = _svg(figure, name)
-    told = "; ".join(f"{title}: {np.array(m).round(2).tolist()}" for title, m in matrices.items())
-    cells = {title: Named(m, *(_ticks(ticks, n) for n in (len(m[0]), len(m)))) for title, m in matrices.items()}
-    return Picture(f"figure-{name}", svg, caption, told, _cells(cells, labels))
-
-
-def _ticks(ticks: Sequence[str] | None, count: int) -> Sequence[str]:
-    return ticks if ticks is not None else [str(i) for i in range(count)]
-
-
-def _cells(matrices: Mapping[str, "Named"], labels: tuple[str, str]) -> list[Mark]:
-    return [
-        {"panel": title, labels[1]: row, labels[0]: column, "value": value}
-        for title, each in matrices.items()
-        for row, line in zip(each.rows, each.values, strict=True)
-        for column, value in zip(each.columns, line, strict=True)
-    ]
-
-
 @dataclass(frozen=True)
 class Named:
-    """A matrix whose columns (the teacher's) and rows (the student's) have names."""
+    """A matrix whose columns and rows have names."""
 
     values: Sequence[Sequence[float]]
     columns: Sequence[str]
     rows: Sequence[str]
 
 
-def named_heat_maps(name: str, matrices: Mapping[str, Named], caption: str) -> Picture:
-    """Matrices with their names and numbers, a panel each."""
+def numbered(values: Sequence[Sequence[float]], rows: Sequence[str] | None = None) -> Named:
+    """A matrix whose columns, and rows where they have no names, are numbered from 0."""
+    return Named(values, [str(i) for i in range(len(values[0]))], rows or [str(i) for i in range(len(values))])
+
+
+def heat_maps(
+    name: str, matrices: Mapping[str, Named], labels: tuple[str, str], caption: str, highest: float = 1.0
+) -> Picture:
+    """Matrices with the value in each cell where there is room, 0 to `highest`; `labels`: of the columns and of the rows."""
     wide = max(len(each.columns) for each in matrices.values())
     high = max(len(each.rows) for each in matrices.values())
-    with _drawing(1.6 + 0.42 * wide, 1.4 + 0.34 * high, len(matrices)) as (figure, axes):
+    longest = max(len(text) for each in matrices.values() for text in each.columns)
+    room = (1.1 + 0.5 * wide, 1.3 + 0.35 * high + 0.07 * longest) if wide * high <= _CELLS else (0.0, 0.0)
+    with _drawing(max(3.4, room[0]), max(3.2, room[1]), len(matrices)) as (figure, axes):
         for (title, each), one in zip(matrices.items(), axes, strict=True):
-            one.imshow(np.array(each.values), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+            values = np.array(each.values)
+            one.imshow(values, cmap="cividis", vmin=0, vmax=highest, aspect="auto")
             one.grid(False)
             one.set_title(title, fontsize=10)
-            one.set_xlabel("teacher")
-            one.set_ylabel("student")
-            one.set_xticks(range(len(each.columns)), each.columns, rotation=45, ha="right", fontsize=8)
-            one.set_yticks(range(len(each.rows)), each.rows, fontsize=8)
-            for (i, j), value in np.ndenumerate(np.array(each.values)):
-                ink = "white" if value < 0.6 else "black"
-                one.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color=ink)
+            one.set_xlabel(labels[0])
+            one.set_ylabel(labels[1])
+            slanted: dict[str, Any] = {"rotation": 45, "ha": "right"} if longest > _SHORT else {}
+            one.set_xticks(range(len(each.columns)), each.columns, **slanted)
+            one.set_yticks(range(len(each.rows)), each.rows)
+            if values.size <= _CELLS:
+                for (i, j), value in np.ndenumerate(values):
+                    ink = "white" if value < 0.6 * highest else "black"
+                    one.text(j, i, _two_digits(value), ha="center", va="center", color=ink, fontsize=9)
         svg = _svg(figure, name)
     told = " ".join(
         f"{title}: "
         + "; ".join(
-            f"{row}: " + ", ".join(f"{column} {value:.2f}" for column, value in zip(each.columns, line, strict=True))
+            f"{row}: "
+            + ", ".join(f"{column} {_two_digits(value)}" for column, value in zip(each.columns, line, strict=True))
             for row, line in zip(each.rows, each.values, strict=True)
         )
         + "."
         for title, each in matrices.items()
     )
-    return Picture(f"figure-{name}", svg, caption, told, _cells(matrices, ("teacher", "student")))
+    return Picture(f"figure-{name}", svg, caption, told, _cells(matrices, labels))
+
+
+_CELLS = 144
+"""Cells of a matrix in which numbers can still be read."""
+_SHORT = 3
+"""Characters of a column's name that stand beside each other."""
+
+
+def _two_digits(value: float) -> str:
+    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def _cells(matrices: Mapping[str, Named], labels: tuple[str, str]) -> list[Mark]:
+    return [
+        {"panel": title, labels[1]: row, labels[0]: column, "value": value}
+        for title, each in matrices.items()
+        for row, line in zip(each.rows, each.values, strict=True)
+        for column, value in zip(each.columns, line, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -402,7 +389,7 @@ def _draw_nodes(axes: Axes, graph: Nodes) -> None:
         )
         beside = x >= graph.per_layer - 1  # the MLPs stand at the edge, where a label below would lie under the edges
         axes.annotate(node, (x, y), xytext=(11, -2) if beside else (0, -13), textcoords="offset points",
-                      ha="left" if beside else "center", fontsize=6)  # fmt: skip
+                      ha="left" if beside else "center", fontsize=7, zorder=3, bbox=_ON_LINES)  # fmt: skip
     axes.annotate("logits", (centre, layers), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8)
     axes.set_xlim(-0.7, graph.per_layer - 0.1)
     axes.set_ylim(-1.6, layers + 0.5)

@@ -161,7 +161,9 @@ def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         group = data.group(method)
         metrics = group.records[0].metrics if group else None
         if metrics and metrics.cka:
-            matrices[f"{group.name}, seed {group.records[0].spec.seed}" if group else method] = metrics.cka.debiased
+            matrices[f"{group.name}, seed {group.records[0].spec.seed}" if group else method] = figures.numbered(
+                metrics.cka.debiased
+            )
     if not matrices:
         return None
     when = "before (base) and after training" if data.group("base") else "after training"
@@ -212,7 +214,7 @@ def _draw_layers(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     caption = (
         "Where the neurons of each class's mask lie: the share of a class's neurons in each layer, of the first seed."
     )
-    maps = {f"{name}, seed {seed}": shares for name, shares in found.items()}
+    maps = {f"{name}, seed {seed}": figures.numbered(shares) for name, shares in found.items()}
     highest = max(value for shares in found.values() for row in shares for value in row)
     return figures.heat_maps("mask-layers", maps, ("layer", "class"), caption, highest)
 
