@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
+from pydantic import ValidationError
 
 from cdbench import __version__, config, discover, plan, record
 from cdbench.ability_command import ability
@@ -186,6 +187,24 @@ def list_command(what: str, as_json: bool, runs: str | None, store: str | None) 
             click.echo(f"  {row['name']:<{width}}  {row['summary']}")
         if not rows:
             click.echo("  none")
+    where = plan.places(runs, store)
+    if what == "all" and (count := sum(1 for _ in where.records.glob("*"))):
+        click.echo(f"{click.style('runs', bold=True)}\n  {count} under {plan.shortest(where.runs)}: cdbench list runs")
+
+
+def _began(folder: Path) -> float:
+    """When a run was begun: the spec is written first. What has none is last."""
+    spec = folder / "spec.json"
+    return spec.stat().st_mtime if spec.is_file() else float("inf")
+
+
+def _label_of(folder: Path) -> str:
+    """What a run that has no record would be called."""
+    try:
+        spec = config.RunSpec.model_validate_json((folder / "spec.json").read_bytes())
+    except (OSError, ValidationError):
+        return ""
+    return f"{spec.profile.name}  {spec.label}"
 
 
 def _listing(what: str, where: plan.Places) -> list[dict[str, Any]]:
@@ -196,9 +215,11 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, Any]]:
         tables = config.available("profiles" if what == "profiles" else "studies")
         return [{"name": n, "summary": str(config.read_toml(p).get("description", ""))} for n, p in tables.items()]
     rows: list[dict[str, Any]] = []
-    for folder in sorted(where.records.glob("*")):
+    for folder in sorted(where.records.glob("*"), key=_began):
         if not (folder / record.RECORD).exists():
-            rows.append({"name": folder.name, "summary": "unfinished", "status": "unfinished"})
+            rows.append(
+                {"name": folder.name, "summary": f"{'unfinished':<11} {_label_of(folder)}", "status": "unfinished"}
+            )
             continue
         try:
             done = record.read(folder)
@@ -212,6 +233,7 @@ def _listing(what: str, where: plan.Places) -> list[dict[str, Any]]:
                 "summary": f"{done.status:<11} {done.spec.profile.name}  {done.spec.label}  {result}",
                 "status": done.status,
                 "run_id": done.run_id,
+                "started": done.started,
                 "profile": done.spec.profile.name,
                 "method": done.spec.method,
                 "task": done.spec.task,
@@ -334,7 +356,13 @@ def _run_studies(
             click.echo(result.table())
     failed = [text for result in results for text in result.failures()]
     if failed:
-        raise RunFailed(f"{len(failed)} of the runs came to no result: {'; '.join(failed[:3])}")
+        more = f"\n  and {len(failed) - _FAILURES} more: cdbench list runs" if len(failed) > _FAILURES else ""
+        told = "".join(f"\n  {text}" for text in failed[:_FAILURES])
+        raise RunFailed(f"{len(failed)} of the runs came to no result:{told}{more}")
+
+
+_FAILURES = 3
+"""Runs without a result that are told in full."""
 
 
 def _require_containers_where_named(options: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ _COLOURS = {
     "interrupted": "yellow",
 }
 _SHOWN = 8
+_ENOUGH = 0.1
+"""Part of a training after which its end can be told."""
 _LINE = 4096
 """Bytes after which a line is broken."""
 _LINES = 200
@@ -147,6 +149,8 @@ class LiveTable(Display):
         self._total, self._count, self._failed = total, 0, 0
         self._ended: list[tuple[str, str, str]] = []
         self._seconds: list[float] = []
+        self._first = 0.0
+        """What the first run will take, by how far it has come; 0 where that is not known."""
         self._began = time.monotonic()
         self._jobs = 1
 
@@ -180,6 +184,8 @@ class LiveTable(Display):
         if self._logs:
             self._logs.follow(running)
         self._jobs = max(self._jobs, len(running))
+        if not self._seconds:
+            self._first = _seconds_of_one(running)
         table = Table.grid(padding=(0, 2))
         for status, label, text in self._ended[-_SHOWN:]:
             one_line = Text(" ".join(text.splitlines()))
@@ -197,7 +203,18 @@ class LiveTable(Display):
         text = f"{self._count} of {self._total} runs done"
         if self._failed:
             text += f", {self._failed} failed"
-        if running and self._seconds:
-            left = statistics.mean(self._seconds) * (self._total - self._count) / self._jobs
+        each = statistics.mean(self._seconds) if self._seconds else self._first
+        if running and each:
+            left = each * (self._total - self._count) / self._jobs
             text += f", about {duration(left)} left"
         return f"{text} ({duration(time.monotonic() - self._began)} so far)"
+
+
+def _seconds_of_one(running: list[Job]) -> float:
+    """How long the training runs under way will take, by what they have done so far; 0 before a tenth is done."""
+    found = []
+    for job in running:
+        told = job.progress()
+        if job.run and job.step == "train" and told.total and told.done >= _ENOUGH * told.total:
+            found.append((time.monotonic() - job.started) * told.total / told.done)
+    return statistics.mean(found) if found else 0.0

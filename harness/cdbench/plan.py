@@ -63,6 +63,11 @@ class Places:
         return self.runs / name
 
 
+def shortest(path: Path) -> str:
+    """A path as a person would type it: from the current folder where it lies in it."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
 def places(runs: str | None, store: str | None, *, search: bool = True) -> Places:
     """Flag, then CDBENCH_RUNS and CDBENCH_STORE, then ./runs and ./runs/store.
 

@@ -8,6 +8,7 @@ import ast
 import contextlib
 import dataclasses
 import random
+import re
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from cdbench.files import printable
 from cdbench.plan import Places
 from cdbench.record import Record
 from cdbench.runners import Runner
-from cdbench.session import REPEATABLE, run_specs
+from cdbench.session import REPEATABLE, crash_place, run_specs
 
 Verdict = Literal["ok", "note", "FAIL"]
 _TASK = "addition_2digit"
@@ -93,7 +94,8 @@ def examine(file: Path, where: Places, runner: Runner, profile: str, tell: Tell)
             else:
                 _method(stem, own, runner, profile, tell)
         except Unmet as unmet:
-            last = str(unmet)
+            # What was imported is a copy; what is to be mended is the user's file.
+            last = str(unmet).replace(str(own.plugins / kind / file.name), str(file))
             tell(Finding(last.split(":", 1)[0], "FAIL", last.split(":", 1)[1].strip(), unmet.advice))
 
 
@@ -103,9 +105,19 @@ def _demand(name: str, advice: str) -> Iterator[None]:
     try:
         yield
     except CdbenchError as error:
-        raise Unmet(f"{name}: {error}", advice) from None
+        better = next((text for pattern, text in _RATHER.items() if re.search(pattern, str(error))), advice)
+        raise Unmet(f"{name}: {error}", better) from None
     except (Exception, SystemExit) as error:  # a plug-in that exits must not end the test of it
         raise Unmet(f"{name}: {type(error).__name__}: {printable(str(error), 300)}", advice) from error
+
+
+_RATHER = {
+    r"cannot be imported: ModuleNotFoundError": "Install that package where cdbench is installed; in a container there are only "
+    "the packages of the lock (CONTRIBUTING.md).",
+    r"cannot be imported": "Mend what is said; `python FILE` shows the whole traceback.",
+    r", line \d+: (?!imports )": "Mend that line: the file is not Python yet.",
+}
+"""Advice on what is wrong with any Python file, in the place of advice on the contract."""
 
 
 def _file(file: Path, own: Places, kind: Kind, tell: Tell) -> str:
@@ -197,19 +209,8 @@ def _run(spec: RunSpec, own: Places, runner: Runner) -> Record:
     done = run_specs([spec], own, runner)[spec.run_id]
     if done.metrics is None:
         advice = next((text for word, text in _ADVICE.items() if word in done.error), "")
-        raise Unmet(f"run: {done.status}: {done.error}{_traceback(own.run(spec.run_id))}", advice)
+        raise Unmet(f"run: {done.status}: {done.error}{crash_place(own.run(spec.run_id))}", advice)
     return done
-
-
-def _traceback(folder: Path) -> str:
-    """Where in the plug-in it happened, from what the step printed."""
-    log = folder / "train.stderr.log"
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    places = [i for i, line in enumerate(lines) if "/methods/" in line and line.lstrip().startswith("File ")]
-    if not places:
-        return ""
-    where = lines[places[-1]].rpartition("/methods/")[2].replace('"', "")
-    return printable(f" ({where}: {lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) else ''})", 300)
 
 
 def _task(name: str, tell: Tell) -> None:

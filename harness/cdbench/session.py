@@ -17,8 +17,8 @@ from cdbench import record
 from cdbench.config import TEACHER, RunSpec
 from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
-from cdbench.files import explained, read_json
-from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, single_run_study
+from cdbench.files import explained, printable, read_json
+from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, shortest, single_run_study
 from cdbench.provenance import code_of
 from cdbench.record import Record
 from cdbench.runners import End, Runner
@@ -51,6 +51,17 @@ class Settings:
     logs: bool = False
 
 
+def crash_place(folder: Path) -> str:
+    """Where in the method's file a training broke off, from what it printed: " (my.py, line 12, in run: …)"; or nothing."""
+    log = folder / record.log_file("train", "stderr")
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    places = [i for i, line in enumerate(lines) if "/methods/" in line and line.lstrip().startswith("File ")]
+    if not places:
+        return ""
+    where = lines[places[-1]].rpartition("/methods/")[2].replace('"', "")
+    return printable(f" ({where}: {lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) else ''})", 300)
+
+
 @dataclass(frozen=True)
 class StudyResult:
     """A finished study."""
@@ -60,8 +71,17 @@ class StudyResult:
     report: Path | None
 
     def failures(self) -> list[str]:
-        """Runs without a result, in words."""
-        return [f"{r.spec.label}: {r.status}, {r.error}" for r in self.records.values() if r.status != "ok"]
+        """Runs without a result, in words: what went wrong, where, and the file with all that was printed."""
+        found = []
+        for run_id, done in self.records.items():
+            if done.status == "ok":
+                continue
+            folder = self.saved.folder.parent / "records" / run_id
+            logs = [folder / record.log_file(step, "stderr") for step in ("train", "evaluate")]
+            printed = [shortest(log) for log in logs if log.is_file() and log.stat().st_size]
+            log = f"\n    printed: {', '.join(printed)}" if printed else ""
+            found.append(f"{done.spec.label}: {done.status}, {done.error}{crash_place(folder)}{log}")
+        return found
 
     def table(self) -> str:
         """The result, for people."""

@@ -12,7 +12,7 @@ from scipy.stats import spearmanr
 from cdbench.inference import seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
-from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of
+from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
 from cdbench.report.formats import Measured
 from cdbench.seeds import seed_for
@@ -20,8 +20,6 @@ from cdbench.seeds import seed_for
 Row = dict[str, Any]
 _DRAWN = 20_000
 _SHOWN_HEADS = 2
-_FIRST_SHOWN = ("atp_cd", "cka_cd", "finetune", "kl", "global_cd", "head_cd", "atp_weight_zero")
-"""Methods that pictures show before others, where there is no room for all. Tables have them all."""
 _LINES = figures.COLOURS - len(UNTRAINED) - 1
 """Trained rows in a picture of lines: more than colours cannot be told apart."""
 
@@ -201,15 +199,8 @@ def _shown(data: StudyData, trained: int) -> list[tuple[Group, Record, CircuitJu
         for group in data.groups
         if (record := next((r for r in group.records if judged(r)), None)) and (judgement := judged(record))
     ]
-
-    def place(method: str) -> int:
-        return _FIRST_SHOWN.index(method) if method in _FIRST_SHOWN else len(_FIRST_SHOWN)
-
-    learned = sorted(
-        (each for each in found if each[0].method not in UNTRAINED), key=lambda each: place(each[0].method)
-    )
-    chosen = {id(group) for group, _, _ in learned[:trained]}
-    return [each for each in found if each[0].method in UNTRAINED or id(each[0]) in chosen]
+    chosen = {group.name for group in trained_first([group for group, _, _ in found], trained)}
+    return [each for each in found if each[0].method in UNTRAINED or each[0].name in chosen]
 
 
 def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:

@@ -43,7 +43,7 @@ from cdbench.inference import (
 )
 from cdbench.report.circuits import even_heads, judged
 from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
-from cdbench.report.formats import p_value, points
+from cdbench.report.formats import p_value, percent, points
 from cdbench.report.ledger import (
     WEIGHT,
     AtPoint,
@@ -93,6 +93,11 @@ class Evidence:
     seeds_needed: Callable[[float], int | None] | None = None
     lone: bool = False
     detail: str = ""
+
+    @property
+    def spread(self) -> Interval | None:
+        """The interval, as far as there is one to be shown: not of mathematics, one run, or runs that gave the same number."""
+        return self.interval if self.interval.high - self.interval.low > _ROUNDING else None
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,7 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
 def _require(claim: Any, data: StudyData, row: str, least: float, words: str) -> None:
     accuracy = float(_hits(_row(data, claim, row), claim).mean())
     if accuracy < least:
-        raise NotTested(words.format(f"{accuracy:.1%} there"))
+        raise NotTested(words.format(f"{percent(accuracy)} there"))
 
 
 def _decided(verdict: Verdict, strictest: float) -> Verdict:
@@ -295,7 +300,7 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
     found = _evidence(values, (claim.margin, math.inf), [high, low])
     better = probability_of_improvement(_hits(high, claim).mean(1), _hits(low, claim).mean(1))
-    told = f"a run of {high.name} beats one of {low.name} {better:.0%} of the time"
+    told = f"a run of {high.name} beats one of {low.name} {percent(better)} of the time"
     return replace(found, detail=_with(_with(found.detail, told), _trained_parts(high, low)))
 
 
@@ -308,7 +313,7 @@ def _trained_parts(high: Group, low: Group) -> str:
             return ""
         parts.append((group.name, changed / of))
     (first, a), (second, b) = parts
-    return f"{first} changes {a:.0%} of the parameters, {second} {b:.0%}" if abs(a - b) > 0.01 else ""
+    return f"{first} changes {percent(a)} of the parameters, {second} {percent(b)}" if abs(a - b) > 0.01 else ""
 
 
 def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
@@ -406,7 +411,7 @@ def _between(claim: AtPoint | Drop | Metric) -> tuple[float, float]:
 def _drop(claim: Drop, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
     if (home := group.mean) < claim.home_at_least:
-        raise NotTested(f"{group.name} has {home:.1%} of {claim.task} itself: there is little to lose")
+        raise NotTested(f"{group.name} has {percent(home)} of {claim.task} itself: there is little to lose")
     hits = _hits(group, claim)
     lost, found = drop(group.hits, hits)
     region, half = _between(claim), found.half_width(0.95)
@@ -450,8 +455,11 @@ def _of_runs(
         p=None if interval is None else p,  # of one run nothing is known that could be tested
         seeds_needed=None if effect == edge else needed,
         lone=interval is None,
-        detail=_with(_lost(group), note),
+        detail=_with(_with(_lost(group), note), _ALIKE if same and interval else ""),
     )
+
+
+_ALIKE = "all runs gave the same number: no spread, no interval; the test counts on which side of the edge they lie"
 
 
 def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[float]:
@@ -504,8 +512,8 @@ def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
         seeds=1,
         run_ids=(group.records[0].run_id,),
         p=found.p_two_sided,
-        detail=f"one model of {found.heads} heads: of their importance {found.share:.1%}, by chance {found.expected:.1%}; the "
-        f"later layers have {found.late:.1%}",
+        detail=f"one model of {found.heads} heads: of their importance {percent(found.share)}, by chance "
+        f"{percent(found.expected)}; the later layers have {percent(found.late)}",
     )
 
 

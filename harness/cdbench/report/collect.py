@@ -130,6 +130,28 @@ class StudyData:
         return [r for r in self.records if r.status != "ok"]
 
 
+_FIRST = (
+    "cka_cd",
+    "atp_cd",
+    "finetune",
+    "kl",
+    "supervised_cd",
+    "global_cd",
+    "head_cd",
+    "cka_shuffled_teacher",
+    "atp_weight_zero",
+)
+"""Rows that pictures have room for before others: the papers' own, and what they are to be held against."""
+
+
+def trained_first(groups: Sequence[Group], most: int) -> list[Group]:
+    """So many trained rows with a result for a picture that has no room for all, in the study's order; tables have them all."""
+    learned = [group for group in groups if group.records and group.method not in UNTRAINED]
+    place = {method: i for i, method in enumerate(_FIRST)}
+    chosen = sorted(learned, key=lambda group: place.get(group.method, len(_FIRST)))[:most]
+    return [group for group in learned if any(group is each for each in chosen)]
+
+
 def reports_folder() -> Path:
     """Templates and claims: in the checkout, or beside the plug-ins in a wheel."""
     return plugins.roots()[-1] / "reports"

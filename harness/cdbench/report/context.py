@@ -147,7 +147,9 @@ def verdict_row(verdict: Verdict) -> Row:
         "paper": "–" if paper is None else percent(paper) if as_share else points(paper),
         "asserted": asserted(claim),
         "effect": shown(found.effect) if found and shown else "–",
-        "interval": f"[{shown(found.interval.low)}, {shown(found.interval.high)}]" if found and shown else "–",
+        "interval": f"[{shown(found.spread.low)}, {shown(found.spread.high)}]"
+        if found and shown and found.spread
+        else "–",
         "p_holm": None if verdict.p_holm is None else p_value(verdict.p_holm),
         "seeds": found.seeds if found else None,
         "why": verdict.why,
@@ -170,8 +172,8 @@ def ledger_row(verdict: Verdict) -> Row:
         "unit": "points" if in_points else found.unit if found else "",
         "paper": None if paper is None else scale * paper,
         "effect": scale * found.effect if found else None,
-        "low": scale * found.interval.low if found else None,
-        "high": scale * found.interval.high if found else None,
+        "low": scale * found.spread.low if found and found.spread else None,
+        "high": scale * found.spread.high if found and found.spread else None,
         "p_holm": verdict.p_holm,
         "seeds": found.seeds if found else None,
         "seeds_to_decide": verdict.seeds_to_decide,

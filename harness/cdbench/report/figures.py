@@ -16,6 +16,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
 
+from cdbench.report.formats import percent
+
 _INK = "#010203"  # replaced by currentColor: no drawing library knows the page's colour
 _PAPER = "#fdfcfb"  # replaced by the page's background
 _ON_LINES = {"boxstyle": "square,pad=0.1", "facecolor": _PAPER, "edgecolor": "none", "alpha": 0.8}
@@ -128,7 +130,7 @@ def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Pictur
         figure.supxlabel("accuracy on held-out problems", fontsize=10)
         svg = _svg(figure, name)
     told = "; ".join(
-        (f"{title}: " if title else "") + ", ".join(f"{dot.name} {dot.mean:.1%}" for dot in panel)
+        (f"{title}: " if title else "") + ", ".join(f"{dot.name} {percent(dot.mean)}" for dot in panel)
         for title, panel in panels.items()
     )
     data: list[Mark] = [

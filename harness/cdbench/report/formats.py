@@ -16,7 +16,7 @@ class Measured:
 
 def percent(value: float | None) -> str:
     """0.963 -> "96.3 %"; a gap stays a gap."""
-    return "–" if value is None else f"{100 * value:.1f} %"
+    return "–" if value is None else f"{100 * value:.1f} %".replace("-0.0", "0.0").replace("-", "−")
 
 
 def points(value: float | None) -> str:

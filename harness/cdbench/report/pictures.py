@@ -10,7 +10,7 @@ from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from cdbench.inference import Hits, share_interval
 from cdbench.report import circuits as circuit_pages
 from cdbench.report import figures
-from cdbench.report.collect import Group, StudyData, hits_of
+from cdbench.report.collect import Group, StudyData, hits_of, trained_first
 from cdbench.report.figures import Curves, Dot, Picture
 from cdbench.report.formats import percent
 from cdbench.report.mask_classes import plane, problem_classes
@@ -94,17 +94,7 @@ def _draw_errors(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 
 def _trained(data: StudyData) -> list[Group]:
-    wanted = (
-        "finetune",
-        "kl",
-        "cka_cd",
-        "supervised_cd",
-        "cka_shuffled_teacher",
-        "atp_cd",
-        "global_cd",
-        "atp_weight_zero",
-    )
-    return [g for g in data.groups if g.records and (g.method in wanted or g.point)]
+    return trained_first([group for group in data.groups if any(group.histories)], figures.COLOURS)
 
 
 def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
@@ -117,8 +107,10 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     kept = [(title, curve) for title, curve in zip(titles, curves, strict=True) if curve]
     if not kept:
         return None
+    trained = [group for group in data.groups if any(group.histories)]
+    which = "all trained rows" if len(groups) == len(trained) else f"{len(groups)} of {len(trained)} trained rows"
     caption = (
-        "Training dynamics of the papers' rows and one control (paper A, figures 5 to 7): validation accuracy after each epoch, "
+        f"Training dynamics of {which} (paper A, figures 5 to 7): validation accuracy after each epoch, "
         "each term's unweighted value and the weighted total (means of 25 steps). Line: mean over seeds; band: lowest to "
         "highest seed. The CKA loss is the biased one that is trained on."
     )

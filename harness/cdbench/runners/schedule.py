@@ -347,7 +347,9 @@ class Schedule:
                 raise kinds[code](f"{job.label}: {text}")
         for lost in self._drop_dependents(job):
             self._begin(lost)
-            self._finish(lost, self._write_record(lost, status, f"{job.label}, {job.step}: {text}"))
+            # A run is told apart from a shared step that it needs; its own name it bears already.
+            where = job.step if lost is job.run else f"{job.label}, {job.step}"
+            self._finish(lost, self._write_record(lost, status, f"{where}: {text}"))
 
     def _drop_dependents(self, job: Job) -> list[PlannedRun]:
         """Takes from the queue what can no longer run; the runs that end with it, this job's own among them."""
