@@ -158,7 +158,7 @@ def test_the_counterexample_to_invariance_under_invertible_maps_has_its_closed_f
         ("mypkg", "auto", "write package.module:function"),
         ("no.such.module:f", "auto", "cannot import it"),
         ("math:nothing", "auto", "cannot import it"),
-        ("math:pi", "auto", "is a float"),
+        ("math:pi", "auto", "is of type float"),
         ("decimal:Decimal", "auto", "needs update"),
         ("math:hypot", "both", "parameter named 'debiased'"),
         ("fractions:gcd", "auto", "cannot import it"),

@@ -11,6 +11,7 @@ import click
 from cdbench import __version__
 from cdbench.errors import UserError
 from cdbench.similarity.conformance.battery import Finding, Report
+from cdbench.similarity.conformance.causes import Cause
 
 _MARKS = {"held": ("held   ", "green"), "broken": ("BROKEN ", "red"), "not tested": ("skipped", "yellow")}
 
@@ -26,9 +27,12 @@ def lines(report: Report) -> list[str]:
     for name, findings in by_law.items():
         text += _law_lines(name, findings, shown)
     counts = f"{report.count('held')} held, {report.count('broken')} broken, {report.count('not tested')} not tested"
-    text.append(f"  {len(by_law)} laws in {len(report.findings)} tests (by estimator and type): {counts}")
+    text.append(
+        f"  {len(by_law)} law{'s' * (len(by_law) > 1)} in {len(report.findings)} tests (by estimator and type): {counts}"
+    )
     for diagnosis in report.diagnoses:
         lead = "its values are those of a known mistake" if diagnosis.recognised else "what usually causes this"
+        lead = "before anything else" if Cause.NO_NUMBER in diagnosis.causes else lead
         text.append(f"  {diagnosis.estimator}: {lead}:")
         text += [f"    - {cause.value}" for cause in diagnosis.causes[:3]]
     if {finding.law for finding in report.findings if finding.verdict == "broken"} == {"extremes"}:

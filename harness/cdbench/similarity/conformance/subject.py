@@ -183,7 +183,7 @@ def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
         raise UserError(f"--impl {place}: cannot import it: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise UserError(
-            f"--impl {place} is a {type(found).__name__}; name a function, or a class with update and compute"
+            f"--impl {place} is of type {type(found).__name__}; name a function, or a class with update and compute"
         )
     if found is StreamingCKA:
         found = _Ours  # it takes lists of layers
