@@ -32,7 +32,7 @@ def test_two_runs_are_compared_problem_by_problem(cli: Cli, args: list[str], tmp
     assert found["difference"] == pytest.approx((found["only_b"] - found["only_a"]) / 96)
     itself = json.loads(cli("compare", ids["finetune"], ids["finetune"], "--json").stdout)
     assert (itself["p"], itself["difference"], itself["reading"]) == (1.0, 0.0, "no difference shown")
-    assert found["notes"] == []
+    assert found["notes"] == [] and itself["notes"] == ["a run is compared with itself"]
     path = tmp_path / "runs" / "records" / ids["finetune"] / "record.json"
     table = json.loads(path.read_text())
     path.write_text(json.dumps(table | {"code": table["code"] | {"evaluation": "0" * 16}}))
@@ -88,6 +88,26 @@ def test_a_new_task_runs_as_it_is_written_and_is_short(cli: Cli, tmp_path: Path)
     done = cli("run", "finetune", "--task", "tasks/my_task.py", "--profile", "smoke")
     assert done.returncode == 0, done.stderr
     assert "finetune / my_task" in done.stdout
+
+
+def test_a_new_study_under_a_new_profile_is_planned_as_it_is_written(cli: Cli, tmp_path: Path) -> None:
+    made = cli("new", "study", "my_study"), cli("new", "profile", "my_models")
+    assert [each.returncode for each in made] == [0, 0], made
+    assert "cdbench reproduce my_study.toml --profile smoke" in made[0].stdout
+    planned = cli("reproduce", "my_study.toml", "--profile", "my_models.toml", "--dry-run", "--json")
+    assert planned.returncode == 0, planned.stderr
+    (plan,) = json.loads(planned.stdout)
+    assert plan["profile"] == "my_models.toml" and len({run["run_id"] for run in plan["runs"]}) == 1 + 3 * 6
+    tiny = json.loads(cli("reproduce", "my_study.toml", "--dry-run", "--json").stdout)[0]["values"]
+    values = {each["key"]: each["value"] for each in plan["values"]}
+    assert {each["key"]: each["value"] for each in tiny} | {"name": 0, "description": 0} == values | {
+        "name": 0,
+        "description": 0,
+    }
+    again = cli("new", "profile", "my_models")
+    assert again.returncode == 2 and "it is not overwritten" in again.stderr
+    taken = cli("new", "study", "paper_a")
+    assert taken.returncode == 2 and "there is a study 'paper_a' already" in taken.stderr
 
 
 @pytest.mark.parametrize("name", ["teacher", "My-Method", "kl", "../x", "Class"])

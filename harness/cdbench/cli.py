@@ -127,6 +127,7 @@ def _run_options(command: Command) -> Command:
             default=2,
             show_default=True,
             envvar="CDBENCH_JOBS",
+            show_envvar=True,
             help="Runs at a time.",
         ),
         click.option(
@@ -135,6 +136,7 @@ def _run_options(command: Command) -> Command:
             default="local",
             show_default=True,
             envvar="CDBENCH_RUNNER",
+            show_envvar=True,
             help="Plain processes, a container for each step (in which a method is locked in), or a cluster.",
         ),
         click.option(
@@ -388,7 +390,7 @@ def _show_plans(plans: Sequence[plan.Plan], as_json: bool) -> None:
             click.echo(f"  {planned.action:<6} {planned.spec.run_id}  {planned.spec.label}  ({planned.reason})")
         click.echo("values")
         for key, value, source in plan.value_sources(each):
-            click.echo(f"  {key:<28} {value!s:<24} {source}")
+            click.echo(f"  {key:<28} {value!s:<24}  {source}")
 
 
 @main.command()

@@ -88,7 +88,10 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
         a=a, b=b, split=split, both=table.count((True, True)), only_a=only_a, only_b=only_b,
         neither=table.count((False, False)), difference=float(difference.mean()), low=low, high=high,
         p=mcnemar(only_a, only_b), examples=examples,
-        notes=["the two were judged by different versions of the evaluator"] if len(set(evaluations)) > 1 else [],
+        notes=[
+            *(["the two were judged by different versions of the evaluator"] if len(set(evaluations)) > 1 else []),
+            *(["a run is compared with itself"] if a == b else []),
+        ],
     )  # fmt: skip
     return made, labels
 

@@ -30,9 +30,10 @@ def leaderboard() -> None:
 
 @leaderboard.command()
 @click.option("--task", help="Only this task's boards.")
+@click.option("--profile", help="Only this profile's boards.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
-def show(task: str | None, as_json: bool, runs: str | None) -> None:
+def show(task: str | None, profile: str | None, as_json: bool, runs: str | None) -> None:
     """Show the boards: place, accuracy with its interval, seeds, CKA, cost, and what each row differs from significantly.
 
     \b
@@ -41,12 +42,20 @@ def show(task: str | None, as_json: bool, runs: str | None) -> None:
     from cdbench.report.leaderboard import boards
 
     where = plan.places(runs, None)
-    found = boards(where, task)
+    found = _of_profile(boards(where, task), profile)
     if as_json:
         click.echo(json.dumps([board_json(board, where) for board in found], indent=1))
         return
     for board in found:
         click.echo(board_text(board))
+
+
+def _of_profile(found: "list[Board]", profile: str | None) -> "list[Board]":
+    kept = [board for board in found if profile in (None, board.profile)]
+    if not kept:
+        there = ", ".join(dict.fromkeys(board.profile for board in found))
+        raise UserError(f"no finished run of profile '{profile}'; there are runs of: {there}")
+    return kept
 
 
 @leaderboard.command()
@@ -64,9 +73,7 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
     """
     from cdbench.report.leaderboard import as_markdown, boards, read_boards
 
-    found = [board for board in boards(plan.places(runs, None), task) if profile in (None, board.profile)]
-    if not found:
-        raise UserError(f"no finished run of profile '{profile}'; cdbench leaderboard show has what there is")
+    found = _of_profile(boards(plan.places(runs, None), task), profile)
     if file.is_file() and not force:
         try:
             before = read_boards(file.read_text(), file)

@@ -372,7 +372,7 @@ def single_run_study(method: str, task: str, profile: str, seeds: Sequence[int])
     return Study(
         name=f"run_{method}_{task}",
         title=f"{method} on {task}",
-        description="A single method, by `cdbench run`.",
+        description="A single method, by cdbench run.",
         profile=profile,
         methods=[method],
         tasks=[task],

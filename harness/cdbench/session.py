@@ -137,7 +137,6 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
             from cdbench.report.build import write_report
 
             report = write_report(saved, settings.where)
-            _say(console, f"report: {report}")
         _sync(console, saved, settings)
     return StudyResult(saved, records, report)
 
@@ -155,7 +154,7 @@ def _announce(console: Console, plan: Plan, todo: int, jobs: int) -> None:
     _say(
         console,
         f"  {len(plan.runs)} runs: {todo} to do, {cached} finished before; {jobs} at a time, {profile.threads} "
-        f"thread{'s' if profile.threads > 1 else ''} each, on the {profile.device}",
+        f"thread{'s' if profile.threads > 1 else ''} each, on the {'CPU' if profile.device == 'cpu' else 'GPU'}",
     )
 
 

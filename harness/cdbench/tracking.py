@@ -7,6 +7,7 @@ point keeps the time at which it was measured, so sending it twice stores it onc
 import json
 import math
 import os
+import textwrap
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -54,7 +55,7 @@ def sync(study: SavedStudy, where: Places, uri: str | None) -> tuple[int, int]:
     except CdbenchError:
         raise
     except Exception as error:  # MLflow lets its HTTP client's, its database's and its own errors through
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        reason = textwrap.shorten((str(error).strip() or type(error).__name__).splitlines()[0], 300, placeholder=" …")
         raise EnvironmentLacks(
             f"{target} cannot be brought up to date ({reason}); nothing is lost: the records are the truth. When it is back: "
             f"cdbench sync {study.name}"

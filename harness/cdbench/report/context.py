@@ -426,7 +426,7 @@ def _known_before(profile: Profile) -> list[str]:
     tasks = ", ".join(profile.data.zoo_tasks)
     return [
         f"Before anything is distilled, teacher and student were trained on {profile.data.zoo_train} problems of each of "
-        f"{tasks}, too. A row's accuracy there is what it kept of that, and what it gained: only a row above `base` has gained, "
+        f"{tasks}, too. A row's accuracy there is what it kept of that, and what it gained: only a row above base has gained, "
         "and a row that trains fewer parameters may be above another because it forgets less."
     ]
 
