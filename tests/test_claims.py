@@ -14,6 +14,7 @@ from cdbench.errors import UserError
 from cdbench.report import ledger as forms
 from cdbench.report.claims import Verdict, judge
 from cdbench.report.collect import Group, StudyData
+from cdbench.report.context import ledger_row, verdict_row
 from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
 
 TASK = "addition_2digit"
@@ -160,6 +161,9 @@ def test_values_that_are_all_the_same_are_left_to_the_sign_test() -> None:
     claim = more()
     few = one(claim, numbered("atp_cd", dict.fromkeys(range(3), 0.7)), numbered("kl", dict.fromkeys(range(3), 0.5)))
     assert few.outcome == "inconclusive" and few.p_holm == pytest.approx(0.25)
+    shown = verdict_row(few)
+    assert (shown["effect"], shown["interval"], ledger_row(few)["low"]) == ("20.0 %", "–", None)
+    assert few.why.startswith("all runs lie on one side of the edge") and "all runs gave the same number" in few.why
     assert few.seeds_to_decide == 6  # 2 · 0.5^6 = 0.031, 2 · 0.5^5 = 0.063
     rounded = {0: 0.1 + 0.7999999999999999, 1: 0.1 + 0.8, 2: 0.1 + 0.7999999999999999}
     assert one(
@@ -359,7 +363,7 @@ def test_rows_that_train_other_parts_of_the_student_are_told() -> None:
         return group
 
     told = one(difference("atp_cd", "kl"), part("atp_cd", 0.9, 85), part("kl", 0.6, 100))
-    assert "atp_cd changes 85% of the parameters, kl 100%" in told.why
+    assert "atp_cd changes 85.0 % of the parameters, kl 100.0 %" in told.why
     assert (
         "of the parameters" not in one(difference("atp_cd", "kl"), part("atp_cd", 0.9, 100), part("kl", 0.6, 100)).why
     )

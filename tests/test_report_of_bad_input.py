@@ -63,6 +63,18 @@ def test_a_row_that_failed_in_part_says_how_many_and_why(reported: Callable[...,
     assert "1 of 2 runs of kl came to no result" in (folder / "index.html").read_text()
 
 
+def test_a_report_of_a_study_under_way_counts_what_is_not_there_yet(
+    reported: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = reported("paper_a-micro", lambda table: None)
+    assert "None: every run came to a result." in (folder / "index.html").read_text()
+    where = Places(tmp_path / "runs", tmp_path / "runs" / "store")
+    saved = read_study("paper_a-micro", where)
+    (where.run(saved.run_ids[-1]) / "record.json").unlink()
+    page = write_report(saved, where).read_text()
+    assert "every run came to a result" not in page and "1 of the study's runs has no record yet" in page
+
+
 def test_runs_of_several_versions_are_told_apart(reported: Callable[..., Path]) -> None:
     def change(table: dict[str, Any]) -> None:
         if table["spec"]["seed"] == 1:

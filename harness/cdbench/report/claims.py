@@ -191,6 +191,8 @@ def _decided(verdict: Verdict, strictest: float) -> Verdict:
     if evidence.seeds_needed and not evidence.lone:
         needed = evidence.seeds_needed(strictest) or "too many"
     why = "the interval decides it, the test corrected for the number of claims does not"
+    if not evidence.spread:
+        why = "all runs lie on one side of the edge, too few for the test corrected for the number of claims"
     why = (why if inside or outside else "the interval holds both") + _NEEDED.get(
         str(needed), f"; about {needed} seeds would decide it"
     )
