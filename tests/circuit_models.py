@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from cdbench.api import Example
 from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.graph import Graph
 from cdbench.seeds import generator_for
+from cdbench.tokens import IGNORE, Encoded
 from cdbench.zoo import fresh
 
 
@@ -129,3 +131,13 @@ def linear_llama(seed: int = 0) -> LlamaForCausalLM:
             layer.input_layernorm = nn.Identity()
             layer.post_attention_layernorm = nn.Identity()
     return model
+
+
+@torch.no_grad()
+def half_right(model: LlamaForCausalLM, split: Encoded) -> Encoded:
+    """The split with what the model itself predicts as the answer of every other problem: those it gets right, and random
+    weights get hardly another one right. A test of hits on a split that none is right of could not fail."""
+    logits = model(input_ids=split.ids).logits
+    own = logits[torch.arange(len(split))[:, None], split.answer_positions].argmax(-1)
+    theirs = (torch.arange(len(split)) % 2 == 0)[:, None] & (split.answer_tokens != IGNORE)
+    return replace(split, answer_tokens=torch.where(theirs, own, split.answer_tokens))

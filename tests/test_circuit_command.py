@@ -118,6 +118,7 @@ def test_the_student_of_a_run_has_a_circuit_of_its_own(
 
 
 def test_export_and_import_keep_every_score(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
+    assert Path(command("circuit", "export", found, "--format", "mib").stdout.strip()) == found / "mib.json"
     for ending in ("json", "pt"):
         file = tmp_path / f"x.{ending}"
         assert command("circuit", "export", found, "--out", file, "--keep", "5").exit_code == 0
@@ -141,8 +142,10 @@ def test_interchange_names_the_node_that_carries_a_variable(command: Command, ar
     table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json", "--all").stdout)
     assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
     assert table["accuracy"]["n"] == table["judged_on"] == table["problems"] - table["problems"] // 2
-    assert 0 <= table["median_node"] <= table["accuracy"]["value"] + 1e-9
     assert 0 < table["control"]["n"] <= 90
+    nodes = [found["value"] for found in table["nodes"].values()]
+    assert nodes == sorted(nodes, reverse=True)
+    assert nodes[-1] - 1e-6 <= table["median_node"] <= nodes[0] + 1e-6
 
 
 def test_attention_tells_what_heads_look_at_and_draws_it(

@@ -14,6 +14,7 @@ from cdbench.seeds import generator_for
 from cdbench.sites import captured
 from cdbench.tokens import encode
 from cdbench.zoo import exact_match, fresh, make_tokenizer
+from circuit_models import half_right
 
 PROMPTS = tuple(Example(f"{a}+{b}=", str(a + b), (a, b)) for a, b in [(1, 2), (30, 4), (55, 66), (7, 80)])
 
@@ -48,10 +49,12 @@ def test_the_per_position_mean_leaves_out_problems_that_are_shorter() -> None:
 
 
 def test_ablating_with_the_layers_own_constant_output_changes_nothing() -> None:
-    model, split = llama(), encode(make_tokenizer(), PROMPTS)
+    model = llama()
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.zero_()
+    split = half_right(model, encode(make_tokenizer(), PROMPTS))
     before = exact_match(model, split).double().mean().item()
+    assert 0 < before < 1
     assert ablated_accuracy(model, split, 1, torch.zeros(16)) == before
     baseline, impacts = ablation_impacts(model, split, "pooled")
     assert baseline == before

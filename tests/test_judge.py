@@ -29,7 +29,7 @@ from cdbench.sites import captured
 from cdbench.tokens import encode, prompt_ids
 from cdbench.workspace import Workspace
 from cdbench.zoo import exact_match, make_tokenizer
-from circuit_models import llama
+from circuit_models import half_right, llama
 from conftest import World
 
 
@@ -345,11 +345,12 @@ def test_whole_answers_are_right_or_not() -> None:
 
     model = llama(vocab_size=len(make_tokenizer()))
     split = encode(make_tokenizer(), [Example("12+34=", "46", (12, 34)), Example("1+2=", "3", (1, 2))])
+    split = half_right(model, split)
     forward = Forward(model)
     with torch.no_grad():
         end = forward.trace(forward.embed(split.ids)).end
         at = end[torch.arange(2)[:, None], split.answer_positions]
-        assert torch.equal(hits_at(forward, at, split), exact_match(model, split))
+        assert hits_at(forward, at, split).tolist() == exact_match(model, split).tolist() == [True, False]
 
 
 def heads_with(importance: dict[str, float], heads: int = 4) -> CircuitJudgement:

@@ -21,7 +21,7 @@ from cdbench.circuits.patching import (
 from cdbench.errors import UserError
 from cdbench.tokens import encode
 from cdbench.zoo import exact_match, make_tokenizer
-from circuit_models import contrasts, llama, metric, naive_outputs, naive_patched
+from circuit_models import contrasts, half_right, llama, metric, naive_outputs, naive_patched
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 8])
@@ -92,13 +92,15 @@ def test_ablating_mlps_by_restart_gives_the_accuracies_of_the_hooks(world) -> No
 
 
 def test_ablating_a_node_with_its_own_constant_output_changes_nothing() -> None:
-    model, split = llama(), encode(make_tokenizer(), problems())
+    model = llama(vocab_size=len(make_tokenizer()))
     with torch.no_grad():
         model.model.layers[1].mlp.down_proj.weight.zero_()
         model.model.layers[2].self_attn.v_proj.weight.zero_()
+    split = half_right(model, encode(make_tokenizer(), problems()))
     whole, ablated = ablated_hits(model, split, mean_outputs(model, split), all_nodes(Graph.of(model)))
     silent = [Graph.of(model).mlp(1), *(Graph.of(model).head(2, h) for h in range(4))]
     assert torch.equal(ablated[:, silent], whole[:, None].expand(-1, 5))
+    assert 0 < whole.sum() < len(whole) and (ablated != whole[:, None]).any()
 
 
 def test_exact_scores_of_single_items_agree_between_levels() -> None:

@@ -6,6 +6,7 @@ dimension 3; the other heads write noise elsewhere. The logit of "1" (the first 
 read off there.
 """
 
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -17,6 +18,7 @@ from cdbench.circuits.attribution import attribute
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
 from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.graph import Circuit, Graph, top
+from cdbench.circuits.interchange import interchange_hits, make_interchanges
 from cdbench.circuits.patching import ablated_hits, mean_outputs, patch_exactly
 from cdbench.seeds import generator_for
 from cdbench.tokens import encode
@@ -75,6 +77,26 @@ def sums(carry: bool, draw: Random, n: int) -> list[Example]:
 def pairs() -> Contrasts:
     draw = Random(0)
     return make_contrasts(make_tokenizer(), list(zip(sums(True, draw, 40), sums(False, draw, 40), strict=True)))
+
+
+def test_interchange_finds_the_head_that_carries_the_carry() -> None:
+    """Of sums below 10 with the carry of one of 10 or more: the first digit turns to 1 where the input, the head, or the MLP that
+    makes the carry of its sum is exchanged, on every pair; nowhere else on any. (Only the first digit is asked of this model.)"""
+    draw = Random(0)
+    made = make_interchanges(make_tokenizer(), sums(True, draw, 40) + sums(False, draw, 40), "ones_carry", Random(1))
+    pairs = zip(made.pairs, made.expected, strict=True)
+    rows = [i for i, ((base, _), expected) in enumerate(pairs) if len(base.answer) == 1 and len(expected) == 2]
+    first = made.base.select(torch.tensor(rows))
+    first = replace(first, answer_positions=first.answer_positions[:, :1], answer_tokens=first.answer_tokens[:, :1])
+    some = replace(
+        made, base=first, source=made.source[rows],
+        pairs=tuple(made.pairs[i] for i in rows), expected=tuple(made.expected[i] for i in rows),
+    )  # fmt: skip
+    assert len(some) == 40
+    hits = interchange_hits(planted(step=True), some, range(6)).float().mean(0)
+    assert dict(zip(Graph(1, 4, WIDTH).nodes, hits.tolist(), strict=True)) == {
+        "input": 1, "a0.h0": 0, "a0.h1": 0, PLANTED: 1, "a0.h3": 0, "m0": 1,
+    }  # fmt: skip
 
 
 def heads(scores: torch.Tensor) -> dict[str, float]:

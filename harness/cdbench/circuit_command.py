@@ -491,15 +491,16 @@ def attention(folder: Path, **options: Any) -> None:
 @circuit.command("export")
 @click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
 @click.option("--format", "form", type=click.Choice(["mib"]), default="mib", show_default=True)
-@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A .json or .pt file.")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A .json or .pt file [CIRCUIT/mib.json].")
 @click.option(
     "--keep", type=int, metavar="K", help="Also mark the top K items as the circuit [none: importances only]."
 )
 @click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
-def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) -> None:
+def export(folder: Path, form: str, out: Path | None, keep: int | None, as_json: bool) -> None:
     """Write a circuit as MIB's code reads it (EAP-IG's Graph.from_json and Graph.from_pt).
 
     \b
+    cdbench circuit export runs/circuits/teacher-addition_2digit-edge-attribution --format mib
     cdbench circuit export runs/circuits/teacher-addition_2digit-edge-attribution --out importances.json
     cdbench circuit export runs/circuits/teacher-addition_2digit-edge-attribution --out circuit.pt --keep 50
     """
@@ -511,6 +512,7 @@ def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) 
     if keep is not None and not 1 <= keep <= graph.items(made.level):
         raise UserError(f"--keep {keep}: a circuit of 1 to {graph.items(made.level)} {made.level}s can be marked")
     chosen = None if keep is None else top(scores.mean, keep, graph, made.level)
+    out = out or folder / f"{form}.json"
     mib.write(out, graph, made.level, scores.mean, chosen)
     kept = None if chosen is None else len(chosen)
     if as_json:
@@ -523,6 +525,7 @@ def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) 
 
 @circuit.command("import")
 @click.argument("file", type=click.Path(path_type=Path))
+@click.option("--format", "form", type=click.Choice(["mib"]), default="mib", show_default=True)
 @click.option("--model", required=True, help="The model that it is of, named as for discover.")
 @click.option(
     "--level", type=click.Choice(["node", "edge", "neuron"]), help="Which scores [the only ones in the file]."
@@ -530,11 +533,11 @@ def export(folder: Path, form: str, out: Path, keep: int | None, as_json: bool) 
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write it [RUNS/circuits/FILE].")
 @_data_options
 @_model_options
-def import_(file: Path, **options: Any) -> None:
+def import_(file: Path, form: str, **options: Any) -> None:
     """Read importances that MIB's code has written, as a circuit of a model of ours.
 
     \b
-    cdbench circuit import importances.json --model teacher
+    cdbench circuit import importances.json --format mib --model teacher
     cdbench circuit import importances.pt --model ./my-llama --level edge --out my-circuit
     """
     from cdbench.circuits import mib, saved
