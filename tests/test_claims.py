@@ -58,7 +58,21 @@ def test_a_difference_is_supported_refuted_or_inconclusive_by_its_interval() -> 
     assert one(difference("cka_cd", "kl"), small, kl).outcome == "refuted"
     wild = one(difference("cka_cd", "kl"), row("cka_cd", 0.65, seeds=3, luck=0.2), row("kl", 0.6, seeds=3))
     assert wild.outcome == "inconclusive" and "the interval holds both" in wild.why
-    assert "seeds would decide it" in wild.why or "more seeds alone would not" in wild.why
+    assert "seeds would decide it (four times in five" in wild.why or "not even 200 seeds would decide it" in wild.why
+
+
+def test_at_the_floor_nothing_is_compared() -> None:
+    """Two rows that solve nothing are no refutation of one being better, nor a proof of their being as good."""
+    for claim in (
+        difference("cka_cd", "kl"),
+        Order(id="T.o", says="", source="", task=TASK, decided_by="order", rows=["cka_cd", "kl"], margin=0.0),
+        Equivalence(
+            id="T.e", says="", source="", task=TASK, decided_by="equivalence", one="cka_cd", other="kl", margin=0.02
+        ),
+    ):
+        floor = one(claim, row("cka_cd", -0.04), row("kl", -0.05))
+        assert floor.outcome == "not tested here" and "at the floor no difference could show" in floor.why
+        assert one(claim, row("cka_cd", 0.05), row("kl", -0.05)).outcome != "not tested here"
 
 
 def test_one_seed_decides_nothing_about_what_seeds_change() -> None:

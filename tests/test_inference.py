@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats as distributions
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import DescrStatsW
 
@@ -21,6 +22,7 @@ from cdbench.inference import (
     paired_p,
     probability_of_improvement,
     published_p,
+    runs_to_decide,
     seed_interval,
     seeds_to_decide,
     share_interval,
@@ -186,6 +188,15 @@ def test_the_seeds_it_takes_shrink_with_the_distance_and_may_not_exist() -> None
     assert far is not None and near is not None and 3 < far <= near
     assert seeds_to_decide(values, mean) is None  # no number of seeds parts a value from itself
     assert seeds_to_decide(values[:1], 0.0) is None
+
+
+def test_the_runs_it_takes_are_those_of_a_power_analysis() -> None:
+    """Three values of mean 1 and standard deviation s, against 0: statsmodels solves the power of Student's test for it."""
+    for deviation in (0.5, 1.0, 2.0, 3.0):
+        values = [1 - deviation, 1.0, 1 + deviation]
+        exact = TTestPower().solve_power(effect_size=1 / deviation, alpha=0.05, power=0.8)
+        found = runs_to_decide(values, 0.0)
+        assert found is not None and math.ceil(exact) <= found <= math.ceil(exact) + 1
 
 
 def test_a_number_of_each_run_has_students_interval() -> None:

@@ -18,6 +18,8 @@ from cdbench.stats import Proportion, score_interval
 
 Hits = NDArray[np.float64]
 MOST_SEEDS = 200
+POWER = 0.8
+"""How often a number of seeds decides that is said to decide."""
 _LEAST_P = 1e-12
 """Below that, 0: nobody has so many samples that the difference would mean anything."""
 
@@ -218,8 +220,9 @@ def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | None:
-    """About how many seeds it takes until the interval of the mean no longer holds `limit`, if all stays as it is.
+    """With how many seeds the interval of the mean leaves out `limit` four times in five, were all what it seems.
 
+    They seldom are: what few seeds show of an effect is more often too much than too little where it was picked for being large.
     None where not even 200 seeds are enough on these problems, or nothing is known of the spread between seeds.
     """
     if len(values) < 2:
@@ -231,13 +234,14 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
     for seeds in range(now + 1, MOST_SEEDS + 1):
         of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
         of_problems = between_problems / problems + 1 / problems**2
-        if Spread(of_seeds, seeds, of_problems, problems).half_width(level) < distance:
+        found = Spread(of_seeds, seeds, of_problems, problems)
+        if found.half_width(level) + found.half_width(2 * POWER - 1) < distance:
             return seeds
     return None
 
 
 def runs_to_decide(values: Sequence[float], limit: float, level: float = 0.95) -> int | None:
-    """The same of a number that each run has one of: until Student's interval of its mean no longer holds `limit`.
+    """The same of a number that each run has one of, with Student's interval of its mean.
 
     None where not even 200 runs are enough, or nothing is known of the spread.
     """
@@ -245,8 +249,8 @@ def runs_to_decide(values: Sequence[float], limit: float, level: float = 0.95) -
         return None
     distance, deviation = abs(float(np.mean(values)) - limit), float(np.std(values, ddof=1))
     for runs in range(len(values) + 1, MOST_SEEDS + 1):
-        half = float(distributions.t.ppf((1 + level) / 2, runs - 1)) * deviation / math.sqrt(runs)
-        if half < distance:
+        quantiles = distributions.t.ppf([(1 + level) / 2, POWER], runs - 1)
+        if float(quantiles.sum()) * deviation / math.sqrt(runs) < distance:
             return runs
     return None
 

@@ -67,6 +67,8 @@ Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not tested here")
 Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
 _ALPHA = 0.05
+_FLOOR = 0.01
+"""Of two rows that both solve less, neither can be seen to be the better one, nor the two to be as good."""
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
 """Paper A's teacher and student."""
 
@@ -194,7 +196,8 @@ def _decided(verdict: Verdict, strictest: float) -> Verdict:
     if not evidence.spread:
         why = "all runs lie on one side of the edge, too few for the test corrected for the number of claims"
     why = (why if inside or outside else "the interval holds both") + _NEEDED.get(
-        str(needed), f"; about {needed} seeds would decide it"
+        str(needed),
+        f"; about {needed} seeds would decide it (four times in five, were effect and spread what they seem)",
     )
     return replace(verdict, why=_with(evidence.detail, why), seeds_to_decide=needed)
 
@@ -267,6 +270,10 @@ def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group
     found = paired(replace(a, hits=_hits(a, claim)), replace(b, hits=_hits(b, claim)))
     if found is None:
         raise NotTested(f"{high} and {low} share no seed")
+    if max(float(hits.mean()) for hits in found) < _FLOOR:
+        raise NotTested(
+            f"neither {a.name} nor {b.name} solves {percent(_FLOOR)} there: at the floor no difference could show"
+        )
     return found[0] - found[1], a, b
 
 
@@ -301,8 +308,10 @@ def _lost(group: Group) -> str:
 def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
     found = _evidence(values, (claim.margin, math.inf), [high, low])
-    better = probability_of_improvement(_hits(high, claim).mean(1), _hits(low, claim).mean(1))
-    told = f"a run of {high.name} beats one of {low.name} {percent(better)} of the time"
+    runs = [_hits(group, claim).mean(1) for group in (high, low)]
+    pairs = len(runs[0]) * len(runs[1])
+    won = probability_of_improvement(runs[0], runs[1]) * pairs
+    told = f"{high.name} beats {low.name} in {won:g} of {pairs} pairs of runs" if pairs > 1 else ""
     return replace(found, detail=_with(_with(found.detail, told), _trained_parts(high, low)))
 
 

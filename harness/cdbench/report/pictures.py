@@ -148,20 +148,20 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 
 def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    matrices = {}
-    for method in ("base", "finetune", "kl", "cka_cd"):
-        group = data.group(method)
-        metrics = group.records[0].metrics if group else None
-        if metrics and metrics.cka:
-            matrices[f"{group.name}, seed {group.records[0].spec.seed}" if group else method] = figures.numbered(
-                metrics.cka.debiased
-            )
+    having = [g for g in data.groups if g.records and (metrics := g.records[0].metrics) and metrics.cka]
+    before = [group for group in having if group.method == "base"][:1]
+    shown = [*before, *trained_first(having, 4 - len(before))]
+    matrices = {
+        f"{g.name}, seed {g.records[0].spec.seed}": figures.numbered(metrics.cka.debiased)
+        for g in shown
+        if (metrics := g.records[0].metrics) and metrics.cka
+    }
     if not matrices:
         return None
-    when = "before (base) and after training" if data.group("base") else "after training"
+    when = "before (base) and after training" if before else "after training; what is before it this study did not run"
     caption = (
-        f"Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, {when}; "
-        f"the first seed of each row{_of_the_first(data)}."
+        f"Debiased linear CKA between student and teacher MLP outputs at the last prompt token, on the held-out split, {when}. "
+        f"{len(shown)} of {len(having)} rows, the first seed of each."
     )
     return figures.heat_maps("cka", matrices, ("teacher layer", "student layer"), caption)
 
