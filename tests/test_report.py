@@ -12,6 +12,7 @@ from conftest import Cli
 
 FIGURES = [
     "accuracy", "shift", "errors", "dynamics", "gradients", "ablation", "cka", "masks", "mask-layers", "planes", "k-selection",
+    "faithfulness", "circuit-graph", "heads", "attention", "component-cka",
 ]  # fmt: skip
 
 
@@ -75,6 +76,21 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
     assert len(runs) == 23
     for run in runs:
         assert f'id="run-{run["run_id"]}"' in text
+
+
+def test_what_is_no_number_of_table_1_is_in_a_table_of_its_own(study: Path) -> None:
+    folder = study / "runs" / "paper_a-micro" / "report"
+    rows = {row["method"]: row for row in table(folder / "table1.csv")}
+    shift = [row for row in table(folder / "shift.csv") if row["name"] == "finetune"]
+    assert {row["set"] for row in shift} == {"addition_3digit", "addition_4digit", "addition_5digit"}
+    for row in shift:
+        assert float(row["low"]) <= float(row["mean"]) <= float(row["high"])
+        assert row["runs"] == rows["finetune"]["runs"]
+    costs = {row["name"]: row for row in table(folder / "cost.csv")}
+    assert costs.keys() == rows.keys() and float(costs["finetune"]["ratio"]) == 1
+    effects = table(study / "runs" / "failed_run-micro" / "report" / "effects.csv")
+    assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) and row["runs"] for row in effects)
+    assert len(effects) > 2
 
 
 def test_a_claim_that_is_mathematics_is_decided_by_the_conformance_battery(study: Path) -> None:

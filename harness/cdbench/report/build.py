@@ -26,6 +26,9 @@ TABLES = {
     "claims.csv": "ledger",
     "errors.csv": "error_table",
     "circuits.csv": "circuit_table",
+    "shift.csv": "shift_table",
+    "effects.csv": "effect_table",
+    "cost.csv": "costs",
     "runs.csv": "runs",
 }
 
@@ -83,12 +86,22 @@ def _environment(suffix: str) -> Environment:
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
-    """CSV of the scalar columns."""
+    """CSV of the scalar columns; an interval as two of them, and run ids as one."""
+    rows = [_spread_out(row) for row in rows]
     several = {key for row in rows for key, value in row.items() if isinstance(value, list | tuple | dict)}
-    columns = [key for key in rows[0] if key not in several] if rows else []
+    columns = [key for key in dict.fromkeys(key for row in rows for key in row) if key not in several]
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow({key: csv_cell(row[key]) for key in columns})
+        writer.writerow({key: csv_cell(row.get(key)) for key in columns})
     return buffer.getvalue()
+
+
+def _spread_out(row: dict[str, Any]) -> dict[str, Any]:
+    low, high = row.get("interval") or (None, None)
+    own = {"low": low, "high": high} if "interval" in row else {}
+    ids = row.get("run_ids")
+    return {**row, **{key: value for key, value in own.items() if key not in row}} | (
+        {"runs": " ".join(ids)} if ids else {}
+    )

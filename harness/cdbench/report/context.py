@@ -1,6 +1,7 @@
 """What the templates show: rows of tables, sentences, figures. Every number comes from a record and names its runs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -35,6 +36,7 @@ def build_context(data: StudyData) -> Row:
     context |= {
         "rows": rows,
         "shift_names": sorted({name for row in rows for name in row["shift"]}),
+        "shift_table": shift_table(rows),
         "grid": grid(data, ledger.failed_run),
         "failed_claim": ledger.failed_run,
         "pictures": draw_all(data, rows),
@@ -71,7 +73,7 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
 
 
 def _of_rows(data: StudyData) -> Row:
-    circuits = circuit_rows(data)
+    circuits, effects = circuit_rows(data), factor_effects(data.groups)
     errors = [error_row(group, found) for group in data.groups if (found := group.anatomy)]
     counted: dict[int, set[int]] = {}
     for row in errors:
@@ -87,7 +89,8 @@ def _of_rows(data: StudyData) -> Row:
         "carry_counts": sorted(counted),
         # Rows of two tasks have not the same problems.
         "carry_headers": [f"{n} ({min(counted[n])})" if len(counted[n]) == 1 else str(n) for n in sorted(counted)],
-        "effects": factor_effects(data.groups),
+        "effects": effects,
+        "effect_table": [asdict(effect) for effect in effects],
         "mask_rows": mask_rows(data),
         "circuit_rows": circuits,
         "circuit_table": circuit_table(circuits),
@@ -280,6 +283,24 @@ def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
         "run_ids": group.run_ids,
         "runs": " ".join(group.run_ids),
     }
+
+
+def shift_table(rows: Sequence[Row]) -> list[Row]:
+    """Accuracy on each length-shift set, a line a row and set."""
+    return [
+        {
+            "name": row["name"],
+            "task": row["task"],
+            "set": name,
+            "mean": found[0],
+            "interval": found[1],
+            "seeds": row["seeds"],
+            "run_ids": row["run_ids"],
+        }
+        for row in rows
+        for name, found in row["shift"].items()
+        if found
+    ]
 
 
 def shift_of(group: Group, name: str) -> tuple[float, Interval] | None:
