@@ -3,6 +3,7 @@
 import csv
 import html.parser
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -57,8 +58,18 @@ def test_the_page_stands_alone_and_every_anchor_resolves(study: Path, name: str)
 def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Path) -> None:
     folder = study / "runs" / "paper_a-micro" / "report"
     text = (folder / "index.html").read_text()
+    runs = table(folder / "runs.csv")
+    methods = {run["run_id"]: run["label"].split()[0] for run in runs}
+    shows: dict[str, list[str]] = {}
     for figure in FIGURES:
-        assert f'id="figure-{figure}"' in text
+        drawn = re.search(f'<figure id="figure-{figure}">.*?</figure>', text, re.DOTALL)
+        assert drawn, figure
+        ids = re.findall('href="#run-([0-9a-f]{16})"', drawn.group())
+        shows[figure] = [methods[run_id] for run_id in ids]
+    assert all(shows.values()) and shows["accuracy"].count("kl") == 2
+    assert set(shows["k-selection"]) == set(shows["masks"]) == set(shows["planes"]) == {"mask_discovery"}
+    assert shows["cka"] == ["base", "finetune", "kl", "cka_cd"] == shows["component-cka"]
+    assert shows["circuit-graph"] == ["teacher", "base", "cka_cd"]
     rows = table(folder / "table1.csv")
     assert [row["method"] for row in rows][:3] == ["teacher", "base", "finetune"]
     paper = {row["method"]: row["paper"] for row in rows}
@@ -72,7 +83,6 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
             and r["spec"]["profile"]["training"]["lr"] == 1e-3
         ]  # fmt: skip
         assert float(row["mean"]) == pytest.approx(sum(mine) / len(mine)), row["method"]
-    runs = table(folder / "runs.csv")
     assert len(runs) == 23
     for run in runs:
         assert f'id="run-{run["run_id"]}"' in text

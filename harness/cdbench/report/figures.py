@@ -71,6 +71,8 @@ class Picture:
     caption: str
     alternative: str
     data: Sequence[Mark]
+    run_ids: tuple[str, ...] = ()
+    """The runs that it shows something of."""
 
 
 @contextmanager

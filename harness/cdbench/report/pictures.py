@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,23 @@ _CURVE = TypeAdapter(list[FiniteFloat])
 def draw_all(data: StudyData, rows: Sequence[Row]) -> dict[str, Picture]:
     """Anchor -> figure, of all that the study has data for."""
     drawn = [draw(data, rows) for draw in _SECTIONS]
-    return {picture.anchor: picture for picture in drawn if picture is not None}
+    return {
+        picture.anchor: picture if picture.run_ids else replace(picture, run_ids=_runs_in(picture, data.groups))
+        for picture in drawn
+        if picture is not None
+    }
+
+
+def _runs_in(picture: Picture, groups: Sequence[Group]) -> tuple[str, ...]:
+    """The runs whose rows, or whose row and seed, the marks of a picture are named by."""
+    rows = {str(mark.get("row")) for mark in picture.data}
+    panels = {str(mark.get("panel")).partition(": ")[0] for mark in picture.data}
+    return tuple(
+        record.run_id
+        for group in groups
+        for record in group.records
+        if group.name in rows or f"{group.name}, seed {record.spec.seed}" in panels
+    )
 
 
 def circuits_of(data: StudyData) -> Row | None:
@@ -144,7 +161,9 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         f"Mean-ablation impact of each MLP layer, before training, on {circuits['n']} problems of the training split "
         f"(paper A, 4.1.2){_of_the_first(data)}."
     )
-    return figures.ablation_bars(models, caption)
+    # All runs share what was measured once, before any of them.
+    having = tuple(record.run_id for record in data.records if record.inputs.get("circuits") == circuits)
+    return replace(figures.ablation_bars(models, caption), run_ids=having)
 
 
 def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
@@ -193,7 +212,8 @@ def _draw_planes(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         "Latent classes of the training problems over the operand plane (paper A, 4.2); blank where there is no problem. "
         "The classes of two seeds have nothing to do with each other's numbers."
     )
-    return figures.planes("planes", maps, "; ".join(told), caption)
+    shown = tuple(record.run_id for group in masked for record in group.records[:3])
+    return replace(figures.planes("planes", maps, "; ".join(told), caption), run_ids=shown)
 
 
 def _draw_layers(data: StudyData, rows: Sequence[Row]) -> Picture | None:
@@ -208,7 +228,8 @@ def _draw_layers(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     )
     maps = {f"{name}, seed {seed}": figures.numbered(shares) for name, shares in found.items()}
     highest = max(value for shares in found.values() for row in shares for value in row)
-    return figures.heat_maps("mask-layers", maps, ("layer", "class"), caption, highest)
+    picture = figures.heat_maps("mask-layers", maps, ("layer", "class"), caption, highest)
+    return replace(picture, run_ids=(group.records[0].run_id,))
 
 
 def _k_curves(extras: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -235,7 +256,9 @@ def _draw_k(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         "Choosing K (paper A, figure 1): average cosine distance to the k-means centroids of MLP neurons within the largest "
         "class."
     )
-    return figures.panels("k-selection", ["cosine distance to the centroid"], [curves], caption, "k")
+    picture = figures.panels("k-selection", ["cosine distance to the centroid"], [curves], caption, "k")
+    shown = tuple(record.run_id for group in groups for record in group.records if _k_curves(record.extras))
+    return replace(picture, run_ids=shown)
 
 
 Draw = Callable[[StudyData, Sequence[Row]], Picture | None]
