@@ -3,7 +3,8 @@
     python benchmarks/circuits.py [--quick]
 
 - attribution of all nodes, in forward passes of the same model (target: at most 4, whatever the number of nodes);
-- edges against the usual way, a copy of the residual stream per reader (TransformerLens' split inputs): at least 2 times faster;
+- edges against the usual way, a copy of the residual stream per reader, and against EAP-IG's way on TransformerLens itself
+  (where `make oracles` has installed it, and PYTHONPATH=.oracles): at least 2 times faster;
 - mean ablation of every MLP against a hook and a whole pass each, at 16 layers: at least 1.9 times faster, equal accuracies;
 - exact patching of all nodes against a hook and a whole pass each, on small batches: at least 3 times faster.
 
@@ -14,7 +15,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
+from importlib import metadata
 from typing import Any
 
 import torch
@@ -36,11 +39,11 @@ from cdbench.zoo import exact_match, fresh
 VOCABULARY = 512
 
 
-def llama(layers: int, heads: int, hidden: int) -> LlamaForCausalLM:
-    """A random Llama."""
+def llama(layers: int, heads: int, hidden: int, shared: int = 2) -> LlamaForCausalLM:
+    """A random Llama; `shared` heads have one of keys and values."""
     config = LlamaConfig(
         hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=heads // 2, vocab_size=VOCABULARY, initializer_range=0.05, tie_word_embeddings=False,
+        num_key_value_heads=heads // shared, vocab_size=VOCABULARY, initializer_range=0.05, tie_word_embeddings=False,
     )  # fmt: skip
     return fresh(config, generator_for("benchmark", layers, heads, hidden)).eval()
 
@@ -124,6 +127,80 @@ def split_edges(model: LlamaForCausalLM, pairs: Contrasts) -> Tensor:
         columns = [g if g.ndim == 4 else g[:, :, None] for g in gradients]
         scores = torch.einsum("btsw,btrw->sr", moved, torch.cat(columns, dim=2)) / len(pairs)
     return scores * graph.edge_mask
+
+
+def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph) -> Tensor:
+    """EAP-IG's way (Hanna et al. 2024) on TransformerLens, as MIB runs it: one tensor of all sources' differences, filled by
+    forward hooks on both prompts; a backward hook a reader multiplies its gradient with what was written before it.
+
+    Kinder than their code in two things: no third forward for the clean logits, and no gradients of the weights.
+    """
+    n, t = pairs.clean.shape
+    moved = torch.zeros(n, t, len(graph.nodes), bridge.cfg.d_model)
+    scores = torch.zeros(graph.edge_mask.shape)
+
+    def add(places: Any, sign: int) -> Callable[..., None]:
+        def hook(value: Tensor, hook: Any) -> None:
+            moved[:, :, places] += sign * value.detach()
+
+        return hook
+
+    def multiply(before: int, readers: Any) -> Callable[..., None]:
+        def hook(gradient: Tensor, hook: Any) -> None:
+            columns = gradient.unsqueeze(2) if gradient.ndim == 3 else gradient
+            product = torch.einsum("btsw,btrw->sr", moved[:, :, :before], columns)
+            scores[:before, readers] += product if product.shape[1] > 1 else product[:, 0]
+
+        return hook
+
+    sources: list[tuple[str, Any]] = [("hook_embed", 0)]
+    readers: list[tuple[str, Callable[..., None]]] = []
+    for i in range(graph.layers):
+        first, mlp, column = graph.head(i, 0), graph.mlp(i), i * (3 * graph.heads + 1)
+        sources += [(f"blocks.{i}.attn.hook_result", slice(first, mlp)), (f"blocks.{i}.hook_mlp_out", mlp)]
+        for k, letter in enumerate("qkv"):
+            own = slice(column + k * graph.heads, column + (k + 1) * graph.heads)
+            readers.append((f"blocks.{i}.hook_{letter}_input", multiply(first, own)))
+        readers.append((f"blocks.{i}.hook_mlp_in", multiply(mlp, column + 3 * graph.heads)))
+    readers.append((f"blocks.{graph.layers - 1}.hook_resid_post", multiply(len(graph.nodes), scores.shape[1] - 1)))
+    with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, -1)) for name, where in sources]):
+        bridge(pairs.corrupt)
+    live = [("hook_embed", lambda value, hook: value.detach().requires_grad_()), *((n, add(w, 1)) for n, w in sources)]
+    with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
+        logits = bridge(pairs.clean)
+        pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()
+    return scores / n * graph.edge_mask
+
+
+def eap_ig(repeats: int) -> dict[str, Any]:
+    """Edge attribution against EAP-IG's way. Its own code runs on CUDA alone (the device is written into it)."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError as error:
+        return {"not run": f"{error}; make oracles installs TransformerLens, then PYTHONPATH=.oracles"}
+    from cdbench.zoo import make_tokenizer
+
+    model, pairs = llama(12, 8, 256, shared=1), contrasts(64)
+    graph = Graph.of(model)
+    bridge = TransformerBridge.boot_transformers(
+        "meta-llama/Llama-3.2-1B", hf_model=deepcopy(model), tokenizer=make_tokenizer(), device="cpu"
+    )
+    for switch in (bridge.set_use_split_qkv_input, bridge.set_use_attn_result, bridge.set_use_hook_mlp_in):
+        switch(True)
+    bridge.requires_grad_(False)
+    ways = {
+        "on TransformerLens": lambda: lens_edges(bridge, pairs, graph),
+        "closed form": lambda: attribute(model, pairs, "edge").mean,
+    }
+    seconds, found = alternately(ways, repeats)
+    return {
+        "edges": len(graph.edges),
+        "transformer_lens": metadata.version("transformer-lens"),
+        **seconds,
+        "times_faster": seconds["on TransformerLens"] / seconds["closed form"],
+        "largest_difference": float((found["on TransformerLens"] - found["closed form"]).abs().max()),
+        "largest_score": float(found["closed form"].abs().max()),
+    }
 
 
 def edges(repeats: int) -> dict[str, Any]:
@@ -217,7 +294,7 @@ def exact(repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs all four and writes results/circuits.json."""
+    """Runs all five and writes results/circuits.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, and nothing is written")
     quick = parser.parse_args().quick
@@ -226,6 +303,7 @@ def main() -> None:
     result = {
         "attribution": attribution(repeats),
         "edges": edges(repeats),
+        "edges_as_eap_ig": eap_ig(repeats),
         "ablation": ablation(repeats),
         "exact": exact(repeats),
     }
