@@ -39,6 +39,13 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert rows["my_method"]["low"] <= rows["my_method"]["accuracy"] <= rows["my_method"]["high"]
     assert "cdbench run my_method --task addition_2digit" in rows["my_method"]["command"]
     assert len(rows["my_method"]["run_ids"]) == 2 and board["evaluation"]
+    shown = cli("leaderboard", "show", "--long").stdout
+    own = rows["my_method"]
+    assert (
+        f"my_method: {own['command']}\n    commit {own['commit']}, code {own['code']}, runs {' '.join(own['run_ids'])}\n"
+        in shown
+    )
+    assert f"report/index.html#run-{own['run_ids'][0]}\n" in shown
     again = cli("leaderboard", "add", str(tmp_path / "my_method.py"), *args, "--seeds", "0,1", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == [board], again.stderr
 

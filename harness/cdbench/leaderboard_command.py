@@ -31,13 +31,15 @@ def leaderboard() -> None:
 @leaderboard.command()
 @click.option("--task", help="Only this task's boards.")
 @click.option("--profile", help="Only this profile's boards.")
+@click.option("-l", "--long", is_flag=True, help="Also what made each row, and where it is told.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
-def show(task: str | None, profile: str | None, as_json: bool, runs: str | None) -> None:
+def show(task: str | None, profile: str | None, long: bool, as_json: bool, runs: str | None) -> None:
     """Show the boards: place, accuracy with its interval, seeds, CKA, cost, and what each row differs from significantly.
 
     \b
     cdbench leaderboard show --task addition_2digit
+    cdbench leaderboard show --long     # with the command, commit, code, runs and report page of each row
     """
     from cdbench.report.leaderboard import boards
 
@@ -48,6 +50,21 @@ def show(task: str | None, profile: str | None, as_json: bool, runs: str | None)
         return
     for board in found:
         click.echo(board_text(board))
+        if long:
+            click.echo("\n".join(_made_by(board_json(board, where))))
+
+
+def _made_by(board: dict[str, Any]) -> list[str]:
+    """What made each row of a board, and the page that tells of it."""
+    lines = []
+    for row in board["rows"]:
+        page = plan.shortest(Path(row["report"])) if row["report"] else "no report yet: cdbench report STUDY"
+        lines += [
+            f"  {row['name']}: {row['command']}",
+            f"    commit {row['commit']}, code {row['code']}, runs {' '.join(row['run_ids'])}",
+            f"    {page}",
+        ]
+    return lines
 
 
 def _of_profile(found: "list[Board]", profile: str | None) -> "list[Board]":
@@ -175,19 +192,21 @@ def board_text(board: "Board") -> str:
     lines = [
         f"{board.task}, profile {board.profile}: {board.problems} held-out problems ({board.heldout[:8]}), {evaluation}"
     ]
-    table = [("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "better (>) or worse (<) than")]
+    heads = ("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "memory", "better (>) or worse (<) than")
+    table = [heads]
     rows = placed(board)
     ranked = sum(row.place is not None for row in rows)
     for row in rows:
         entry = row.entry
         place = row.why if row.place is None else f"{row.place}{'=' if row.tied else ''}"
-        seconds = entry.mean("train_seconds")
+        seconds, memory = entry.mean("train_seconds"), entry.mean("peak_memory_mib")
         failed = f" (+{entry.failed} failed)" if entry.failed else ""
         table.append(
             (
                 place, entry.name, percent(row.accuracy), f"[{percent(row.interval.low)}, {percent(row.interval.high)}]",
                 f"{len(entry.runs)}{failed}", number(entry.mean("cka_debiased")),
-                "–" if seconds is None else f"{seconds:.0f} s", _others(row, ranked),
+                "–" if seconds is None else f"{seconds:.0f} s", "–" if memory is None else f"{memory:.0f} MiB",
+                _others(row, ranked),
             )
         )  # fmt: skip
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
