@@ -280,6 +280,10 @@ def test_both_operations_can_be_made_in_mibs_schema(command: Command, args: list
         done = command("circuit", "discover", reader, *args, "--data", source, "-n", "20", "--out", source)
         assert done.exit_code == 0, done.stderr
         assert f"on {told} in MIB's words" in done.stdout
+        done = command("circuit", "interchange", reader, *args, "--data", source, "-n", "20", "--all")
+        assert done.exit_code == 0, done.stderr
+        assert f"on --data {source}: 20 of 20 held-out problems, " in done.stdout
+        assert " with the ones_carry of “" in done.stdout.splitlines()[1]
 
 
 def copied(found: Path, tmp_path: Path, **changes: object) -> Path:

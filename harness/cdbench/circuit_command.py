@@ -66,8 +66,11 @@ def _model_options(command: Command) -> Command:
     return click.option("--task", default="addition_2digit", show_default=True)(command)
 
 
-def _data_options(command: Command) -> Command:
+def _source_options(command: Command) -> Command:
     command = click.option(
+        "--revision", help="Commit of MIB's data, 40 hex digits [the additions are pinned, the subtractions are not]."
+    )(command)
+    return click.option(
         "--data",
         "source",
         type=click.Choice(["task", "mib", "mib-subtraction", "mib-generated", "mib-generated-subtraction"]),
@@ -75,16 +78,16 @@ def _data_options(command: Command) -> Command:
         show_default=True,
         help="The task's problems; MIB's additions or subtractions, from the Hugging Face cache; problems made in their schema.",
     )(command)
-    command = click.option(
-        "--revision", help="Commit of MIB's data, 40 hex digits [the additions are pinned, the subtractions are not]."
-    )(command)
+
+
+def _data_options(command: Command) -> Command:
     return click.option(
         "--counterfactual",
         type=click.Choice(_KINDS),
         default="random",
         show_default=True,
         help="What the other problem of a pair differs in: any problem, a digit, a carry.",
-    )(command)
+    )(_source_options(command))
 
 
 @circuit.command()
@@ -373,6 +376,7 @@ def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
 )
 @click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Nodes to show.")
 @click.option("--all", "every", is_flag=True, help="Also problems that the model gets wrong.")
+@_source_options
 @_model_options
 @_batch_option
 def interchange(model: str, **options: Any) -> None:
@@ -381,6 +385,7 @@ def interchange(model: str, **options: Any) -> None:
     \b
     cdbench circuit interchange teacher --variable ones_carry
     cdbench circuit interchange student --variable tens_op1 --json
+    cdbench circuit interchange ./my-llama --data mib-generated
     """
     import torch
 
@@ -391,7 +396,8 @@ def interchange(model: str, **options: Any) -> None:
 
     studied = _studied(model, options)
     _start(studied)
-    drawn = studied.examples("test", options["problems"])
+    wanted = _data({**options, "counterfactual": options["variable"]})
+    drawn = studied.prompts(wanted, options["problems"])
     examples = list(drawn) if options["every"] else solved(studied.model, studied.tokenizer, drawn)
     if not examples:
         raise UserError(
@@ -421,7 +427,8 @@ def interchange(model: str, **options: Any) -> None:
         click.echo(json.dumps(table, indent=1))
         return
     which = "" if options["every"] else " (those that it answers right)"
-    click.echo(f"{model} on {studied.workspace.task}: {len(examples)} of {len(drawn)} held-out problems{which}, "
+    what = studied.workspace.task if wanted.source == "task" else f"--data {wanted.source}"
+    click.echo(f"{model} on {what}: {len(examples)} of {len(drawn)} held-out problems{which}, "
                f"{len(hits)} with a source that differs in {variable}")  # fmt: skip
     show_interchange(table, options["top"])
 

@@ -95,7 +95,7 @@ def show_interchange(table: dict[str, Any], most: int) -> None:
 
     variable, best, control = table["variable"], table["best"], table["control"]
     base, source, expected = table["example"]
-    click.echo(f"for example {base} with the {variable} of {source} is {expected}\n")
+    click.echo(f"for example “{base}” with the {variable} of “{source}” is {expected}\n")
     for name, found in list(table["nodes"].items())[:most]:
         click.echo(f"  {name:<8}  {found['value']:6.1%} [{found['low']:.1%}, {found['high']:.1%}]")
     click.echo(f"\ninterchange accuracy {share(table['accuracy'])}: of {best}, chosen on one half of the problems and judged on "
