@@ -201,7 +201,7 @@ def test_a_forgery_that_is_consistent_in_itself_is_refused_by_the_records(change
         (lambda text: "# Leaderboard\n", "does not end in the data"),
         (lambda text: text.replace('"problems": 96', '"problems": 9', 1), "the answers are not those to 9 problems"),
         (lambda text: text.replace('"seed"', '"sed"', 1), "seed' is missing"),
-        (lambda text: text.replace('"answers": "', '"answers": "!', 1), "answers"),
+        (lambda text: text.replace('"answers": "', '"answers": "!', 1), "runs.0: Only base64 data is allowed"),
     ],
 )
 def test_a_board_that_cannot_be_read_is_one_sentence(damage, words: str, written: Path, cli: Cli) -> None:  # type: ignore[no-untyped-def]

@@ -96,7 +96,7 @@ def test_a_starter_keeps_the_contract(cli: Cli, world: World) -> None:
         ("class Mine(Method):\n    def run(self, problem):\n        return Outcome()", "contract", "frozen dataclass",
          "@dataclass(frozen=True)"),
         ("import cdbench.train", "file", "imports cdbench.train", "imports cdbench.api and nothing else"),
-        ("def (", "file", "line 11", "one UTF-8 file"),
+        ("def (", "file", "line 11", "the file is not Python yet"),
     ],
 )  # fmt: skip
 def test_a_fault_of_a_method_is_named_and_comes_with_what_to_do(
