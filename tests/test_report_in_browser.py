@@ -70,11 +70,11 @@ def test_the_keyboard_alone_reaches_the_sections_and_scrolls_the_tables(study: P
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.url.endswith("#claims")
-        table = page.locator("[aria-label='Claims and verdicts']")
+        table = page.locator("[aria-label='Accuracy of each row']")
         table.focus()
         for _ in range(5):
             page.keyboard.press("ArrowRight")
-        page.wait_for_function("document.querySelector('[aria-label=\"Claims and verdicts\"]').scrollLeft > 0")
+        page.wait_for_function("document.querySelector('[aria-label=\"Accuracy of each row\"]').scrollLeft > 0")
 
 
 def test_pages_of_runs_cost_the_first_view_nothing(study: Path, chromium: Any) -> None:
