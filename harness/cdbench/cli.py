@@ -177,7 +177,8 @@ def list_command(what: str, as_json: bool, runs: str | None, store: str | None) 
     cdbench list runs --json
     """
     wanted = ["tasks", "methods", "profiles", "studies"] if what == "all" else [what]
-    tables = {name: _listing(name, plan.places(runs, store)) for name in wanted}
+    where = plan.places(runs, store)
+    tables = {name: _listing(name, where) for name in wanted}
     if as_json:
         click.echo(json.dumps(tables, indent=1))
         return
@@ -189,7 +190,6 @@ def list_command(what: str, as_json: bool, runs: str | None, store: str | None) 
             click.echo(f"  {row['name']:<{width}}  {row['summary']}")
         if not rows:
             click.echo("  none")
-    where = plan.places(runs, store)
     if what == "all" and (count := sum(1 for _ in where.records.glob("*"))):
         click.echo(f"{click.style('runs', bold=True)}\n  {count} under {plan.shortest(where.runs)}: cdbench list runs")
 
@@ -318,11 +318,8 @@ def _brought(method: str, task: str, where: plan.Places, dry_run: bool) -> tuple
     files = {kind: Path(name) for kind, name in given.items() if name.endswith(".py")}
     if files and dry_run:
         folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="cdbench-plan-"))
-        plan.bring_for_a_look(files, where, Path(folder))
-    elif files:
-        for kind, file in files.items():
-            plan.bring(file, where, kind)
-    names = {kind: files[kind].stem if kind in files else name for kind, name in given.items()}
+        where = plan.copy_of_brought(where, Path(folder))
+    names = given | {kind: plan.bring(file, where, kind) for kind, file in files.items()}
     return names["methods"], names["tasks"]
 
 

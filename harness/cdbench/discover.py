@@ -100,39 +100,48 @@ def static_fields(path: Path) -> dict[str, Scalar | None]:
 
     Other classes of the file, a loss term for one, have fields of their own, which are not the plug-in's.
     """
-    known = {"Method", "ObjectiveMethod", "Task"}
     found: dict[str, Scalar | None] = {}
+    for name, entry in _annotated_fields(path).items():
+        value = entry.value.value if isinstance(entry.value, ast.Constant) else None
+        found[name] = value if isinstance(value, bool | int | float | str) else None
+    return found
+
+
+def _annotated_fields(path: Path) -> dict[str, ast.AnnAssign]:
+    known = {"Method", "ObjectiveMethod", "Task"}
+    found: dict[str, ast.AnnAssign] = {}
     for node in _parse(path).body:
         if not isinstance(node, ast.ClassDef) or not {ast.unparse(base).split(".")[-1] for base in node.bases} & known:
             continue
         known.add(node.name)  # a base class of its own in the same file
         for entry in node.body:
             if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name):
-                value = entry.value.value if isinstance(entry.value, ast.Constant) else None
-                found[entry.target.id] = value if isinstance(value, bool | int | float | str) else None
+                found[entry.target.id] = entry
     return found
 
 
-def require_values(method: str, key: str, value: Scalar) -> None:
-    """Checks a hyperparameter's value against how its field is annotated, without importing the method.
+def require_values(method: str, values: Iterable[tuple[str, Scalar]]) -> None:
+    """Checks values of hyperparameters against how their fields are annotated, without importing the method.
 
-    What only the method knows, a range for one, shows when it is built.
+    What only the method knows, a range for one, shows when it is built. Other methods' hyperparameters are left alone.
 
     Raises:
-        UserError: the value is of another type, or none of those that the field allows.
+        UserError: a value is of another type, or none of those that its field allows.
     """
-    for node in ast.walk(_parse(locate("methods", method))):
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == key:
-            kind = _annotated(node.annotation)
-            if kind is None:
-                return
-            try:
-                TypeAdapter(kind).validate_python(value)
-            except ValidationError as error:
-                raise UserError(f"method '{method}', {key} = {value!r}: {error.errors()[0]['msg']}") from None
+    fields = _annotated_fields(locate("methods", method))
+    for key, value in values:
+        if key in fields and (kind := _plain_type(fields[key].annotation)) is not None:
+            _checked(method, key, value, kind)
 
 
-def _annotated(annotation: ast.expr) -> Any:
+def _checked(method: str, key: str, value: Scalar, kind: Any) -> object:
+    try:
+        return TypeAdapter(kind).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"method '{method}', {key} = {value!r}: {error.errors()[0]['msg']}") from None
+
+
+def _plain_type(annotation: ast.expr) -> Any:
     """The type that a plain annotation names: a scalar, a choice of constants; None for any other."""
     name = ast.unparse(annotation)
     if name in _SCALARS:
@@ -252,10 +261,7 @@ def make_method(name: str, params: dict[str, bool | int | float | str]) -> api.M
         if key not in fields:
             have = ", ".join(sorted(fields)) or "no hyperparameters"
             raise UserError(f"method '{name}' has no hyperparameter '{key}'; it has: {have}")
-        try:
-            checked[key] = TypeAdapter(hints[key]).validate_python(value)
-        except ValidationError as error:
-            raise UserError(f"method '{name}', {key} = {value!r}: {error.errors()[0]['msg']}") from None
+        checked[key] = _checked(name, key, value, hints[key])
     method = cls(**checked)
     assert isinstance(method, api.Method)
     return method

@@ -149,8 +149,6 @@ class LiveTable(Display):
         self._total, self._count, self._failed = total, 0, 0
         self._ended: list[tuple[str, str, str]] = []
         self._seconds: list[float] = []
-        self._first = 0.0
-        """What the first run will take, by how far it has come; 0 where that is not known."""
         self._began = time.monotonic()
         self._jobs = 1
 
@@ -184,8 +182,6 @@ class LiveTable(Display):
         if self._logs:
             self._logs.follow(running)
         self._jobs = max(self._jobs, len(running))
-        if not self._seconds:
-            self._first = _seconds_of_one(running)
         table = Table.grid(padding=(0, 2))
         for status, label, text in self._ended[-_SHOWN:]:
             one_line = Text(" ".join(text.splitlines()))
@@ -197,13 +193,13 @@ class LiveTable(Display):
             bar = ProgressBar(total=total or None, completed=done, width=24, pulse=not total)
             note = f"{job.step} {done}" + (f"/{total}" if total else "") + f" {printable(told.note, 60)}"
             table.add_row(Text("…", "cyan"), Text(job.label), bar, Text(note, "dim"))
-        self._live.update(Group(table, Text(self._summary(len(running)), "bold")))
+        self._live.update(Group(table, Text(self._summary(running), "bold")))
 
-    def _summary(self, running: int) -> str:
+    def _summary(self, running: list[Job]) -> str:
         text = f"{self._count} of {self._total} runs done"
         if self._failed:
             text += f", {self._failed} failed"
-        each = statistics.mean(self._seconds) if self._seconds else self._first
+        each = statistics.mean(self._seconds) if self._seconds else _seconds_of_one(running)
         if running and each:
             left = each * (self._total - self._count) / self._jobs
             text += f", about {duration(left)} left"

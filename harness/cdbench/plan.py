@@ -102,19 +102,14 @@ def bring(file: Path, where: Places, kind: Kind = "methods") -> str:
     return file.stem
 
 
-def bring_for_a_look(files: Mapping[Kind, Path], where: Places, folder: Path) -> None:
-    """The same in a copy of what was brought before, in `folder`: a plan can be made, and what is stored stays as it is.
-
-    Raises:
-        UserError: as `bring`.
-    """
+def copy_of_brought(where: Places, folder: Path) -> Places:
+    """A copy in `folder` of what was brought, found in its place: what is brought there leaves what is stored as it is."""
     copy = Places(folder, where.store)
     if where.plugins.is_dir():
         shutil.copytree(where.plugins, copy.plugins)
     copy.plugins.mkdir(exist_ok=True)
     plugins.include(copy.plugins, instead_of=where.plugins)
-    for kind, file in files.items():
-        bring(file, copy, kind)
+    return copy
 
 
 @dataclass(frozen=True)
@@ -196,12 +191,11 @@ def _require_hyperparameters(study: Study, overrides: Mapping[str, tuple[Scalar,
                 "; ".join(f"{method} has {', '.join(fields)}" for method, fields in have.items() if fields) or "none"
             )
             raise UserError(f"no method of study '{study.name}' has a hyperparameter '{name}' ({listed})")
-    for method in study.methods:
-        given = [(key, value) for key, (value, _) in overrides.items()]
-        swept = [(key, value) for key, values in study.sweep.items() for value in values]
-        for key, value in (*given, *swept):
-            if key.startswith("method."):
-                require_values(method, key.removeprefix("method."), value)
+    given = [(key, value) for key, (value, _) in overrides.items()]
+    given += [(key, value) for key, values in study.sweep.items() for value in values]
+    own = [(key.removeprefix("method."), value) for key, value in given if key.startswith("method.")]
+    for method in study.methods if own else ():
+        require_values(method, own)
 
 
 def _fields_of(spec: RunSpec) -> dict[str, Scalar | None]:

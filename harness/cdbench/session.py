@@ -69,6 +69,7 @@ class StudyResult:
     saved: SavedStudy
     records: dict[str, Record]
     report: Path | None
+    where: Places
 
     def failures(self) -> list[str]:
         """Runs without a result, in words: what went wrong, where, and the file with all that was printed."""
@@ -76,7 +77,7 @@ class StudyResult:
         for run_id, done in self.records.items():
             if done.status == "ok":
                 continue
-            folder = self.saved.folder.parent / "records" / run_id
+            folder = self.where.run(run_id)
             logs = [folder / record.log_file(step, "stderr") for step in ("train", "evaluate")]
             printed = [shortest(log) for log in logs if log.is_file() and log.stat().st_size]
             log = f"\n    printed: {', '.join(printed)}" if printed else ""
@@ -138,7 +139,7 @@ def run_study(plan: Plan, settings: Settings) -> StudyResult:
 
             report = write_report(saved, settings.where)
         _sync(console, saved, settings)
-    return StudyResult(saved, records, report)
+    return StudyResult(saved, records, report, settings.where)
 
 
 def _say(console: Console, text: str) -> None:

@@ -99,9 +99,10 @@ def to_csv(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _spread_out(row: dict[str, Any]) -> dict[str, Any]:
-    low, high = row.get("interval") or (None, None)
-    own = {"low": low, "high": high} if "interval" in row else {}
-    ids = row.get("run_ids")
-    return {**row, **{key: value for key, value in own.items() if key not in row}} | (
-        {"runs": " ".join(ids)} if ids else {}
-    )
+    found = dict(row)
+    if "interval" in row:
+        low, high = row["interval"] or (None, None)
+        found = {**found, "low": low, "high": high}
+    if "run_ids" in row:
+        found["runs"] = " ".join(row["run_ids"])
+    return found

@@ -120,7 +120,7 @@ def circuit_table(rows: Sequence[Row]) -> list[Row]:
             flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
         flat |= {key: row[key] for key in ("stability", "nodes", "perplexity", "changed", "parameters")}
         flat |= {f"perplexity {name}": row["shift_perplexity"].get(name) for name in shifts}
-        found.append(flat | {"runs": " ".join(row["run_ids"])})
+        found.append(flat | {"run_ids": row["run_ids"]})
     return found
 
 
@@ -184,7 +184,7 @@ def even_heads(found: CircuitJudgement) -> EvenHeads | None:
 
 
 def even_head_rows(data: StudyData) -> list[Row]:
-    """The test for the teacher and the student before training, and for the first run of each row of circuit distillation."""
+    """The test for the teacher, the student before training, and the first run of each row that the pictures of lines show."""
     return [
         {"name": group.name, "seed": record.spec.seed, "run_id": record.run_id, "found": found}
         for group, record, judgement in _shown(data, _LINES)

@@ -82,8 +82,7 @@ def _of_rows(data: StudyData) -> Row:
     return {
         "errors": errors,
         "error_table": [
-            {"row": row["name"], "strict": row["strict"], **row["kinds"], "runs": " ".join(row["run_ids"])}
-            for row in errors
+            {"row": row["name"], "strict": row["strict"], **row["kinds"], "run_ids": row["run_ids"]} for row in errors
         ],
         "kinds": KINDS,
         "carry_counts": sorted(counted),
@@ -281,7 +280,6 @@ def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
         "failed": len(group.failed),
         "params": next((r.params for r in group.records), {}),
         "run_ids": group.run_ids,
-        "runs": " ".join(group.run_ids),
     }
 
 

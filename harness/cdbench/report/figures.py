@@ -41,6 +41,7 @@ _STYLE = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # a row may be called $x$
     "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],  # each word of a figure names all fonts of this list
     "font.size": 10,
     "text.color": _INK,
     "axes.edgecolor": _INK,
@@ -264,9 +265,9 @@ class Named:
     rows: Sequence[str]
 
 
-def numbered(values: Sequence[Sequence[float]], rows: Sequence[str] | None = None) -> Named:
-    """A matrix whose columns, and rows where they have no names, are numbered from 0."""
-    return Named(values, [str(i) for i in range(len(values[0]))], rows or [str(i) for i in range(len(values))])
+def numbered(values: Sequence[Sequence[float]]) -> Named:
+    """A matrix whose columns and rows are numbered from 0."""
+    return Named(values, [str(i) for i in range(len(values[0]))], [str(i) for i in range(len(values))])
 
 
 def heat_maps(

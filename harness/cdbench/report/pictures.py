@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from cdbench.inference import Hits, share_interval
+from cdbench.record import Cka
 from cdbench.report import circuits as circuit_pages
 from cdbench.report import figures
 from cdbench.report.collect import Group, StudyData, hits_of, trained_first
@@ -110,12 +111,14 @@ def _draw_errors(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     return figures.stacked_bars("errors", bars, "wrong answers of 1,000", caption)
 
 
-def _trained(data: StudyData) -> list[Group]:
-    return trained_first([group for group in data.groups if any(group.histories)], figures.COLOURS)
+def _logged(data: StudyData) -> list[Group]:
+    """Trained rows that logged something."""
+    return [group for group in data.groups if any(group.histories)]
 
 
 def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    groups = _trained(data)
+    trained = _logged(data)
+    groups = trained_first(trained, figures.COLOURS)
     curves = [
         _curves(groups, key)
         for key in ("validation/accuracy", "loss/kl", "loss/cross_entropy", "loss/cka", "loss/total")
@@ -124,7 +127,6 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     kept = [(title, curve) for title, curve in zip(titles, curves, strict=True) if curve]
     if not kept:
         return None
-    trained = [group for group in data.groups if any(group.histories)]
     which = "all trained rows" if len(groups) == len(trained) else f"{len(groups)} of {len(trained)} trained rows"
     caption = (
         f"Training dynamics of {which} (paper A, figures 5 to 7): validation accuracy after each epoch, "
@@ -135,7 +137,7 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
 
 
 def _draw_gradients(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    groups = [g for g in _trained(data) if g.method == "cka_cd"]
+    groups = [g for g in trained_first(_logged(data), figures.COLOURS) if g.method == "cka_cd"]
     curves = [_curves(groups, key) for key in ("grad/kl", "grad/cka")]
     if not all(curves):
         return None
@@ -166,14 +168,20 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     return replace(figures.ablation_bars(models, caption), run_ids=having)
 
 
+def _first_cka(group: Group) -> Cka | None:
+    """Of the first seed of a row."""
+    metrics = group.records[0].metrics if group.records else None
+    return metrics.cka if metrics else None
+
+
 def _draw_cka(data: StudyData, rows: Sequence[Row]) -> Picture | None:
-    having = [g for g in data.groups if g.records and (metrics := g.records[0].metrics) and metrics.cka]
+    having = [group for group in data.groups if _first_cka(group)]
     before = [group for group in having if group.method == "base"][:1]
     shown = [*before, *trained_first(having, 4 - len(before))]
     matrices = {
-        f"{g.name}, seed {g.records[0].spec.seed}": figures.numbered(metrics.cka.debiased)
-        for g in shown
-        if (metrics := g.records[0].metrics) and metrics.cka
+        f"{group.name}, seed {group.records[0].spec.seed}": figures.numbered(found.debiased)
+        for group in shown
+        if (found := _first_cka(group))
     }
     if not matrices:
         return None
