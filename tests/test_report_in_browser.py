@@ -70,6 +70,10 @@ def test_the_keyboard_alone_reaches_the_sections_and_scrolls_the_tables(study: P
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
         assert page.url.endswith("#claims")
+        claims = page.locator("[aria-label='Claims and verdicts']")
+        assert claims.evaluate("region => region.scrollWidth <= region.clientWidth"), (
+            "on a phone a claim is read downwards"
+        )
         table = page.locator("[aria-label='Accuracy of each row']")
         table.focus()
         for _ in range(5):
