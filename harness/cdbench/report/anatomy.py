@@ -7,6 +7,7 @@ the two integers show is told.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Anatomy:
     by_carries: dict[int, tuple[int, float]]
 
 
+@lru_cache(maxsize=1 << 14)  # every run of a study is asked the same problems
 def carries(prompt: str) -> frozenset[int] | None:
     """Positions (1: tens) into which a sum carries, or from which a difference borrows; None of what is not plain arithmetic."""
     match = _PLAIN.fullmatch(prompt)

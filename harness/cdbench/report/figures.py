@@ -292,7 +292,8 @@ def heat_maps(
             if values.size <= _CELLS:
                 for (i, j), value in np.ndenumerate(values):
                     ink = "white" if value < 0.6 * highest else "black"
-                    one.text(j, i, _two_digits(value), ha="center", va="center", color=ink, fontsize=9)
+                    # Inside its cell, and so nothing that the layout need measure: a third of the drawing.
+                    one.text(j, i, _two_digits(value), ha="center", va="center", color=ink, fontsize=9, in_layout=False)
         svg = _svg(figure, name)
     told = " ".join(
         f"{title}: "
