@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from cdbench.circuits import mib_data, saved
 from cdbench.cli import main
 from conftest import Cli, World
-from hub_cache import cached
+from hub_cache import cached, cached_model
 
 Command = Callable[..., Result]
 
@@ -166,7 +166,7 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
     ("words", "told"),
     [
         (["discover", "nobody"], "no model 'nobody': write teacher, student, the id of a run"),
-        (["discover", "meta-llama/Llama@main"], "owner/name@revision (40 hex digits)"),
+        (["discover", "meta-llama/Llama@main"], "owner/name[@revision] on the hub (40 hex digits)"),
         (["discover", "0123456789abcdef"], "0123456789abcdef"),
         (["discover", "teacher", "--task", "nothing"], "nothing"),
         (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
@@ -416,3 +416,28 @@ def test_a_run_is_studied_under_its_own_profile(cli: Cli, args: list[str], tmp_p
     done = cli("circuit", "discover", run_id, *where, "-n", "20", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["model"]["profile"] == "micro"
+
+
+def test_a_model_of_the_hub_is_found_by_its_name_and_kept_by_its_commit(
+    command: Command, args: list[str], reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    words, commit = ["--data", "mib-generated", "-n", "20", "--out", "c"], "cd" * 20
+    done = command("circuit", "discover", "some-one/some-llama", *args, *words)
+    assert done.exit_code == 4, done.stderr
+    assert "hf download some-one/some-llama" in done.stderr and "Traceback" not in done.stderr
+    folder = cached_model(tmp_path / "cache", "some-one/some-llama", commit, reader)
+    done = command("circuit", "discover", "some-one/some-llama", *args, *words)
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"some-one/some-llama@{commit} (2 layers of 2 heads, width 16)")
+    found = [saved.read(tmp_path / "c")[1].rows]
+    for name in (f"some-one/some-llama@{commit}", str(reader)):
+        assert command("circuit", "discover", name, *args, *words).exit_code == 0
+        found.append(saved.read(tmp_path / "c")[1].rows)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    # Main moves on; a circuit stays that of its commit.
+    assert command("circuit", "discover", "some-one/some-llama", *args, *words).exit_code == 0
+    (folder.parents[1] / "refs" / "main").write_text("ef" * 20)
+    done = command("circuit", "evaluate", "c", *args[2:], "-n", "10")
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.startswith(f"some-one/some-llama@{commit}, nodes by attribution")

@@ -16,7 +16,7 @@ from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
 from cdbench.circuits.components import components, is_head, top_components
 from cdbench.circuits.contrasts import make_contrasts
-from cdbench.circuits.faithfulness import cmd, cpr, curve, magnitude, random_scores
+from cdbench.circuits.faithfulness import circuit_metric, cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Circuit, Graph
 from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
 from cdbench.component_cka import _best_matches, component_cka
@@ -178,13 +178,30 @@ def test_models_whose_components_have_no_kind_in_common_are_judged_without_cka(
 def test_the_top_of_the_ranking_is_held_against_exact_patching(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
     workspace, _ = held
     model, checked = workspace.student.model(), judgement.exact
-    assert checked is not None and len(checked.nodes) == 10 and checked.problems == len(workspace.contrasts)
+    assert checked is not None and len(checked.items) == 10 and checked.problems == len(workspace.contrasts)
     sizes = dict(zip(judgement.nodes, map(abs, judgement.importance), strict=True))
-    assert set(checked.nodes) == set(sorted(sizes, key=lambda name: -sizes[name])[:10])
+    assert set(checked.items) == set(sorted(sizes, key=lambda name: -sizes[name])[:10])
     exact = dict(zip(judgement.nodes, patch_exactly(model, workspace.contrasts).mean.tolist(), strict=True))
-    assert checked.exact == pytest.approx([exact[name] for name in checked.nodes], abs=1e-5)
+    assert checked.exact == pytest.approx([exact[name] for name in checked.items], abs=1e-5)
     signs = [(a > 0) == (b > 0) for a, b in zip(checked.attribution, checked.exact, strict=True)]
     assert checked.same_sign == sum(signs)
+
+
+def test_the_strongest_edges_are_held_against_exact_patching(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
+    workspace, _ = held
+    model, edges = workspace.student.model(), judgement.edges
+    assert edges is not None and edges.exact is not None
+    assert edges.exact.items == list(edges.top)[:10]
+    assert edges.exact.attribution == pytest.approx(list(edges.top.values())[:10], abs=1e-5)
+    # Independently: each edge cut alone, one circuit at a time.
+    graph, whole = Graph.of(model), torch.ones(len(judgement.nodes), dtype=torch.bool)
+    for name, told in zip(edges.exact.items[:3], edges.exact.exact, strict=False):
+        kept = graph.edge_mask.clone()
+        kept[tuple(graph.edge_mask.nonzero()[list(graph.edges).index(name)].tolist())] = False
+        cut, full = circuit_metric(
+            model, workspace.contrasts, [Circuit(graph, whole, edges=kept), Circuit.whole(graph)]
+        )
+        assert told == pytest.approx((full - cut).double().mean().item(), abs=1e-5)
 
 
 def test_both_estimators_of_the_pairs_are_told(judgement: CircuitJudgement) -> None:

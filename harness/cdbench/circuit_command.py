@@ -127,6 +127,7 @@ def discover(model: str, **options: Any) -> None:
     cdbench circuit discover teacher --task addition_2digit
     cdbench circuit discover 3f2a9c0d1b7e4f60 --level edge --steps 5
     cdbench circuit discover ./my-llama --counterfactual ones_carry --json
+    cdbench circuit discover meta-llama/Llama-3.2-1B --data mib    # from the local hub cache
     """
     from cdbench.circuits import discovery, saved
     from cdbench.circuits.graph import Graph

@@ -22,6 +22,7 @@ from cdbench.evaluate import load_student
 from cdbench.files import sha256
 from cdbench.models import Checkpoint, hub_or_folder
 from cdbench.plan import Places
+from cdbench.requirements import hub_main
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store
 from cdbench.tokens import Encoded, encode, prompt_ids
@@ -29,7 +30,7 @@ from cdbench.workspace import Workspace
 from cdbench.zoo import Progress
 
 _RUN = re.compile(r"[0-9a-f]{16}")
-_HUB = re.compile(r"([\w.-]+/[\w.-]+)@([0-9a-f]{40})")
+_HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Studied:
     """A model under study and the problems of a task, under a profile.
 
     `name` is "teacher", "student" (of the profile), a run's id (its trained student), a folder in Hugging Face format, or
-    owner/name@revision on the hub.
+    owner/name[@revision] on the hub (without a revision: what the local cache has as main, and then named by its commit).
     """
 
     name: str
@@ -112,14 +113,19 @@ class Studied:
             return self.workspace.teacher
         if self._run or self.name == "student":
             return self.workspace.student
-        if match := _HUB.fullmatch(self.name):
-            return hub_or_folder(HubModel(repo=match[1], revision=match[2]))
         if Path(self.name).expanduser().is_dir():
             return hub_or_folder(FolderModel(path=self.name))
+        if self._on_hub:
+            return hub_or_folder(self._on_hub)
         raise UserError(
             f"no model '{self.name}': write teacher, student, the id of a run (cdbench list runs), a folder in Hugging Face "
-            "format, or owner/name@revision (40 hex digits)"
+            "format, or owner/name[@revision] on the hub (40 hex digits)"
         )
+
+    @cached_property
+    def _on_hub(self) -> HubModel | None:
+        match = _HUB.fullmatch(self.name)
+        return HubModel(repo=match[1], revision=match[2] or hub_main(match[1])) if match else None
 
     @property
     def _weights(self) -> Path | None:
@@ -172,7 +178,9 @@ class Studied:
     def lasting_name(self) -> str:
         """Its name from any folder."""
         path = Path(self.name).expanduser()
-        return str(path.resolve()) if self._checkpoint.folder == path.resolve() else self.name
+        if self._checkpoint.folder == path.resolve():
+            return str(path.resolve())
+        return f"{self._on_hub.repo}@{self._on_hub.revision}" if self._on_hub else self.name
 
     @property
     def _lasting_profile(self) -> str:

@@ -55,7 +55,7 @@ _DRAWS = 3
 _SHOWN_EDGES = 40
 _SHOWN_HEADS = 4
 _CHECKED, _CHECKED_PROBLEMS = 10, 200
-"""How many nodes are patched exactly, and on how many problems."""
+"""How many nodes, and how many edges, are patched exactly, and on how many problems."""
 _VARIABLE: Variable = "ones_carry"
 
 
@@ -167,14 +167,16 @@ def _contrasts(workspace: Workspace, test: Sequence[Example]) -> tuple[Contrasts
     return made, len(some) - (len(made) if made else 0)
 
 
-def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores) -> ExactCheck:
+def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores, work: Work = QUIETLY) -> ExactCheck:
     """Holds the top of the ranking against exact patching: where the model is sure of its answer, the slope says little."""
-    some = torch.arange(min(_CHECKED_PROBLEMS, len(found)))
-    graph, ranked = Graph.of(model), Scores("node", scores.rows[some], scores.sizes[some])
-    nodes = scores.mean.abs().argsort(descending=True, stable=True)[:_CHECKED].tolist()
-    checked = agreement(model, found.take(some), ranked, nodes)
+    graph, level = Graph.of(model), scores.level
+    names = list(graph.names(level))
+    some = found.take(torch.arange(min(_CHECKED_PROBLEMS, len(found))))
+    top_items = flat(scores.mean, graph, level).abs().argsort(descending=True, stable=True)[:_CHECKED].tolist()
+    # Rows of edges are means over folds, so that some problems' scores are asked for anew.
+    checked = agreement(model, some, attribute(model, some, level, work=work), top_items, work)
     return ExactCheck(
-        nodes=[graph.nodes[i] for i in checked.items],
+        items=[names[i] for i in checked.items],
         attribution=list(checked.approximate),
         exact=list(checked.exact),
         spearman=None if math.isnan(checked.spearman) else checked.spearman,
@@ -198,6 +200,7 @@ def _edges(
         top={names[i]: float(values[i]) for i in strongest},
         faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
         accuracy=wilson(int(_alone(model, some, means, circuit, _OF_EDGES).sum()), len(some)),
+        exact=_exactly(model, found, scores, _OF_EDGES),
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from cdbench.api import Position, Source
 from cdbench.config import RunSpec, Scalar, explain
@@ -112,6 +112,21 @@ class Faithfulness(_Model):
     """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
 
 
+class ExactCheck(_Model):
+    """The items (nodes, or edges) of largest |importance| patched exactly, on the first of the problems that they were ranked on.
+
+    Attribution is the first order of what exact patching measures; `attribution` and `exact` are over the same problems.
+    """
+
+    items: list[str] = Field(validation_alias=AliasChoices("items", "nodes"))
+    """Called `nodes` in records from before edges were patched."""
+    attribution: list[float]
+    exact: list[float]
+    spearman: float | None
+    same_sign: int
+    problems: int
+
+
 class EdgeJudgement(_Model):
     """What is said of nodes, said of edges: there are enough of them for ten sizes to differ.
 
@@ -123,6 +138,7 @@ class EdgeJudgement(_Model):
     accuracy: Proportion
     top: dict[str, float] = Field(default_factory=dict)
     """Scores of the strongest edges by name (`m0->a1.h2<q>`), strongest first."""
+    exact: ExactCheck | None = None
 
 
 class InterchangeJudgement(_Model):
@@ -164,20 +180,6 @@ class ComponentCka(_Model):
     student: list[str]
     teacher: list[str]
     matrix: list[list[float]]
-
-
-class ExactCheck(_Model):
-    """The nodes of largest |importance| patched exactly, on the first of the problems that they were ranked on.
-
-    Attribution is the first order of what exact patching measures; `attribution` and `exact` are over the same problems.
-    """
-
-    nodes: list[str]
-    attribution: list[float]
-    exact: list[float]
-    spearman: float | None
-    same_sign: int
-    problems: int
 
 
 class CircuitJudgement(_Model):

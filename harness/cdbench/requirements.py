@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from cdbench.config import FolderModel, HubModel, ModelConfig, Profile
-from cdbench.errors import UserError
+from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import sha256
 from cdbench.seeds import digest
 
@@ -23,6 +23,24 @@ def hub_snapshot(config: HubModel) -> Path | None:
     except LocalEntryNotFoundError:
         return None
     return folder if any(folder.glob("*.safetensors")) else None
+
+
+def hub_main(repo: str) -> str:
+    """The commit that the local Hugging Face cache has as a model's main branch. Asks no server.
+
+    Raises:
+        EnvironmentLacks: the cache has none.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True)).name
+    except LocalEntryNotFoundError:
+        raise EnvironmentLacks(
+            f"no folder {repo}, and the Hugging Face cache has no main branch of a model {repo}: hf download {repo}, or name a "
+            f"commit that it has ({repo}@ and 40 hex digits)"
+        ) from None
 
 
 def folder_content(config: FolderModel) -> str:

@@ -75,10 +75,12 @@ def flat(scores: Tensor, graph: Graph, level: Level) -> Tensor:
     return scores[graph.edge_mask] if level == "edge" else scores.flatten()
 
 
-def exact_scores(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, items: tuple[int, ...]) -> Tensor:
+def exact_scores(
+    model: LlamaForCausalLM, contrasts: Contrasts, level: Level, items: tuple[int, ...], work: Work = QUIETLY
+) -> Tensor:
     """Exact patching of single items, mean over the problems, [len(items)]."""
     if level == "node":
-        return patch_exactly(model, contrasts, items).mean
+        return patch_exactly(model, contrasts, items, work=work).mean
     graph = Forward(model).graph
     everything = torch.ones(len(graph.nodes), dtype=torch.bool)
     circuits = [Circuit.whole(graph)]
@@ -92,12 +94,16 @@ def exact_scores(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, it
             dims = torch.ones(graph.shape("neuron"), dtype=torch.bool)
             dims.view(-1)[item] = False
             circuits.append(Circuit(graph, everything, neurons=dims))
-    metric = circuit_metric(model, contrasts, circuits).double().mean(1)
+    metric = circuit_metric(model, contrasts, circuits, work=work).double().mean(1)
     return metric[0] - metric[1:]
 
 
 def agreement(
-    model: LlamaForCausalLM, contrasts: Contrasts, scores: Scores, asked: int | Sequence[int] = 10
+    model: LlamaForCausalLM,
+    contrasts: Contrasts,
+    scores: Scores,
+    asked: int | Sequence[int] = 10,
+    work: Work = QUIETLY,
 ) -> Agreement:
     """Patches items exactly and compares: those named, or that many of largest |score|.
 
@@ -111,7 +117,7 @@ def agreement(
             raise ValueError(f"agreement on the top {asked} items; at least 1 is needed")
         asked = values.abs().argsort(descending=True, stable=True)[:asked].tolist()
     items = tuple(asked)
-    exact = exact_scores(model, contrasts, scores.level, items).double()
+    exact = exact_scores(model, contrasts, scores.level, items, work).double()
     ranked = values[list(items)]
     return Agreement(
         items=items,

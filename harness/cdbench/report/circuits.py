@@ -59,6 +59,7 @@ _NUMBERS = {
     "edge_cpr": "edges.faithfulness.cpr",
     "edge_cmd": "edges.faithfulness.cmd",
     "edge_alone": "edges.accuracy.value",
+    "edge_exact": "edges.exact.spearman",
     "moved_cpr": "edges.faithfulness.magnitude.cpr",
     "moved_cmd": "edges.faithfulness.magnitude.cmd",
     "random_cpr": "edges.faithfulness.random.cpr",
