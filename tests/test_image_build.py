@@ -1,10 +1,11 @@
-"""docker/cpu.Dockerfile built for real, and a study in it.
+"""docker/cpu.Dockerfile built for real, and a study in it; docker/cuda.Dockerfile too, where CDBENCH_BUILD_CUDA is set.
 
 Where no registry can be reached the base is bootstrapped from the machine's own Debian mirror, and the wheels come from pip's
 configured sources, through an image of wheels: the two build arguments that are there for such machines.
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,29 +19,35 @@ from conftest import Cli, World
 from engine import bootstrapped, engine_or_skip
 
 BASE, WHEELS = "cdbench-test/base:bookworm", "cdbench-test/wheels:1"
+LOCKS = {"cpu": ("requirements.cpu-torch.txt", "image.cpu.txt"), "cuda": ("image.cuda.txt",)}
 PACKAGES = "ca-certificates,python3.11,python3.11-venv,libgomp1"
-pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
-    engine = engine_or_skip()
+@pytest.fixture(scope="module", params=LOCKS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    engine, flavour = engine_or_skip(), request.param
+    if flavour == "cuda" and not os.environ.get("CDBENCH_BUILD_CUDA"):
+        pytest.skip("3 GB of wheels and 10 GB of disk: only with CDBENCH_BUILD_CUDA=1")
     folder = tmp_path_factory.mktemp("image")
     bootstrapped(engine, BASE, PACKAGES, folder)
     (folder / "wheels").mkdir()
-    for lock in ("requirements.cpu-torch.txt", "image.cpu.txt"):
+    for lock in LOCKS[flavour]:
         pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--require-hashes", "-d", folder / "wheels"]
         subprocess.run([*pip, "-r", images.folder() / lock], check=True, capture_output=True)
     subprocess.run(["tar", "-C", "wheels", "-cf", "wheels.tar", "."], cwd=folder, check=True)
     engine.api.import_image_from_file(str(folder / "wheels.tar"), *WHEELS.split(":"))
     (folder / "pip.conf").write_text("[global]\nno-index = true\n# hunter2\n")
-    yield build(folder)
-    for name in (BASE, WHEELS):
+    image = build(folder, flavour)
+    yield image
+    # That of the CPU stays for the tests behind these.
+    for name in (BASE, WHEELS, *([image.tag] if flavour == "cuda" else [])):
         engine.images.remove(name, force=True)
 
 
-def build(folder: Path) -> Image:
+def build(folder: Path, flavour: str) -> Image:
     command = [sys.executable, "-m", "cdbench", "build", "--base", BASE, "--wheels", WHEELS, "--json"]
+    command += ["--cuda", "--python", BASE] if flavour == "cuda" else []
     command += ["--secret", f"id=pip_conf,src={folder / 'pip.conf'}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -49,14 +56,21 @@ def build(folder: Path) -> Image:
 
 def test_the_image_says_what_it_was_built_from(built: Image) -> None:
     engine = engine_or_skip()
-    assert built.base == f"{BASE}@{engine.images.get(BASE).id}"
-    assert built.lock == images.lock_digest("cpu") and built.recipe == images.recipe("cpu")
+    base = f"{BASE}@{engine.images.get(BASE).id}"
+    assert built.base == (base if built.flavour == "cpu" else f"{base} with the Python of {base}")
+    assert built.lock == images.lock_digest(built.flavour) and built.recipe == images.recipe(built.flavour)
     assert built.environment is None
     config = engine.images.get(built.tag).attrs["Config"]
     assert config["User"] == "10001:10001"
-    assert images.find(engine, ("cpu",), None).recipe == built.recipe
+    assert images.find(engine, (built.flavour,), None).recipe == built.recipe
     text = json.dumps([engine.images.get(built.tag).attrs, engine.images.get(built.tag).history()])
     assert "hunter2" not in text and "no-index" not in text
+
+
+def test_torch_in_it_is_the_build_of_its_flavour(built: Image) -> None:
+    ask = "import torch; print(torch.version.cuda)"
+    told = engine_or_skip().containers.run(built.tag, [built.python, "-c", ask], remove=True, network_mode="none")
+    assert told.decode().strip() == {"cpu": "None", "cuda": "13.0"}[built.flavour]
 
 
 def test_a_study_in_the_built_image_has_the_numbers_of_one_outside(

@@ -14,6 +14,7 @@ from cdbench.errors import UserError
 @click.option(
     "--base", metavar="IMAGE", help="In place of the Dockerfile's base: NAME@sha256:DIGEST, or one the engine has."
 )
+@click.option("--python", metavar="IMAGE", help="The same for the image that --cuda takes its Python from.")
 @click.option("--wheels", metavar="IMAGE", help="An image whose files are wheels, where no index has them.")
 @click.option(
     "--secret",
@@ -24,7 +25,13 @@ from cdbench.errors import UserError
 )
 @click.option("--json", "as_json", is_flag=True, help="The image as JSON on stdout.")
 def build(
-    cuda: bool, from_host: bool, base: str | None, wheels: str | None, secrets: tuple[str, ...], as_json: bool
+    cuda: bool,
+    from_host: bool,
+    base: str | None,
+    python: str | None,
+    wheels: str | None,
+    secrets: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Build the image of today's lock, from a base pinned by digest. Its tag is a hash of base, Dockerfile and lock.
 
@@ -42,11 +49,14 @@ def build(
         click.echo(text, err=True)
 
     if from_host:
-        if cuda or base or wheels or secrets:
+        if cuda or base or python or wheels or secrets:
             raise UserError(
-                "--from-host takes this machine as it is: no --cuda, --base, --wheels or --secret beside it"
+                "--from-host takes this machine as it is: no --cuda, --base, --python, --wheels or --secret beside it"
             )
         image = images.build_from_host(say)
+    elif python and not cuda:
+        raise UserError("--python is for --cuda; the CPU image's base is a Python")
     else:
-        image = images.build("cuda" if cuda else "cpu", say, base=base, wheels=wheels, secrets=secrets)
+        flavour: images.Flavour = "cuda" if cuda else "cpu"
+        image = images.build(flavour, say, base=base, python=python, wheels=wheels, secrets=secrets)
     click.echo(json.dumps(asdict(image), indent=1) if as_json else f"{image.tag}  {image.id}")

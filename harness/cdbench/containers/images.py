@@ -157,6 +157,7 @@ def build(
     say: Callable[[str], None],
     *,
     base: str | None = None,
+    python: str | None = None,
     wheels: str | None = None,
     secrets: Sequence[str] = (),
 ) -> Image:
@@ -164,6 +165,7 @@ def build(
 
     Args:
         base: in place of the Dockerfile's; with digest, unless the engine has it.
+        python: the same for the image that a CUDA image takes its Python from.
         wheels: an image whose files are wheels, where no index has them.
         secrets: `id=pip_conf,src=FILE` and `id=ca_bundle,src=FILE`, in no layer and no history.
 
@@ -174,7 +176,9 @@ def build(
     """
     client = connect()
     command = buildkit_command()
-    pinned = _pin(client, base or default_base(flavour))
+    pinned = _pin(client, base or default_base(flavour), "--base")
+    if python:
+        pinned += f" with the Python of {_pin(client, python, '--python')}"
     for secret in secrets:
         _check_secret(secret)
     text = digest({"base": pinned, "recipe": recipe(flavour)})
@@ -188,6 +192,7 @@ def build(
     }
     command += ["--file", str(folder() / f"{flavour}.Dockerfile"), "--tag", tag, "--progress", "plain"]
     command += ["--build-arg", f"BASE_IMAGE={base or default_base(flavour)}"]
+    command += ["--build-arg", f"PYTHON_IMAGE={python}"] if python else []
     command += ["--build-arg", f"WHEELS_IMAGE={wheels}"] if wheels else []
     command += [word for secret in secrets for word in ("--secret", secret)]
     command += [word for key, value in labels.items() for word in ("--label", f"{_LABEL}{key}={value}")]
@@ -202,7 +207,7 @@ def build(
     return _read(client.images.get(tag), tag)
 
 
-def _pin(client: Any, base: str) -> str:
+def _pin(client: Any, base: str, option: str) -> str:
     """The base with a digest: its own, or that of the image of this name on the engine."""
     from docker.errors import ImageNotFound
 
@@ -212,7 +217,7 @@ def _pin(client: Any, base: str) -> str:
         return f"{base}@{client.images.get(base).id}"
     except ImageNotFound:
         raise UserError(
-            f"--base {base} is not pinned: write NAME@sha256:DIGEST, or load the image into this engine first"
+            f"{option} {base} is not pinned: write NAME@sha256:DIGEST, or load the image into this engine first"
         ) from None
 
 
