@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 from docker.errors import NotFound
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cdbench import record
 from cdbench.config import RunSpec
@@ -22,10 +24,11 @@ from cdbench.containers import images
 from cdbench.containers.host_image import host_image
 from cdbench.containers.images import Image
 from cdbench.containers.options import Promises
-from cdbench.containers.waiting import containers_of, reap
+from cdbench.containers.waiting import before_end, containers_of, reap
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.runners import Handle
 from cdbench.runners.docker import DockerRunner
+from cdbench.runners.inside import ENDED
 from cdbench.store import Store
 from conftest import Cli, World
 from engine import PrivateEngine, engine_or_skip
@@ -159,6 +162,82 @@ def test_the_same_study_gives_the_same_metrics_in_a_container_and_outside_bit_fo
     # What a plain process made does not count where a container is asked for.
     again = cli("run", "cka_cd", *args, "--dry-run")
     assert "made outside a container before" in again.stdout
+
+
+def evaluated(handle: Handle) -> tuple[str, dict[str, Any]]:
+    """The container in which it was, and its metrics."""
+    container = handle._container  # type: ignore[attr-defined]
+    end = finished(handle)
+    assert end.code == 0, end
+    return container.get().id, json.loads((handle._target / "metrics.json").read_text())["metrics"]  # type: ignore[attr-defined]
+
+
+def test_evaluations_take_turns_in_a_container_and_know_nothing_of_each_other(
+    world: World, tmp_path: Path, runner: DockerRunner
+) -> None:
+    """The second has no weights of its own: with those of the first in its folder it would be judged by them."""
+    trained, untouched = world.spec("finetune"), world.spec("base")
+    code, weights = world.step("train", trained, tmp_path / "outside")
+    assert code == 0
+    shutil.copy(weights / "student.safetensors", world.folder(trained, tmp_path))
+    found = [
+        evaluated(runner.start("evaluate", world.folder(spec, tmp_path), world.store, spec))
+        for spec in (trained, untouched, trained)
+    ]
+    assert len({container for container, _ in found}) == 1
+    assert found[0][1] == found[2][1] != found[1][1]
+    assert all((tmp_path / spec.run_id / "evaluate.stdout.log").is_file() for spec in (trained, untouched))
+    (waiting,) = runner._ahead["evaluate"]
+    assert not any(waiting.box.path.iterdir())
+    assert runner.image
+    inside = waiting.get().exec_run([runner.image.python, "-c", "import os; print(os.listdir('/tmp'))"])
+    assert (inside.exit_code, inside.output) == (0, b"[]\n")
+    runner.close()
+    assert containers(tmp_path) == []
+
+
+def test_an_evaluation_that_fails_ends_its_container_and_the_next_has_another(
+    world: World, tmp_path: Path, runner: DockerRunner
+) -> None:
+    bad, good = world.spec("finetune"), world.spec("base")
+    folder = world.folder(bad, tmp_path)
+    (folder / "student.safetensors").write_bytes(b"nothing of the kind")
+    handle = runner.start("evaluate", folder, world.store, bad)
+    assert finished(handle).code != 0
+    assert json.loads((folder / record.failure_file("evaluate")).read_text())["status"] == "refused"
+    assert containers(tmp_path) == []
+    evaluated(runner.start("evaluate", world.folder(good, tmp_path), world.store, good))
+
+
+def test_an_evaluation_whose_container_is_killed_is_tried_in_another(
+    world: World, tmp_path: Path, runner: DockerRunner
+) -> None:
+    spec = world.spec("base")
+    folder = world.folder(spec, tmp_path)
+    first, metrics = evaluated(runner.start("evaluate", folder, world.store, spec))
+    handle = runner.start("evaluate", folder, world.store, spec)
+    kill_all(tmp_path)
+    assert (finished(handle).status, handle._container.get().id) == ("infra", first)  # type: ignore[attr-defined]
+    second, again = evaluated(runner.start("evaluate", folder, world.store, spec))
+    assert second != first and again == metrics
+    kill_all(tmp_path)  # while it waits
+    third, again = evaluated(runner.start("evaluate", folder, world.store, spec))
+    assert third != second and again == metrics
+
+
+@given(
+    st.lists(st.one_of(st.binary(max_size=40), st.integers(0, len(ENDED)).map(lambda n: ENDED[:n])), max_size=6),
+    st.data(),
+)
+def test_what_a_step_printed_is_told_from_the_word_that_it_ended(parts: list[bytes], data: st.DataObject) -> None:
+    printed = b"".join(parts).replace(ENDED, b"")
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(printed + ENDED)), max_size=5)))
+    text, held = b"", b""
+    for a, b in zip([0, *cuts], [*cuts, None], strict=True):
+        assert held != ENDED or a == len(printed + ENDED)
+        kept, held = before_end(held + (printed + ENDED)[a:b])
+        text += kept
+    assert (text, held) == (printed, ENDED)
 
 
 def test_what_is_printed_is_kept_whole_with_both_streams_apart(

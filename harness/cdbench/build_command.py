@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -24,15 +25,7 @@ from cdbench.errors import UserError
     help="pip_conf (pip's configuration) or ca_bundle (certificates); mounted for one step, in no layer.",
 )
 @click.option("--json", "as_json", is_flag=True, help="The image as JSON on stdout.")
-def build(
-    cuda: bool,
-    from_host: bool,
-    base: str | None,
-    python: str | None,
-    wheels: str | None,
-    secrets: tuple[str, ...],
-    as_json: bool,
-) -> None:
+def build(from_host: bool, as_json: bool, **options: Any) -> None:
     """Build the image of today's lock, from a base pinned by digest. Its tag is a hash of base, Dockerfile and lock.
 
     \b
@@ -48,15 +41,15 @@ def build(
     def say(text: str) -> None:
         click.echo(text, err=True)
 
+    cuda = options.pop("cuda")
     if from_host:
-        if cuda or base or python or wheels or secrets:
+        if cuda or any(options.values()):
             raise UserError(
                 "--from-host takes this machine as it is: no --cuda, --base, --python, --wheels or --secret beside it"
             )
         image = images.build_from_host(say)
-    elif python and not cuda:
+    elif options["python"] and not cuda:
         raise UserError("--python is for --cuda; the CPU image's base is a Python")
     else:
-        flavour: images.Flavour = "cuda" if cuda else "cpu"
-        image = images.build(flavour, say, base=base, python=python, wheels=wheels, secrets=secrets)
+        image = images.build("cuda" if cuda else "cpu", say, **options)
     click.echo(json.dumps(asdict(image), indent=1) if as_json else f"{image.tag}  {image.id}")

@@ -1,5 +1,7 @@
 """Containers that wait for their step: made ahead, each with a folder of its own, gone with their harness.
 
+Those of evaluations wait for another step after one that ended well.
+
 A container holds on to its harness by its stdin; what even that left behind, the next start removes by its owner label.
 """
 
@@ -17,7 +19,9 @@ from cdbench.config import RunSpec
 from cdbench.containers.engine import connect
 from cdbench.containers.options import DEADLINE, OWNER, USER, Promises, is_alive, made_by, require_promises
 from cdbench.files import explained
+from cdbench.runners.inside import ENDED
 
+AGAIN = "again"
 PRINTED_BYTES = 256 << 20
 """What a step may print."""
 
@@ -40,15 +44,29 @@ class Box:
         """Removes it, whatever is in it."""
         remove_folder(self.path)
 
+    def empty(self) -> None:
+        """Removes what is in it: the folder itself is mounted."""
+        subprocess.run(["rm", "-rf", "--", *self.path.iterdir()], capture_output=True)
+
 
 class WaitingContainer:
-    """A container that waits for its step, made by a thread of its own (half a second)."""
+    """A container that waits for its step, made by a thread of its own (half a second).
+
+    Attributes:
+        again: whether it can do another step after one that ended well.
+        free: whether it has done one, and can.
+        printed: bytes that its step has printed.
+        began: when it was told its step.
+    """
 
     def __init__(
         self, image: str, command: list[str], options: dict[str, Any], promises: Promises, spec: RunSpec, box: Box
     ) -> None:
         self.promises, self.box = promises, box
+        self.again, self.free = command[-1] == AGAIN, False
         self.printed = 0
+        self._deadline = float(options["labels"][DEADLINE])
+        self._writer = threading.Thread()
         self._profile = spec.profile
         self._made: Any = None
         self._client: Any = None
@@ -62,8 +80,9 @@ class WaitingContainer:
         self._thread.start()
 
     def fits(self, spec: RunSpec) -> bool:
-        """Whether it was made for such a spec, and still waits."""
-        if made_by(spec.profile) != made_by(self._profile):
+        """Whether it was made for such a spec, still waits, and will not be removed by somebody before its step has ended."""
+        late = time.time() + spec.profile.timeout_minutes * 60 > self._deadline
+        if late or made_by(spec.profile) != made_by(self._profile):
             return False
         with contextlib.suppress(Exception):  # whatever is wrong with it: it is of no use
             container = self.get()
@@ -92,26 +111,50 @@ class WaitingContainer:
             raise self._error
         return self._made
 
-    def begin(self, step: str, logs: Sequence[Path]) -> threading.Thread:
-        """Names its step to it; returns the thread that writes down what it prints."""
-        from docker.utils.socket import STDOUT, frames_iter
-
+    def begin(self, step: str, logs: Sequence[Path]) -> None:
+        """Names its step to it; what it prints is written down as it comes, stdout and stderr apart."""
         self.get()
-        self.began = time.time()
-
-        def copy() -> None:
-            with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError, ValueError):
-                for stream, data in frames_iter(self._attached, tty=False):
-                    self.printed += len(data)
-                    if self.printed <= PRINTED_BYTES:  # read on, or the step would wait for somebody to read
-                        file = out if stream == STDOUT else err
-                        file.write(data)
-                        file.flush()
-
-        thread = threading.Thread(target=copy, name="cdbench-logs", daemon=True)
-        thread.start()
+        self.began, self.printed, self.free = time.time(), 0, False
+        self._writer = threading.Thread(target=self._write_down, args=(logs,), name="cdbench-logs", daemon=True)
+        self._writer.start()
         getattr(self._attached, "_sock", self._attached).sendall(f"{step}\n".encode())
-        return thread
+
+    def _write_down(self, logs: Sequence[Path]) -> None:
+        from docker.utils.socket import STDERR, STDOUT, frames_iter
+
+        held = {STDOUT: b"", STDERR: b""}
+        with logs[0].open("wb") as out, logs[1].open("wb") as err, contextlib.suppress(OSError, ValueError):
+            files = {STDOUT: out, STDERR: err}
+            for stream, data in frames_iter(self._attached, tty=False):
+                self.printed += len(data)
+                if self.again:
+                    data, held[stream] = before_end(held[stream] + data)
+                if self.printed <= PRINTED_BYTES:  # read on, or the step would wait for somebody to read
+                    files[stream].write(data)
+                    files[stream].flush()
+                if all(each == ENDED for each in held.values()):
+                    self.free = True
+                    return
+            for stream, data in held.items():
+                files[stream].write(data)
+
+    def ended(self, seconds: float) -> bool:
+        """Whether its step has ended, or the container has, after so many seconds at most."""
+        from requests.exceptions import ConnectionError, ReadTimeout
+
+        if self.again:
+            self._writer.join(seconds)
+            if self._writer.is_alive() or self.free:
+                return self.free
+        try:
+            self.get().wait(timeout=seconds)
+        except (ReadTimeout, ConnectionError):
+            return False
+        return True
+
+    def finish_logs(self, seconds: float) -> None:
+        """Waits until what it printed is written down, so many seconds at most."""
+        self._writer.join(seconds)
 
     def end(self) -> bool:
         """Ends and removes it; whether it is certainly gone."""
@@ -137,6 +180,14 @@ class WaitingContainer:
                 if open_one:
                     open_one.close()
         self.box.remove()
+
+
+def before_end(printed: bytes) -> tuple[bytes, bytes]:
+    """Parts what a step printed from the word that it has ended, or from what may become that word."""
+    for count in range(min(len(ENDED), len(printed)), 0, -1):
+        if printed.endswith(ENDED[:count]):
+            return printed[:-count], printed[-count:]
+    return printed, b""
 
 
 def containers_of(client: Any, folder: Path) -> list[Any]:

@@ -1,6 +1,6 @@
-"""Steps in containers: one each, without network, on a read-only root, as nobody in particular, within limits.
+"""Steps in containers: without network, on a read-only root, as nobody in particular, within limits.
 
-What a container is given is in `containers.options`. When it has ended, the files that a step may leave are taken from its folder
+What a container is given is in `containers.options`. When a step has ended, the files that it may leave are taken from its folder
 (`containers.harvest`); nothing else is. New artefacts are adopted into the store from steps that run no method.
 """
 
@@ -21,7 +21,7 @@ from cdbench.containers.engine import address, connect
 from cdbench.containers.harvest import NotPlain, harvest
 from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
-from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
+from cdbench.containers.waiting import AGAIN, PRINTED_BYTES, Box, WaitingContainer, clear, reap
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions
@@ -40,10 +40,11 @@ _GIVEN = {
 
 
 class DockerRunner(Runner):
-    """One container a step.
+    """One container a training, which belongs to nobody before and is gone afterwards; evaluations take turns in theirs.
 
     A container takes seconds to import torch and the harness, so one of each kind is started ahead and waits: the next step of
-    that kind begins at once. It belongs to nobody before, and to one step afterwards.
+    that kind begins at once. An evaluation that ended well leaves its container to the next one, which is a process of its own
+    there (`runners.inside`) with an empty folder: neither runs anybody's code but ours.
     """
 
     name = "docker"
@@ -56,7 +57,8 @@ class DockerRunner(Runner):
     def __init__(self, image: str | None = None, gpus: Sequence[str] = ()) -> None:
         self._named, self._gpus = image, list(gpus)
         self._free = list(gpus)
-        self._ahead: dict[str, WaitingContainer] = {}
+        self._ahead: dict[str, list[WaitingContainer]] = {}
+        self._busy: set[WaitingContainer] = set()
         self._scratch = Path()
         self.image: Image | None = None
         self._engine = ""
@@ -128,19 +130,33 @@ class DockerRunner(Runner):
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
-        kind = _kind_of(step)
-        container = self._ahead.pop(kind, None)
-        if container is None or not container.fits(spec):
-            if container:
+        kind, container = _kind_of(step), None
+        while container is None and self._ahead.get(kind):
+            container = self._ahead[kind].pop()
+            if not container.fits(spec):
                 container.remove()
-            container = self._open(kind, spec, store, gpus)
-        return DockerHandle(step, folder, store, container, lambda: self._free.extend(gpus))
+                container = None
+        container = container or self._open(kind, spec, store, gpus)
+        self._busy.add(container)
+        return DockerHandle(step, folder, store, container, lambda: self._let_go(kind, container, gpus))
+
+    def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
+        """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
+        if container.free:
+            container.box.empty()
+            self._ahead.setdefault(kind, []).append(container)
+        else:
+            container.remove()
+        self._busy.discard(container)
+        self._free.extend(gpus)
 
     def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:
         if spec.profile.device == "cuda":
             return  # one that waits would hold a GPU
-        for kind in {_kind_of(step) for step in steps} - set(self._ahead):
-            self._ahead[kind] = self._open(kind, spec, store, ())
+        there = {kind for kind, waiting in self._ahead.items() if waiting}
+        there |= {"evaluate"} if any(container.again for container in list(self._busy)) else set()  # soon free again
+        for kind in {_kind_of(step) for step in steps} - there:
+            self._ahead.setdefault(kind, []).append(self._open(kind, spec, store, ()))
 
     def _open(self, kind: str, spec: RunSpec, store: Path, gpus: tuple[str, ...]) -> WaitingContainer:
         assert self.image, "require() comes first"
@@ -149,13 +165,15 @@ class DockerRunner(Runner):
             for name in TRAINING_KINDS:
                 (store / name).mkdir(parents=True, exist_ok=True)
         command = [self.image.python, "-m", "cdbench.runners.inside", "/step", "/store", "/step/store"]
+        if kind == "evaluate" and not gpus:  # one that waits would hold a GPU
+            command.append(AGAIN)
         options = options_of(self.image, kind, spec, box.path, store, gpus)
         return WaitingContainer(self.image.id, command, options, promises_of(spec, gpus), spec, box)
 
     def close(self) -> None:
-        for container in self._ahead.values():
-            container.remove()
-        self._ahead.clear()
+        for waiting in self._ahead.values():
+            while waiting:
+                waiting.pop().remove()
 
     def describe(self, spec: RunSpec) -> dict[str, Any] | None:
         assert self.image
@@ -204,20 +222,18 @@ class DockerHandle(WatchedHandle):
             return End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
         except Exception as error:  # whatever it is must reach the record, not end in a thread
             return End(1, "infra", f"the runner failed: {type(error).__name__}: {error}")
-        finally:
-            self._release()
 
     def _run(self) -> End:
         try:
             self._furnish()
-            writer = self._container.begin(
+            self._container.begin(
                 self._step,
                 [self._target / log_file(self._step, "stdout"), self._target / log_file(self._step, "stderr")],
             )
             end = self._wait(self._container.get())
-            writer.join(_GRACE_SECONDS)  # it has all when the container has ended
+            self._container.finish_logs(_GRACE_SECONDS)
             # Taken only when nobody is left who could still write.
-            if self._container.end():
+            if self._container.free or self._container.end():
                 return self._harvest(end)
             return (
                 end
@@ -225,7 +241,7 @@ class DockerHandle(WatchedHandle):
                 else End(1, "infra", "the container could not be removed, and nothing was taken of it")
             )
         finally:
-            self._container.remove()
+            self._release()
 
     def _furnish(self) -> None:
         """Puts into its folder what the step goes on from."""
@@ -238,23 +254,19 @@ class DockerHandle(WatchedHandle):
                 self._box.give(self._box.path / name)
 
     def _wait(self, container: Any) -> End:
-        """Until it ends, is stopped, or writes too much."""
-        from requests.exceptions import ConnectionError, ReadTimeout
-
+        """Until its step ends, is stopped, or writes too much."""
         client = container.client
-        while True:
-            try:
-                container.wait(timeout=1)
-                break
-            except (ReadTimeout, ConnectionError):
-                if self._stop.is_set():
-                    container.stop(timeout=_GRACE_SECONDS)
-                    return End(130)
-                if not _answers(client):
-                    return End(1, "infra", "the container engine went away in the middle of the step")
-                if excess := self._excess():
-                    container.kill()
-                    return excess
+        while not self._container.ended(1):
+            if self._stop.is_set():
+                container.stop(timeout=_GRACE_SECONDS)
+                return End(130)
+            if not _answers(client):
+                return End(1, "infra", "the container engine went away in the middle of the step")
+            if excess := self._excess():
+                container.kill()
+                return excess
+        if self._container.free:
+            return End(0)
         container.reload()
         state = container.attrs["State"]
         code = int(state["ExitCode"])
