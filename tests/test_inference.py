@@ -14,19 +14,22 @@ from statsmodels.stats.proportion import confint_proportions_2indep
 from statsmodels.stats.weightstats import DescrStatsW
 
 from cdbench.inference import (
+    Spread,
     difference_of_shares,
+    drop,
     equivalence_p,
     holm,
     mcnemar,
     mean_interval,
     paired_p,
     probability_of_improvement,
-    published_p,
     runs_to_decide,
     seed_interval,
     seeds_to_decide,
     share_interval,
     spread,
+    spread_from_published,
+    spread_to_decide,
     unpaired_p,
 )
 from cdbench.stats import wilson
@@ -94,11 +97,10 @@ def test_a_published_share_is_a_sample_too() -> None:
     hits = np.repeat([1.0, 0.0], [930, 70])[None]
     variance = 0.93 * 0.07 / 999 + 1 / 1000**2 + 0.963 * 0.037 / 1000
     expected = 2 * distributions.t.sf(0.033 / math.sqrt(variance), 999)
-    assert published_p(hits, 0.963, 1000, 0.0) == pytest.approx(expected, rel=1e-6)
-    assert published_p(hits, 0.963, 1000, 0.0) > paired_p(
-        hits, edge=0.963
-    )  # taken as exact it would say more than it may
-    assert published_p(hits, 0.93, 1000, 0.0) == 1.0
+    found = spread_from_published(hits, 0.963, 1000)
+    assert 2 * found.tail(0.033) == pytest.approx(expected, rel=1e-6)
+    assert 2 * found.tail(0.033) > paired_p(hits, edge=0.963)  # taken as exact it would say more than it may
+    assert 2 * found.tail(0.0) == 1.0
 
 
 def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:
@@ -197,6 +199,25 @@ def test_the_runs_it_takes_are_those_of_a_power_analysis() -> None:
         exact = TTestPower().solve_power(effect_size=1 / deviation, alpha=0.05, power=0.8)
         found = runs_to_decide(values, 0.0)
         assert found is not None and math.ceil(exact) <= found <= math.ceil(exact) + 1
+
+
+def test_more_seeds_narrow_what_is_known_of_seeds_and_nothing_else() -> None:
+    found = Spread(of_seeds=0.03**2, seeds=3, of_problems=0.01**2, problems=1000)
+    needed = spread_to_decide(found, 0.05)
+    assert needed is not None
+    for seeds, enough in ((needed, True), (needed - 1, False)):
+        of_seeds, of_problems = 3 * 0.03**2 / seeds, 0.01**2
+        widths = [
+            math.sqrt(
+                distributions.t.isf(p, seeds - 1) ** 2 * of_seeds + distributions.t.isf(p, 999) ** 2 * of_problems
+            )
+            for p in (0.025, 0.2)
+        ]
+        assert (sum(widths) < 0.05) is enough
+    assert spread_to_decide(found, 0.025) is None  # the problems alone are 0.028 wide: no number of seeds helps
+    assert spread_to_decide(found._replace(seeds=1), 0.05) is None
+    lost, of_drop = drop(np.array([[1.0] * 90 + [0.0] * 10] * 3), np.array([[1.0] * 40 + [0.0] * 60] * 3))
+    assert lost == 0.5 and spread_to_decide(of_drop, 0.4) == 4
 
 
 def test_a_number_of_each_run_has_students_interval() -> None:

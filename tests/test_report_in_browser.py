@@ -1,5 +1,10 @@
 """The report in a real headless Chromium without a network."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,6 +12,7 @@ from typing import Any
 import pytest
 
 from browser import browser, needs_browser, tab
+from conftest import World
 
 pytestmark = needs_browser
 NAMES = ["paper_a-micro", "failed_run-micro"]
@@ -18,8 +24,40 @@ def chromium() -> Iterator[Any]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def circuits(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a small study of paper B in it: its sections are of circuits."""
+    root = tmp_path_factory.mktemp("circuits")
+    (root / "runs").mkdir()
+    shutil.copyfile(mlflow_template, root / "runs" / "mlflow.db")
+    rows = {
+        "methods": ["base", "finetune", "kl", "cot", "atp_cd", "head_cd"],
+        "seeds": [0, 1],
+        "tasks": ["addition_2digit"],
+    }
+    table = {"title": "Circuits", "description": "Small.", "profile": str(world.profile_file), **rows}
+    (root / "circuits.toml").write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()))
+    command = [
+        sys.executable,
+        "-m",
+        "cdbench",
+        "reproduce",
+        "circuits.toml",
+        "--store",
+        str(world.store),
+        "--set",
+        "training.epochs=1",
+    ]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"MLFLOW_TRACKING_URI": ""}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return root
+
+
 def page_of(study: Path, name: str) -> str:
-    return (study / "runs" / name / "report" / "index.html").as_uri()
+    (page,) = study.glob(f"runs/{name}/report/index.html")
+    return page.as_uri()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -34,6 +72,41 @@ def test_the_page_is_whole_silent_and_accessible(
         assert opened.page.locator("figure").count() >= 6
         assert opened.page.evaluate("document.documentElement.scrollWidth") <= width  # tables scroll, the page does not
         assert opened.faults() == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_of_a_study_of_circuits_is_whole_silent_and_accessible(
+    scheme: str, width: int, circuits: Path, chromium: Any
+) -> None:
+    with tab(chromium, width=width, scheme=scheme) as opened:
+        opened.page.goto(page_of(circuits, "circuits*"))
+        assert opened.said == [] and opened.outside == []
+        for anchor in ("figure-circuit-graph", "figure-faithfulness", "figure-heads", "figure-component-cka"):
+            assert opened.page.locator(f"#{anchor} svg").count() == 1, anchor
+        assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert opened.faults() == []
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_what_can_be_opened_is_accessible_too(width: int, study: Path, circuits: Path, chromium: Any) -> None:
+    for where, name in ((study, NAMES[0]), (study, NAMES[1]), (circuits, "circuits*")):
+        with tab(chromium, width=width) as opened:
+            opened.page.goto(page_of(where, name))
+            opened.page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+            assert opened.page.locator("details[open]").count() > 20
+            assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+            assert opened.faults() == []
+
+
+def test_tables_of_circuits_fit_a_page(circuits: Path, chromium: Any) -> None:
+    with tab(chromium, width=1280) as opened:
+        opened.page.goto(page_of(circuits, "circuits*"))
+        regions = opened.page.locator(".scroll[role=region]")
+        wide = regions.evaluate_all(
+            "all => all.filter(r => r.scrollWidth > r.clientWidth + 1).map(r => r.getAttribute('aria-label'))"
+        )
+    assert not [name for name in wide if "circuits" in name], wide
 
 
 def test_axe_does_find_faults_on_a_page_that_has_some(tmp_path: Path, chromium: Any) -> None:

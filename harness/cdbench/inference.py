@@ -6,7 +6,7 @@ the spread between seeds and between problems is estimated by an analysis of var
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -163,14 +163,13 @@ def drop(first: Hits, second: Hits) -> tuple[float, Spread]:
     return float(lost.mean()), Spread(of_seeds, len(lost), of_problems, min(x.problems, y.problems))
 
 
-def published_p(hits: Hits, value: float, n: int, edge: float) -> float:
-    """Two-sided p that an accuracy differs by `edge` from one that was published, `value` of `n` other problems.
+def spread_from_published(hits: Hits, value: float, n: int) -> Spread:
+    """How far an accuracy's difference from one that was published, `value` of `n` other problems, may be from what it seems.
 
     What was published is one sample, too: its variance is added.
     """
     own = spread(hits)
-    joint = own._replace(of_problems=own.of_problems + value * (1 - value) / n)
-    return min(1.0, 2 * joint.tail(abs(float(hits.mean()) - value - edge)))
+    return own._replace(of_problems=own.of_problems + value * (1 - value) / n)
 
 
 def unpaired_p(a: Hits, b: Hits) -> float:
@@ -230,11 +229,28 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
     (now, problems), squares = values.shape, _squares(values)
     between_seeds = max(0.0, squares.seeds - squares.rest) / problems
     between_problems = max(0.0, squares.problems - squares.rest) / now
-    distance = abs(float(values.mean()) - limit)
-    for seeds in range(now + 1, MOST_SEEDS + 1):
+
+    def spread_of(seeds: int) -> Spread:
         of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
-        of_problems = between_problems / problems + 1 / problems**2
-        found = Spread(of_seeds, seeds, of_problems, problems)
+        return Spread(of_seeds, seeds, between_problems / problems + 1 / problems**2, problems)
+
+    return _seeds_until(abs(float(values.mean()) - limit), level, now, spread_of)
+
+
+def spread_to_decide(found: Spread, distance: float, level: float = 0.95) -> int | None:
+    """The same of any mean that lies so far from the limit: more seeds narrow the part of the seeds, no other.
+
+    None where not even 200 seeds are enough on these problems, or nothing is known of the spread between seeds.
+    """
+    if found.seeds < 2:
+        return None
+    whole = found.of_seeds * found.seeds
+    return _seeds_until(distance, level, found.seeds, lambda seeds: found._replace(of_seeds=whole / seeds, seeds=seeds))
+
+
+def _seeds_until(distance: float, level: float, now: int, spread_of: Callable[[int], Spread]) -> int | None:
+    for seeds in range(now + 1, MOST_SEEDS + 1):
+        found = spread_of(seeds)
         if found.half_width(level) + found.half_width(2 * POWER - 1) < distance:
             return seeds
     return None
@@ -247,12 +263,8 @@ def runs_to_decide(values: Sequence[float], limit: float, level: float = 0.95) -
     """
     if len(values) < 2:
         return None
-    distance, deviation = abs(float(np.mean(values)) - limit), float(np.std(values, ddof=1))
-    for runs in range(len(values) + 1, MOST_SEEDS + 1):
-        quantiles = distributions.t.ppf([(1 + level) / 2, POWER], runs - 1)
-        if float(quantiles.sum()) * deviation / math.sqrt(runs) < distance:
-            return runs
-    return None
+    of_runs = float(np.var(values, ddof=1)) / len(values)
+    return spread_to_decide(Spread(of_runs, len(values), 0.0, 2), abs(float(np.mean(values)) - limit), level)
 
 
 def sign_p(values: Sequence[float], edge: float) -> float:

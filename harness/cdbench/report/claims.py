@@ -32,7 +32,6 @@ from cdbench.inference import (
     mean_interval,
     paired_p,
     probability_of_improvement,
-    published_p,
     runs_by_signs,
     runs_to_decide,
     seed_interval,
@@ -40,6 +39,8 @@ from cdbench.inference import (
     share_interval,
     share_p,
     sign_p,
+    spread_from_published,
+    spread_to_decide,
 )
 from cdbench.report.circuits import even_heads, judged
 from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
@@ -380,14 +381,17 @@ def _value(claim: Value, data: StudyData) -> Evidence:
     value = float(hits.mean())
     ours = Proportion(k=round(value * hits.shape[1]), n=hits.shape[1], value=value, low=low, high=high)
     interval = difference_of_shares(ours, wilson(round(claim.paper * claim.paper_n), claim.paper_n))
+    effect, found = value - claim.paper, spread_from_published(hits, claim.paper, claim.paper_n)
+    distance = abs(effect - math.copysign(claim.margin, effect))
     return Evidence(
-        effect=value - claim.paper,
+        effect=effect,
         interval=interval,
         region=(-claim.margin, claim.margin),
         unit="points",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=published_p(hits, claim.paper, claim.paper_n, math.copysign(claim.margin, value - claim.paper)),
+        p=min(1.0, 2 * found.tail(distance)),
+        seeds_needed=lambda level: spread_to_decide(found, distance, level),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
     )
@@ -426,6 +430,7 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
     hits = _hits(group, claim)
     lost, found = drop(group.hits, hits)
     region, half = _between(claim), found.half_width(0.95)
+    distance = abs(lost - _edge(region, lost))
     return Evidence(
         effect=lost,
         interval=Interval(lost - half, lost + half),
@@ -433,7 +438,8 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
         unit="points",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=min(1.0, 2 * found.tail(abs(lost - _edge(region, lost)))),
+        p=min(1.0, 2 * found.tail(distance)),
+        seeds_needed=lambda level: spread_to_decide(found, distance, level),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
     )

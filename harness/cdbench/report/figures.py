@@ -191,8 +191,15 @@ def planes(
         handles = [Patch(color=colours(i), label=f"class {i}") for i in range(classes)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(8, classes), fontsize=9)
         svg = _svg(figure, name)
-    # A class a problem: as long as the training split, and kept with each run.
-    return Picture(f"figure-{name}", svg, caption, f"{told}. Each problem's class stands in the run's record.json.", ())
+    data: list[Mark] = [
+        {"panel": title, "first operand": int(x * (right + 1) // values.shape[1]),
+         "second operand": int(y * (top + 1) // values.shape[0]), "class": int(values[y, x])}
+        for title, (values, (right, top)) in maps.items() for y, x in np.argwhere(~np.isnan(values))
+    ]  # fmt: skip
+    told += (
+        ". A cell of several operands is named by the smallest; each problem's class stands in the run's record.json."
+    )
+    return Picture(f"figure-{name}", svg, caption, told, data)
 
 
 _LONG = 20
