@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 
 from browser import browser, needs_browser, tab
 from cdbench.report.escaping import csv_cell, markdown_cell, tex, tex_comment
@@ -65,6 +66,7 @@ def test_no_format_of_a_report_does_what_a_hostile_text_says(report: Path) -> No
         assert "<script>window.hacked=1</script>" in opened.page.locator("h1").inner_text()  # shown as what it is
         assert opened.page.locator("#failures + ul li").count() == 2
     markdown = (report / "report.md").read_text()
+    assert require_plain(markdown) == set()
     assert "<script>" not in markdown and "[a](javascript" not in markdown
     for block in re.findall(r"(?:^\|.*\n)+", markdown, flags=re.MULTILINE):
         bars = {line.replace(r"\|", "").count("|") for line in block.splitlines()}
@@ -76,6 +78,37 @@ def test_no_format_of_a_report_does_what_a_hostile_text_says(report: Path) -> No
         with file.open() as opened_file:
             for row in csv.reader(opened_file):
                 assert not any(cell.startswith(("=", "+", "@")) for cell in row)
+
+
+def test_no_leaderboard_does_what_a_hostile_text_says(report: Path, cli: Cli, world: World, tmp_path: Path) -> None:
+    runs, plugins = report.parents[1], {"CDBENCH_PLUGINS": str(tmp_path / "plugins")}
+    where = ["--profile", world.profile_file, "--store", world.store, "--runs", runs]
+    done = cli("run", "evil", "--set", f"method.label={EVIL}\x1b[31m", *where, **plugins)
+    assert done.returncode == 0, done.stderr
+    assert cli("leaderboard", "write", "--runs", runs, "--into", "LB.md").returncode == 0
+    text = (tmp_path / "LB.md").read_text()
+    assert "label" in text and require_plain(text) == {"runs"}
+    assert cli("leaderboard", "check", "LB.md", "--runs", runs).returncode == 0
+    for how in ((), ("--long",), ("--json",)):
+        shown = cli("leaderboard", "show", "--runs", runs, *how)
+        assert shown.returncode == 0, shown.stderr
+        assert "hacked" in shown.stdout and all(c.isprintable() or c == "\n" for c in shown.stdout)
+
+
+def require_plain(markdown: str) -> set[str]:
+    """Read as CommonMark with tables, by somebody else: no HTML, no picture, links only into the runs; says where to."""
+    targets = set()
+    for token in MarkdownIt("commonmark").enable("table").parse(markdown):
+        for each in (token, *(token.children or ())):
+            assert each.type not in ("html_block", "html_inline", "image"), each
+            if each.type == "link_open":
+                targets.add(str(each.attrs["href"]).split("/")[0])
+    return targets
+
+
+@given(st.text())
+def test_a_markdown_cell_of_any_text_is_text_to_commonmark(text: str) -> None:
+    assert require_plain(f"| a | b |\n|---|---|\n| {markdown_cell(text)} | x |\n") == set()
 
 
 @given(st.text())
