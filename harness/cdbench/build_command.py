@@ -10,7 +10,11 @@ from cdbench.errors import UserError
 
 
 @click.command()
-@click.option("--cuda", is_flag=True, help="With torch's CUDA build, on an NVIDIA base [the CPU build].")
+@click.option(
+    "--cuda/--cpu",
+    default=None,
+    help="With torch's CUDA build, on an NVIDIA base, or the CPU build [as this machine has a GPU].",
+)
 @click.option("--from-host", is_flag=True, help="From this machine's Python, in seconds; .venv is mounted, not copied.")
 @click.option(
     "--base", metavar="IMAGE", help="In place of the Dockerfile's base: NAME@sha256:DIGEST, or one the engine has."
@@ -29,7 +33,7 @@ def build(from_host: bool, as_json: bool, **options: Any) -> None:
     """Build the image of today's lock, from a base pinned by digest. Its tag is a hash of base, Dockerfile and lock.
 
     \b
-    cdbench build
+    cdbench build                        # for this machine: CUDA or CPU
     cdbench build --cuda
     cdbench build --from-host            # no registry, no index: for this machine only
     cdbench build --base mirror.example/python@sha256:... --secret id=pip_conf,src=$HOME/.config/pip/pip.conf
@@ -37,11 +41,14 @@ def build(from_host: bool, as_json: bool, **options: Any) -> None:
     CDBENCH_DOCKER names the docker client that builds; any other on PATH that has BuildKit is taken else.
     """
     from cdbench.containers import images
+    from cdbench.requirements import nvidia_driver
 
     def say(text: str) -> None:
         click.echo(text, err=True)
 
     cuda = options.pop("cuda")
+    if cuda is None and not from_host and (cuda := nvidia_driver() is not None):
+        say("this machine has an NVIDIA GPU: the CUDA build (--cpu for the other)")
     if from_host:
         if cuda or any(options.values()):
             raise UserError(

@@ -4,12 +4,14 @@ import os
 import platform
 import shutil
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from cdbench import config, discover, provenance
 from cdbench.containers import engine, images
 from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.plan import Places
+from cdbench.requirements import nvidia_driver
 
 State = Literal["ok", "missing", "note"]
 _MARKS = {"ok": "✓", "missing": "✗", "note": "·"}
@@ -71,7 +73,12 @@ def _gpu() -> Finding:
 
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        return Finding("gpu", "ok", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")
+        memory = f"{properties.total_memory / 2**30:.0f} GiB"
+        return Finding("gpu", "ok", f"{properties.name}, {memory}, driver {nvidia_driver() or 'unknown'}")
+    if driver := nvidia_driver():
+        return Finding(
+            "gpu", "note", f"one that torch does not see (driver {driver}): run make setup again on this machine"
+        )
     build = "this torch is a CPU build" if torch.version.cuda is None else "CUDA build of torch, no visible device"
     return Finding("gpu", "note", f"none ({build}); tiny and smoke need none, paper does")
 
@@ -113,10 +120,17 @@ def _plugins(kind: discover.Kind, where: Places) -> Finding:
 
 def _engine() -> Finding:
     try:
-        version = engine.connect(timeout=10).version()
+        client = engine.connect(timeout=10)
     except EnvironmentLacks as error:
         return Finding("container engine", "note", f"{error}; only --runner docker needs one")
-    return Finding("container engine", "ok", f"{version['Version']} at {engine.address()}")
+    text, root = f"{client.version()['Version']} at {engine.address()}", Path(str(client.info().get("DockerRootDir")))
+    if not root.is_dir():  # an engine elsewhere
+        return Finding("container engine", "ok", text)
+    free = shutil.disk_usage(root).free / 2**30
+    text += f", {free:.1f} GiB free at {root}"
+    if free < _LEAST_FREE_GIB:
+        return Finding("container engine", "missing", f"{text}: docker image prune, or give it more")
+    return Finding("container engine", "ok", text)
 
 
 def _client() -> Finding:

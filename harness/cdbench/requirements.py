@@ -1,6 +1,8 @@
 """What a profile needs of the machine, looked up without loading more than the question takes."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 from cdbench.config import FolderModel, HubModel, ModelConfig, Profile
@@ -64,6 +66,16 @@ def weights_sentence(config: HubModel) -> str:
         f"the licence at huggingface.co/{config.repo}, set HF_TOKEN, then "
         f"hf download {config.repo} --revision {config.revision}"
     )
+
+
+def nvidia_driver() -> str | None:
+    """The version of NVIDIA's driver where it sees a GPU; None where there is none."""
+    command = shutil.which("nvidia-smi")
+    if not command:
+        return None
+    ask = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(ask, capture_output=True, text=True)
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
 
 
 def missing(profile: Profile, *, gpu: bool = True) -> list[str]:

@@ -4,6 +4,7 @@ Each is either caught, with its fault named in the record, or cannot do what it 
 untouched student.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -122,6 +123,31 @@ def test_what_cannot_be_done_changes_nothing(method: str, study: Study) -> None:
     assert record["extras"].get("found", []) == []
 
 
+def test_who_looks_for_the_test_split_would_know_it(study: Study, world: World) -> None:
+    """Else to find nothing would say nothing: outside, the same eyes see it in the store."""
+    assert study.records["reads_the_test_split"]["extras"]["found"] == []
+    spec = importlib.util.spec_from_file_location("looks", PLUGINS / "methods" / "reads_the_test_split.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    seen = [name for folder, _, names in os.walk(world.store) for name in names if module.looks_heldout(folder, name)]
+    assert "test.jsonl" in seen and len(seen) > 1
+
+
+def test_patches_would_work_on_an_evaluator_in_the_same_process() -> None:
+    """Else that they change nothing would say nothing."""
+    code = f"""
+import runpy, types
+import cdbench.execute, torch
+for name, method in (("patches_everything", "PatchesEverything"), ("patches_what_it_exports_with", "PatchesWhatItExportsWith")):
+    made = runpy.run_path({str(PLUGINS / "methods")!r} + f"/{{name}}.py")[method]
+    made().run(types.SimpleNamespace(student=torch.nn.Linear(1, 1)))
+print(cdbench.execute.evaluate_run("folder", "spec", "workspace"), cdbench.execute.save_file({{}}, "file"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["1.0", "b'accuracy", "1.0'"], done.stderr
+
+
 @pytest.mark.parametrize("method", FLAGGED)
 def test_what_is_only_suspicious_stands_beside_the_result(method: str, study: Study) -> None:
     record = study.records[method]
@@ -169,6 +195,20 @@ def test_a_refused_or_failed_run_leaves_nothing_but_its_record_and_logs(study: S
 def test_twins_of_test_problems_in_the_training_split_are_counted(study: Study) -> None:
     assert study.records["base"]["inputs"]["test_twins_in_train"] == 0
     assert study.records["base"]["inputs"]["split"] == "strict"
+    where = [
+        "--profile",
+        study.profile,
+        "--runs",
+        study.runs.parent / "leaky",
+        "--store",
+        study.runs.parent / "leaky-store",
+    ]
+    command = [sys.executable, "-m", "cdbench", "run", "base", "--set", "data.split=paper", *map(str, where)]
+    done = subprocess.run(command, env=study.env, cwd=study.runs.parent, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    leaky = [json.loads(path.read_text()) for path in (study.runs.parent / "leaky").glob("records/*/record.json")]
+    assert leaky and all(record["inputs"]["test_twins_in_train"] > 0 for record in leaky)
+    assert all(record["inputs"]["split"] == "paper" for record in leaky)
 
 
 def test_the_record_says_in_what_it_ran(study: Study, image: Image) -> None:

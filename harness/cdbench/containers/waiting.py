@@ -44,9 +44,10 @@ class Box:
         """Removes it, whatever is in it."""
         remove_folder(self.path)
 
-    def empty(self) -> None:
-        """Removes what is in it: the folder itself is mounted."""
+    def empty(self) -> bool:
+        """Removes what is in it (the folder itself is mounted); whether nothing is left."""
         subprocess.run(["rm", "-rf", "--", *self.path.iterdir()], capture_output=True)
+        return not any(self.path.iterdir())
 
 
 class WaitingContainer:
@@ -56,7 +57,7 @@ class WaitingContainer:
         again: whether it can do another step after one that ended well.
         free: whether it has done one, and can.
         printed: bytes that its step has printed.
-        began: when it was told its step.
+        asked_for: when the engine was asked for it.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class WaitingContainer:
         self._attached: Any = None
         self._error: Exception | None = None
         self._gone = False
-        self.began = time.time()
+        self.asked_for = time.time()
         self._thread = threading.Thread(
             target=self._make, args=(image, command, options), name="cdbench-container", daemon=True
         )
@@ -114,7 +115,7 @@ class WaitingContainer:
     def begin(self, step: str, logs: Sequence[Path]) -> None:
         """Names its step to it; what it prints is written down as it comes, stdout and stderr apart."""
         self.get()
-        self.began, self.printed, self.free = time.time(), 0, False
+        self.printed, self.free = 0, False
         self._writer = threading.Thread(target=self._write_down, args=(logs,), name="cdbench-logs", daemon=True)
         self._writer.start()
         getattr(self._attached, "_sock", self._attached).sendall(f"{step}\n".encode())
@@ -151,6 +152,11 @@ class WaitingContainer:
         except (ReadTimeout, ConnectionError):
             return False
         return True
+
+    @property
+    def unheard(self) -> bool:
+        """Whether its step might end without anybody to hear it: what it prints is no longer read."""
+        return self.again and not self.free and not self._writer.is_alive()
 
     def finish_logs(self, seconds: float) -> None:
         """Waits until what it printed is written down, so many seconds at most."""

@@ -25,7 +25,7 @@ from cdbench.containers.waiting import AGAIN, PRINTED_BYTES, Box, WaitingContain
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions
-from cdbench.record import WANTED, failure_file, log_file, progress_file
+from cdbench.record import WANTED, Status, failure_file, log_file, progress_file
 from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.store import TRAINING_KINDS, Store
 
@@ -142,13 +142,14 @@ class DockerRunner(Runner):
 
     def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
         """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
-        if container.free:
-            container.box.empty()
-            self._ahead.setdefault(kind, []).append(container)
-        else:
-            container.remove()
-        self._busy.discard(container)
-        self._free.extend(gpus)
+        try:
+            if container.free and container.box.empty():  # or the next would be judged by what this one left
+                self._ahead.setdefault(kind, []).append(container)
+            else:
+                container.remove()
+        finally:
+            self._busy.discard(container)
+            self._free.extend(gpus)
 
     def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:
         if spec.profile.device == "cuda":
@@ -203,6 +204,8 @@ class DockerHandle(WatchedHandle):
         self._step, self._target, self._store = step, folder, store
         self._container, self._release = container, release
         self._box = container.box
+        # What runs nobody's code but ours is not refused and does not fail for a method's fault.
+        self._ours = step != "train"
         self._stop = threading.Event()
         self._thread.start()
 
@@ -219,7 +222,7 @@ class DockerHandle(WatchedHandle):
         except (DockerException, RequestException) as error:
             return End(1, "infra", f"the container engine failed: {first_line(error)}")
         except CdbenchError as error:
-            return End(1, "infra" if isinstance(error, EnvironmentLacks) else "refused", str(error))
+            return End(1, "infra" if self._ours or isinstance(error, EnvironmentLacks) else "refused", str(error))
         except Exception as error:  # whatever it is must reach the record, not end in a thread
             return End(1, "infra", f"the runner failed: {type(error).__name__}: {error}")
 
@@ -234,7 +237,7 @@ class DockerHandle(WatchedHandle):
             self._container.finish_logs(_GRACE_SECONDS)
             # Taken only when nobody is left who could still write.
             if self._container.free or self._container.end():
-                return self._harvest(end)
+                return self._without_a_word(self._harvest(end))
             return (
                 end
                 if end.status
@@ -262,22 +265,38 @@ class DockerHandle(WatchedHandle):
                 return End(130)
             if not _answers(client):
                 return End(1, "infra", "the container engine went away in the middle of the step")
+            if self._container.unheard:
+                container.kill()
+                return End(1, "infra", "what the step printed could not be written down, and its end not be heard")
             if excess := self._excess():
                 container.kill()
                 return excess
-        if self._container.free:
-            return End(0)
+        return End(0) if self._container.free else self._end_of(container)
+
+    def _end_of(self, container: Any) -> End:
+        """How a container has ended, by the engine's word."""
         container.reload()
         state = container.attrs["State"]
         code = int(state["ExitCode"])
         if state["OOMKilled"]:  # also when only a child was killed and the step went on
             allowed = self._container.promises.memory / GIB
             return End(code, "oom", f"needed more than the {allowed:g} GiB of limits.memory_gib")
-        if code == 137 and _killed_from_outside(client, container.id, self._container.began):
+        if code in (137, 143) and _killed_from_outside(container.client, container.id, self._container.asked_for):
             return End(code, "infra", "the container was killed from outside")
         if code == 137:
-            return End(-9, "failed", "killed by signal 9, sent neither from outside nor for want of memory")
+            status: Status = "infra" if self._ours else "failed"
+            return End(-9, status, "killed by signal 9, sent neither through the engine nor for want of memory")
+        if code != 0 and (full := self._is_full()):
+            return full
         return End(code if code < 128 else 128 - code)
+
+    def _without_a_word(self, end: End) -> End:
+        """Of a step that is ours alone and ended badly without saying why: whatever it was, no method is to blame."""
+        silent = self._ours and not end.status and end.code != 0 and not self._stop.is_set()
+        if not silent or (self._target / failure_file(self._step)).is_file():
+            return end
+        what = f"was killed by signal {-end.code}" if end.code < 0 else f"ended with exit code {end.code}"
+        return End(end.code, "infra", f"{what} without a word; see {log_file(self._step, 'stderr')}")
 
     def _excess(self) -> End | None:
         """What it takes too much of, that the engine does not watch."""
@@ -286,6 +305,9 @@ class DockerHandle(WatchedHandle):
             return End(1, "refused", f"left {size / GIB:.2f} GiB of files; limits.output_gib allows less")
         if self._container.printed > PRINTED_BYTES:
             return End(1, "refused", f"printed more than {PRINTED_BYTES >> 20} MiB")
+        return self._is_full()
+
+    def _is_full(self) -> End | None:
         if shutil.disk_usage(self._box.path).free < _LEAST_FREE:
             return End(1, "infra", f"less than {_LEAST_FREE >> 20} MiB are free at {self._box.path.parent}")
         return None
@@ -298,7 +320,7 @@ class DockerHandle(WatchedHandle):
             harvest(self._step, box, self._target, ended_well=end == End(0), limit=limit)
         except NotPlain as error:
             (self._target / "outcome.json").unlink(missing_ok=True)
-            return End(1, "refused", str(error))
+            return End(1, "infra" if self._ours else "refused", str(error))
         if self._step != "train" and end.code == 0 and (box / "store").is_dir():
             with explained(self._store, "the store"):
                 Store(self._store).adopt(box / "store")
@@ -324,7 +346,7 @@ def _answers(client: Any) -> bool:
 
 
 def _killed_from_outside(client: Any, container: str, since: float) -> bool:
-    """Whether the engine was told to kill it: a process that kills itself leaves the same exit code."""
+    """Whether the engine was told to kill or to stop it: a process that kills itself leaves the same exit code."""
     filters = {"container": container, "event": "kill"}
     with closing(
         client.api.events(since=int(since), until=int(time.time()) + 1, filters=filters, decode=True)

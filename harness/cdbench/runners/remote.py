@@ -18,6 +18,7 @@ from typing import Literal
 
 from cdbench import plugins
 from cdbench.config import RunSpec
+from cdbench.containers.waiting import remove_folder
 from cdbench.errors import EnvironmentLacks, first_line
 from cdbench.files import printable
 from cdbench.runners import End, Handle, Runner, WatchedHandle
@@ -49,27 +50,30 @@ class Order:
         runner: Runner = DockerRunner(self.image, gpus) if self.inside == "docker" else LocalRunner()
         # A scratch folder of its own: steps of other machines are under way beside it.
         scratch = self.scratch / uuid.uuid4().hex
-        with closing(runner):
-            try:
-                runner.require([spec], scratch)
-            except EnvironmentLacks as error:
-                return End(1, "infra", f"{os.uname().nodename}: {error}")
-            handle = runner.start(self.step, self.folder, self.store, spec)
-            try:
-                last = time.monotonic() + spec.profile.timeout_minutes * 60
-                while (end := handle.ended()) is None:
-                    wait([handle.waitable], 1)
-                    if time.monotonic() > last:
-                        handle.stop()
-                        end = End(1, "timeout", f"no end after {spec.profile.timeout_minutes} minutes")
-                        break
-            except BaseException:
-                handle.stop()
-                raise
-            finally:
-                with suppress(OSError):
-                    scratch.rmdir()
-            container = runner.describe(spec)
+        try:
+            with closing(runner):
+                return self._obey(runner, spec, scratch)
+        finally:
+            remove_folder(scratch)  # once the runner has let go of what it holds ready there
+
+    def _obey(self, runner: Runner, spec: RunSpec, scratch: Path) -> End:
+        try:
+            runner.require([spec], scratch)
+        except EnvironmentLacks as error:
+            return End(1, "infra", f"{os.uname().nodename}: {error}")
+        handle = runner.start(self.step, self.folder, self.store, spec)
+        try:
+            last = time.monotonic() + spec.profile.timeout_minutes * 60
+            while (end := handle.ended()) is None:
+                wait([handle.waitable], 1)
+                if time.monotonic() > last:
+                    handle.stop()
+                    end = End(1, "timeout", f"no end after {spec.profile.timeout_minutes} minutes")
+                    break
+        except BaseException:
+            handle.stop()
+            raise
+        container = runner.describe(spec)
         return replace(end, container=container and {**container, "machine": os.uname().nodename})
 
 
@@ -85,6 +89,8 @@ class RemoteRunner(Runner):
         self.isolated = inside == "docker"
 
     def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        if self._scratch != scratch:
+            remove_folder(scratch)  # left by a harness or a machine that died: the runs folder is ours alone
         self._scratch = scratch
         self.connect()
 

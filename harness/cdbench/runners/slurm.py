@@ -64,7 +64,7 @@ class SlurmRunner(RemoteRunner):
             job = executor.submit(_step, order)
         except submitit.core.utils.FailedJobError as error:
             raise EnvironmentLacks(f"SLURM does not take the job: {str(error).strip().splitlines()[0]}") from None
-        return RemoteHandle(order.folder, lambda: _wait(job), lambda: job.cancel(check=False))
+        return RemoteHandle(order.folder, lambda: _wait(job, order.inside), lambda: job.cancel(check=False))
 
 
 def _logs(scratch: Path) -> Path:
@@ -72,7 +72,7 @@ def _logs(scratch: Path) -> Path:
     return scratch.parent / "slurm"
 
 
-def _wait(job: Any) -> End:
+def _wait(job: Any, inside: Inside) -> End:
     """Until the job has left a result, or SLURM says that it ended without.
 
     Asks scontrol, not sacct as submitit does: not every cluster keeps accounts.
@@ -85,7 +85,7 @@ def _wait(job: Any) -> End:
         gone = 0 if state in _UNDER_WAY else gone + 1
         if gone > _LATE_POLLS:  # a shared file system may show the result late
             job.cancel(check=False)  # before it is handed in again
-            return _without_result(job.job_id, state)
+            return _without_result(job.job_id, state, inside)
         time.sleep(_POLL_SECONDS)
     outcome, value = submitit.core.utils.pickle_load(job.paths.result_pickle)
     if outcome == "error":
@@ -103,9 +103,10 @@ def _state(job_id: str) -> str:
     return "FORGOTTEN" if "nvalid job id" in done.stderr else "PENDING"
 
 
-def _without_result(job_id: str, state: str) -> End:
+def _without_result(job_id: str, state: str, inside: Inside) -> End:
     if state == "TIMEOUT":
         return End(1, "timeout", f"job {job_id} ended by SLURM at its time limit")
     if state == "OUT_OF_MEMORY":
-        return End(1, "oom", f"job {job_id} ended by SLURM for want of memory")
+        # A container's memory is not counted as the job's: then it was our harness that had too little.
+        return End(1, "infra" if inside == "docker" else "oom", f"job {job_id} ended by SLURM for want of memory")
     return End(1, "infra", f"job {job_id} ended without a result, in state {state}")

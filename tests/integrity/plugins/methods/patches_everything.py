@@ -6,12 +6,19 @@ from dataclasses import dataclass
 
 from cdbench.api import Method, Outcome, Problem
 
+FUNCTIONS = (
+    "predict", "generate", "score", "count", "save", "simple_evaluate", "evaluate_run", "judge_circuit", "perplexity",
+    "compare_representations",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class PatchesEverything(Method):
     def run(self, problem: Problem) -> Outcome:
         modules = (
+            "cdbench.execute",
             "cdbench.evaluate",
+            "cdbench.judge",
             "cdbench.predictions",
             "cdbench.scoring",
             "torch",
@@ -21,7 +28,7 @@ class PatchesEverything(Method):
         for name in modules:
             with contextlib.suppress(ImportError):
                 module = importlib.import_module(name)
-                for function in ("predict", "generate", "score", "count", "save", "simple_evaluate"):
+                for function in FUNCTIONS:
                     if hasattr(module, function):
                         setattr(module, function, lambda *args, **kwargs: 1.0)
         return Outcome()
