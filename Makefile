@@ -31,7 +31,7 @@ oracles: $(BIN)/cdbench  ## hold circuits against TransformerLens and pyvene, in
 	$(BIN)/python -m pip install --quiet --target .oracles --upgrade --no-deps --require-hashes -r tests/oracles.txt
 	PYTHONPATH=.oracles $(BIN)/python -m pytest tests/test_circuit_oracles.py
 
-smoke: $(BIN)/cdbench  ## the whole flow, small, in about a minute (its numbers mean nothing)
+smoke: $(BIN)/cdbench  ## the whole flow, small, in about two minutes (its numbers mean nothing)
 	$(BIN)/cdbench reproduce paper_a failed_run --profile smoke --jobs $(JOBS) --runner $(RUNNER) $(ARGS)
 
 reproduce: $(BIN)/cdbench  ## the papers' Table 1 and the failed-run study with the tiny pair, on the CPU

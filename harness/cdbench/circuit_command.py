@@ -63,7 +63,7 @@ def _model_options(command: Command) -> Command:
         "--profile",
         help="Whose models and splits: tiny (if not said), tiny_lengths, smoke, paper, or a .toml file. A run has its own.",
     )(command)
-    return click.option("--task", default="addition_2digit", show_default=True)(command)
+    return click.option("--task", help="addition_2digit, if not said. A run has its own.")(command)
 
 
 def _source_options(command: Command) -> Command:
@@ -190,7 +190,10 @@ def _studied(model: str, options: dict[str, Any]) -> "Studied":
     from cdbench.circuit_session import Studied
 
     where = plan.places(options["runs"], options["store"])
-    studied = Studied(model, options["profile"] or "tiny", options["task"], where, _told("models"))
+    task = options["task"] or "addition_2digit"
+    studied = Studied(model, options["profile"] or "tiny", task, where, _told("models"))
+    if studied.is_run and options["task"] not in (None, studied.workspace.task):
+        raise UserError(f"run {model} was made on task '{studied.workspace.task}'; it is studied on no other")
     asked = options["profile"] and Path(options["profile"]).stem
     if studied.is_run and asked not in (None, studied.profile.name):
         raise UserError(f"run {model} was made under profile '{studied.profile.name}'; it is studied under no other")

@@ -141,7 +141,13 @@ class Studied:
     def model(self) -> LlamaForCausalLM:
         """The model, in eval mode."""
         model = self._checkpoint.model(self.profile.device)
-        return load_student(model, self._weights) if self._weights else model
+        model = load_student(model, self._weights) if self._weights else model
+        for name, value in model.named_parameters():
+            if not bool(value.isfinite().all()):
+                raise UserError(
+                    f"{self.name}: {name} has values that are not finite; nothing can be said of such a model"
+                )
+        return model
 
     @cached_property
     def content(self) -> str:

@@ -53,7 +53,7 @@ def circuit_metric(
     """The metric of each problem with all but the circuit exchanged, [len(circuits), n].
 
     Raises:
-        UserError: the model is not a Llama or in training mode.
+        UserError: the model is not a Llama or in training mode, or its logits are not finite.
         ValueError: a circuit of another model, or mean ablation without `means`.
     """
     forward = Forward(model)
@@ -67,7 +67,10 @@ def circuit_metric(
         parts.append(torch.stack([batch.difference(forward.logits(end, batch.last)) for end in ends]).cpu())
         done += len(batch)
         work.progress(done, len(contrasts))
-    return torch.cat(parts, dim=1)
+    metric = torch.cat(parts, dim=1)
+    if not bool(torch.isfinite(metric).all()):
+        raise UserError("the model gives logits that are not finite: there is nothing to judge")
+    return metric
 
 
 def _stand_in(forward: Forward, batch: Contrasts, exchange: Exchange) -> Outputs:
@@ -278,27 +281,47 @@ def curve(
 def magnitude(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Work = QUIETLY) -> Scores:
     """The baseline that asks nothing of the gradient: how far an item's output moves, mean over the problems.
 
-    Nodes: the L2 norm of clean minus corrupt, summed over positions. Neurons: |clean minus corrupt|. An edge has its node's.
+    Relative to the stream that it becomes part of: streams grow from layer to layer, and by absolute distance the embedding comes
+    last, without which every circuit is empty. Nodes: the L2 norm of clean minus corrupt, by that of the stream that the node has
+    written into, summed over positions. Edges: by that of the stream that is read. Neurons: |clean minus corrupt|, by the node's.
     """
     forward = Forward(model)
     graph = forward.graph
-    total = torch.zeros(graph.shape("neuron" if level == "neuron" else "node"))
+    total = torch.zeros(graph.shape(level))
     for batch in contrasts.batches(work.batch_size, model.device):
-        clean, corrupt = (forward.trace(forward.embed(ids)).outputs for ids in (batch.clean, batch.corrupt))
-        moved = [(clean.embedding - corrupt.embedding)[:, :, None]]
-        for i in range(graph.layers):
+        trace, corrupt = forward.trace(forward.embed(batch.clean)), forward.trace(forward.embed(batch.corrupt)).outputs
+        clean = trace.outputs
+        moved, written, read = [(clean.embedding - corrupt.embedding)[:, :, None]], [clean.embedding], []
+        for i, after in enumerate((*trace.before[1:], trace.end)):
             moved += [
                 forward.write(i, clean.heads[i] - corrupt.heads[i]),
                 (clean.mlps[i] - corrupt.mlps[i])[:, :, None],
             ]
+            written += [*[trace.middle[i]] * graph.heads, after]
+            read += [*[trace.before[i]] * 3 * graph.heads, trace.middle[i]]
         every = wide(torch.cat(moved, dim=2))
         real = (torch.arange(every.shape[1], device=every.device)[None] <= batch.last[:, None])[:, :, None, None]
         every = every.masked_fill(~real, 0.0)
-        total += (every.abs().sum((0, 1)) if level == "neuron" else every.norm(dim=-1).sum((0, 1))).cpu()
-    total /= len(contrasts)
-    return single(level, total[:, None].expand(graph.shape("edge")) if level == "edge" else total)
+        if level == "edge":
+            found = torch.einsum("btn,btr->nr", every.norm(dim=-1), 1 / _lengths([*read, trace.end]))
+        else:
+            every = every / _lengths(written)[..., None]
+            found = every.abs().sum((0, 1)) if level == "neuron" else every.norm(dim=-1).sum((0, 1))
+        total += found.cpu()
+    return single(level, total / len(contrasts))
+
+
+def _lengths(streams: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of each stream at each token, [b, t, len(streams)]."""
+    return torch.stack([wide(stream).norm(dim=-1) for stream in streams], dim=-1).clamp(min=1e-6)
 
 
 def random_scores(graph: Graph, level: Level, draw: int) -> Scores:
-    """The baseline that knows nothing: scores between 0 and 1, another set for each `draw`."""
-    return single(level, torch.rand(graph.shape(level), generator=generator_for("random-circuit", level, draw)))
+    """The baseline that knows nothing: scores between 0 and 1, another set for each `draw`.
+
+    Of nodes the embedding comes first: without it every circuit is empty, and there would be no rival.
+    """
+    scores = torch.rand(graph.shape(level), generator=generator_for("random-circuit", level, draw))
+    if level == "node":
+        scores[0] = 1.0
+    return single(level, scores)

@@ -49,7 +49,7 @@ class GlobalCka(Term):
 
     Attributes:
         own, target: sites of the student's and of the teacher's circuit.
-        estimator: as in CkaAlignment.
+        estimator, source, permutation: as in CkaAlignment.
         probe: what the student's state is mapped by first (`make_probe`), trained along and discarded; None for nothing.
     """
 
@@ -58,6 +58,7 @@ class GlobalCka(Term):
     weight: float = 0.01
     estimator: Literal["biased", "debiased"] = "biased"
     source: Source = "teacher"
+    permutation: tuple[int, ...] = ()
     probe: Tensor | None = field(default=None, compare=False)
     name: str = "global_cka"
 
@@ -74,6 +75,7 @@ class GlobalCka(Term):
         return () if self.probe is None else (self.probe,)
 
     def loss(self, inputs: TermInputs) -> Tensor:
+        rows = torch.tensor(self.permutation)[inputs.rows] if self.permutation else inputs.rows
         student = [inputs.student(site) for site in self.own]
-        teacher = [inputs.teacher(signal).float() for signal in self.signals]
+        teacher = [inputs.teacher(signal, rows).float() for signal in self.signals]
         return global_cka(student, teacher, debiased=self.estimator == "debiased", probe=self.probe)

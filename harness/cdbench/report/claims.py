@@ -498,6 +498,8 @@ def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
+    if claim.control and (beside := group.metric(claim.control)) is not None and beside < claim.control_at_least:
+        raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
     return _of_runs(group, group.values(claim.metric), _between(claim), claim.unit, claim.metric)
 
 

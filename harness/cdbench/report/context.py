@@ -446,7 +446,8 @@ def _known_before(profile: Profile) -> list[str]:
     return [
         f"Before anything is distilled, teacher and student were trained on {profile.data.zoo_train} problems of each of "
         f"{tasks}, too. A row's accuracy there is what it kept of that, and what it gained: only a row above base has gained, "
-        "and a row that trains fewer parameters may be above another because it forgets less."
+        "and a row that trains fewer parameters may be above another because it forgets less. Where base itself solves none "
+        "there was nothing to keep."
     ]
 
 

@@ -136,11 +136,16 @@ class GradientShare(_OfRows):
 
 
 class Metric(_OfRows):
-    """A number that the evaluator takes of each run of `row` lies between two bounds."""
+    """A number that the evaluator takes of each run of `row` lies between two bounds.
+
+    Below `control_at_least` of another number, `control`, it could not be otherwise, and the claim says nothing.
+    """
 
     decided_by: Literal["metric"]
     row: str
     metric: str
+    control: str | None = None
+    control_at_least: float = 0.0
     at_least: float | None = None
     at_most: float | None = None
     unit: Literal["share", "correlation"] = "share"

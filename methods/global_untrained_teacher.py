@@ -1,0 +1,19 @@
+"""Control: `global_cd` aligned with the teacher's architecture at initialisation; the logits are the real teacher's."""
+
+from dataclasses import dataclass
+
+from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, top_components
+
+
+@dataclass(frozen=True)
+class GlobalUntrainedTeacher(Method):
+    alignment_weight: float = 0.01
+    temperature: float = 2.0
+    share: float = 0.5
+
+    def run(self, problem: Problem) -> Outcome:
+        own, target = (
+            top_components(problem.components(model, "attribution"), self.share) for model in ("student", "teacher")
+        )
+        alignment = GlobalCka(own, target, self.alignment_weight, source="untrained_teacher")
+        return problem.fit([Kl(self.temperature), alignment], own)
