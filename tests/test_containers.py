@@ -190,8 +190,9 @@ def test_evaluations_take_turns_in_a_container_and_know_nothing_of_each_other(
     (waiting,) = runner._ahead["evaluate"]
     assert not any(waiting.box.path.iterdir())
     assert runner.image
-    inside = waiting.get().exec_run([runner.image.python, "-c", "import os; print(os.listdir('/tmp'))"])
-    assert (inside.exit_code, inside.output) == (0, b"[]\n")
+    ask = "import glob, os; print(glob.glob('/tmp/tmp*'), os.listdir('/dev/shm'))"
+    inside = waiting.get().exec_run([runner.image.python, "-c", ask])
+    assert (inside.exit_code, inside.output) == (0, b"[] []\n")
     runner.close()
     assert containers(tmp_path) == []
 
