@@ -71,12 +71,12 @@ def test_the_library_of_the_standard_reads_it(runs: Path, cli: Cli, tmp_path: Pa
         assert all((folder / entity.id).is_file() for entity in action["result"])
     listed = {entity.id for entity in crate.get_by_type("File")}
     assert {
-        "docker/cpu.Dockerfile",
-        "docker/image.cpu.txt",
-        "code/methods/finetune.py",
+        "code/cdbench/plugins/docker/cpu.Dockerfile",
+        "code/cdbench/plugins/docker/image.cpu.txt",
+        "code/cdbench/plugins/methods/finetune.py",
         "two_rows/report/report.md",
     } <= listed
-    assert not any(name.startswith("code/methods/kl") for name in listed)
+    assert not any(name.endswith("methods/kl.py") for name in listed)
     for entity in crate.get_by_type("File"):
         done = subprocess.run(["sha256sum", folder / entity.id], capture_output=True, text=True)
         assert done.stdout.split()[0] == entity["sha256"]
@@ -93,9 +93,30 @@ def test_the_packed_code_is_the_code_that_the_records_name(runs: Path, cli: Cli,
     )
     shutil.move(folder / "code", tmp_path / "crate-code")
     for path in folder.glob("records/*/record.json"):
-        env = os.environ | {"PYTHONPATH": str(tmp_path / "crate-code"), "CDBENCH_PLUGINS": str(tmp_path / "crate-code")}
+        env = os.environ | {"PYTHONPATH": str(tmp_path / "crate-code")}
         done = subprocess.run([sys.executable, "-c", code, path], env=env, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+
+
+def test_the_commands_of_its_readme_repeat_it_with_the_packed_code(
+    runs: Path, cli: Cli, world: World, tmp_path: Path
+) -> None:
+    assert cli("bundle", "two_rows", "--runs", runs, "-o", "x.zip").returncode == 0
+    folder = unpacked(tmp_path / "x.zip", tmp_path / "x")
+    shutil.copytree(world.store, folder / "store")  # models would be trained anew
+    text = (folder / "README.md").read_text()
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    ") and "install-env.sh" not in line]
+    ours = [line for line in commands if line.startswith("env/bin/python -m cdbench")]
+    assert [line.split()[3] for line in ours] == ["score", "report", "verify"]
+    script = "\n".join(["set -e", *(line for line in commands if "reproduce" not in line)])
+    script = script.replace("env/bin/python", sys.executable).replace("export", "rm -r two_rows/report; export")
+    script += f"\n{sys.executable} -c 'import cdbench; print(cdbench.__file__)'"
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1].startswith(str(folder / "code"))
+    assert (folder / "two_rows" / "report" / "index.html").is_file()
+    for each in ("cpu.Dockerfile", "install-env.sh", "requirements.cpu.txt"):
+        assert (folder / "code" / "cdbench" / "plugins" / "docker" / each).is_file()
 
 
 def test_what_cannot_be_packed_is_said(runs: Path, cli: Cli, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """A finished study as one file that somebody else can check and repeat without us: an RO-Crate (https://w3id.org/ro/crate/1.1).
 
 In it, laid out as a runs folder, so that every command works on it: the study, its report, and records with specs, histories,
-predictions and weights; beside them the package, the plug-ins that ran, Dockerfiles, locks, and SHA256SUMS over everything.
+predictions and weights; beside them the package with the plug-ins that ran, templates, Dockerfiles and locks, as a wheel
+has them, so that it runs from there; and SHA256SUMS over everything.
 """
 
 import shutil
@@ -20,6 +21,7 @@ from cdbench.plan import STUDY_FILE, Places, SavedStudy
 from cdbench.provenance import code_of
 from cdbench.record import Record
 from cdbench.report.build import write_report
+from cdbench.report.collect import UNTRAINED, reports_folder
 
 SUMS = "SHA256SUMS"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -32,13 +34,18 @@ _README = """# {title}
 
 A cdbench study, packed by `cdbench bundle {name}` (cdbench {version}). `ro-crate-metadata.json` describes every part.
 
-    sha256sum --check --quiet SHA256SUMS      # nothing was altered since it was packed
-    cdbench score RUN --runs .                # a run's predictions, scored again; needs no model
-    cdbench report {name} --runs .            # the report again, from the records alone
+    sha256sum --check --quiet SHA256SUMS                                     # nothing was altered since it was packed
+    bash code/cdbench/plugins/docker/install-env.sh env                      # the environment, from the hashed lock
+    export PYTHONPATH=$PWD/code                                              # the code that ran
+    env/bin/python -m cdbench score {run} --runs .             # a run's predictions, scored again; needs no model
+    env/bin/python -m cdbench report {name} --runs .                         # the report again, from the records alone
+    env/bin/python -m cdbench verify {run} --rerun --runs . --store store    # trained again from its spec, held byte for byte
 
-To run it again, with the code that is packed in `code/` and the environment of `docker/requirements.*.txt`:
+The runs are in `records/`. They were made by
 
     {command}
+
+and `env/bin/python -m cdbench build` makes the image for `--runner docker`.
 
 {weights}
 """
@@ -92,20 +99,27 @@ def _collect(folder: Path, saved: SavedStudy, where: Places, records: list[Recor
             if source.is_file() and (weights or source.suffix != ".safetensors"):
                 shutil.copyfile(source, target / name)
     skipped = shutil.ignore_patterns("__pycache__", "*.pyc")
-    shutil.copytree(_PACKAGE, folder / "code" / "cdbench", ignore=skipped)
+    code = folder / "code" / "cdbench"
+    shutil.copytree(_PACKAGE, code, ignore=skipped)
+    own = code / "plugins"
+    for each in ("methods", "tasks", "reports", "docker"):  # those of a wheel: what did not run is not packed
+        shutil.rmtree(own / each, ignore_errors=True)
     methods, tasks = discover.find("methods"), discover.find("tasks")
     used = {path for done in records for path in [methods.get(done.spec.method)] if path}
     for kind, paths in (("methods", used), ("tasks", set(tasks.values()))):
-        (folder / "code" / kind).mkdir(exist_ok=True)
+        (own / kind).mkdir()
         for path in sorted(paths):
-            shutil.copyfile(path, folder / "code" / kind / path.name)
-    shutil.copytree(images.folder(), folder / "docker", ignore=skipped)
+            shutil.copyfile(path, own / kind / path.name)
+    shutil.copytree(images.folder(), own / "docker", ignore=skipped)
+    shutil.copytree(reports_folder(), own / "reports", ignore=skipped)
     told = "The students' weights are in `records/*/student.safetensors`."
     if not weights:
         told = "Weights were left out (`--no-weights`); their SHA-256 sums are in the records."
+    trained = next((done for done in records if done.status == "ok" and done.spec.method not in UNTRAINED), records[0])
     text = _README.format(
-        title=saved.study.title, name=saved.name, version=__version__, command=saved.command, weights=told
-    )
+        title=saved.study.title, name=saved.name, version=__version__, command=saved.command, weights=told,
+        run=trained.run_id,
+    )  # fmt: skip
     (folder / "README.md").write_text(text)
 
 
