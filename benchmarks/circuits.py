@@ -186,7 +186,10 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph) -> Tensor:
 
 
 def eap_ig(repeats: int) -> dict[str, Any]:
-    """Edge attribution against EAP-IG's way. Its own code runs on CUDA alone (the device is written into it)."""
+    """Edge attribution with one gradient (EAP; with integrated gradients both sides take as many more) against EAP-IG's way.
+
+    Its own code runs on CUDA alone (the device is written into it).
+    """
     try:
         from transformer_lens.model_bridge import TransformerBridge
     except ImportError as error:

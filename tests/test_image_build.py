@@ -40,8 +40,8 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     (folder / "pip.conf").write_text("[global]\nno-index = true\n# hunter2\n")
     image = build(folder, flavour)
     yield image
-    # That of the CPU stays for the tests behind these.
-    for name in (BASE, WHEELS, *([image.tag] if flavour == "cuda" else [])):
+    # Not left behind: whoever runs a study next would have it in this one.
+    for name in (image.tag, BASE, WHEELS):
         engine.images.remove(name, force=True)
 
 

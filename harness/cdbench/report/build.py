@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from markupsafe import Markup
 
 from cdbench.files import write_atomic
 from cdbench.plan import Places, SavedStudy
@@ -68,6 +69,7 @@ def _environment(suffix: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    shown = _interval_below if suffix == ".html" else str
     if escape := _ESCAPES.get(suffix):
         environment.finalize = lambda value: value if isinstance(value, Escaped) else escape(value)
     environment.filters |= {
@@ -78,11 +80,17 @@ def _environment(suffix: str) -> Environment:
         "p": p_value,
         "tex_comment": tex_comment,
         "md_code": markdown_code,
-        "measured": lambda found: over_seeds(found, number),
-        "measured_share": lambda found: over_seeds(found, percent),
+        "measured": lambda found: shown(over_seeds(found, number)),
+        "measured_share": lambda found: shown(over_seeds(found, percent)),
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
     }
     return environment
+
+
+def _interval_below(text: str) -> Markup:
+    """A number with its interval under it: ten columns of both side by side are wider than a page."""
+    value, _, interval = text.partition(" [")
+    return Markup('{}<br><span class="mut">[{}</span>').format(value, interval) if interval else Markup.escape(value)
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:
