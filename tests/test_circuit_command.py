@@ -115,6 +115,8 @@ def test_the_student_of_a_run_has_a_circuit_of_its_own(
         contents[name] = json.loads(done.stdout)["model"]["content"]
     assert contents[ids["teacher"]] == contents["teacher"]
     assert len(set(contents.values())) == 3
+    done = command("circuit", "discover", ids["finetune"], *args, "--task", "subtraction_2digit")
+    assert done.exit_code == 2 and "was made on task 'addition_2digit'; it is studied on no other" in done.stderr
 
 
 def test_export_and_import_keep_every_score(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
@@ -441,3 +443,21 @@ def test_a_model_of_the_hub_is_found_by_its_name_and_kept_by_its_commit(
     done = command("circuit", "evaluate", "c", *args[2:], "-n", "10")
     assert done.exit_code == 0, done.stderr
     assert done.stdout.startswith(f"some-one/some-llama@{commit}, nodes by attribution")
+
+
+def test_a_model_with_weights_that_are_not_finite_is_refused(command: Command, args: list[str], reader: Path) -> None:
+    weights = load_file(reader / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(weights, reader / "model.safetensors", metadata={"format": "pt"})
+    for words in (["discover"], ["interchange", "--all"]):
+        done = command("circuit", words[0], reader, *args, "--data", "mib-generated", "-n", "10", *words[1:])
+        assert done.exit_code == 2, done.stderr
+        assert "model.layers.0.mlp.up_proj.weight has values that are not finite" in done.stderr
+
+
+def test_a_variable_that_no_problem_has_is_said_to_be_that(command: Command, args: list[str], reader: Path) -> None:
+    """MIB's rows have no counterfactual for it either; that is not what is missing."""
+    words = ["--data", "mib-generated-subtraction", "--variable", "tens_carry", "-n", "20", "--all"]
+    done = command("circuit", "interchange", reader, *args, *words)
+    assert done.exit_code == 2, done.stderr
+    assert "no two of 20 problems differ in 'tens_carry'" in done.stderr

@@ -400,8 +400,11 @@ def interchange(model: str, **options: Any) -> None:
 
     studied = _studied(model, options)
     _start(studied)
-    wanted = _data({**options, "counterfactual": options["variable"]})
+    # Sources are drawn here, so that a problem needs no counterfactual of the variable's kind.
+    wanted = _data({**options, "counterfactual": "random"})
     drawn = studied.prompts(wanted, options["problems"])
+    if not drawn:
+        raise UserError(f"--data {wanted.source} has no held-out problem")
     examples = list(drawn) if options["every"] else solved(studied.model, studied.tokenizer, drawn)
     if not examples:
         raise UserError(
