@@ -12,7 +12,7 @@ from scipy import stats as distributions
 from cdbench import discover
 from cdbench.errors import UserError
 from cdbench.report import ledger as forms
-from cdbench.report.claims import Verdict, judge
+from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
 from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
@@ -351,8 +351,15 @@ def test_even_heads_are_decided_by_shuffling_heads() -> None:
     odd = even({f"a{i}.h{j}": 1.0 for i in (2, 3) for j in (1, 3, 5, 7)}, heads=8)
     assert odd.outcome == "refuted"
     # All importance in the later layers, whatever the number of the head: late, not even.
-    assert even({f"a{i}.h{j}": 1.0 + 0.1 * j for i in (2, 3) for j in range(4)}).outcome == "inconclusive"
-    assert even({f"a{i}.h{j}": 1.0 + 0.1 * j for i in range(4) for j in range(4)}).outcome == "inconclusive"
+    for layers in ((2, 3), range(4)):
+        even_by_chance = even({f"a{i}.h{j}": 1.0 + 0.1 * (j // 2) for i in layers for j in range(8)}, heads=8)
+        assert even_by_chance.outcome == "inconclusive"
+    # Four heads a layer, two late layers: 36 arrangements.
+    few = even({f"a{i}.h{j}": 1.0 for i in (2, 3) for j in (0, 2)})
+    assert (
+        few.outcome == "not tested here"
+        and "16 heads of teacher are too few: no arrangement has a p below 0.056" in few.why
+    )
     assert even({"m0": 1.0}).outcome == "not tested here"
 
 
@@ -381,3 +388,45 @@ def test_rows_that_train_other_parts_of_the_student_are_told() -> None:
     assert (
         "of the parameters" not in one(difference("atp_cd", "kl"), part("atp_cd", 0.9, 100), part("kl", 0.6, 100)).why
     )
+
+
+def test_being_as_good_as_what_has_not_learned_the_task_says_nothing() -> None:
+    claim = forms.Equivalence(
+        id="T.e", says="", source="", decided_by="equivalence", task=TASK, one="atp_cd", other="cot", margin=0.02,
+        other_at_least=0.5,
+    )  # fmt: skip
+    found = one(claim, row("atp_cd", 0.8), row("cot", 0.2))
+    assert found.outcome == "not tested here" and "cot has" in found.why
+    assert one(claim, row("atp_cd", 0.9), row("cot", 0.6)).outcome == "refuted"
+
+
+def test_rows_below_the_margin_are_not_compared() -> None:
+    claim = difference("atp_cd", "kl").model_copy(update={"margin": 0.05})
+    assert "solves 5.0 %" in one(claim, row("atp_cd", 0.03), row("kl", 0.02)).why
+    assert one(claim, row("atp_cd", 0.5), row("kl", 0.02)).outcome == "supported"
+
+
+def test_a_metric_says_nothing_where_its_control_is_at_the_floor() -> None:
+    claim = forms.Metric(
+        id="T.m", says="", source="", decided_by="metric", task=TASK, row="atp_cd", metric="circuit.needed_beyond_chance",
+        at_least=0.1, control="circuit.random_ablated_share", control_at_least=0.5,
+    )  # fmt: skip
+
+    def found(left_by_others: float) -> Verdict:
+        group = row("atp_cd", 0.9)
+        for i, record in enumerate(group.records):
+            circuit = SimpleNamespace(random_ablated_share=left_by_others, needed_beyond_chance=0.4 + 0.01 * i)
+            cast(Any, record).metrics = SimpleNamespace(circuit=circuit)
+        return one(claim, group)
+
+    assert "at the floor" in found(0.01).why and found(0.01).outcome == "not tested here"
+    assert found(0.8).outcome == "supported"
+
+
+def test_claims_are_counted_by_whose_they_are() -> None:
+    mathematics = forms.Mathematics(id="A.m", says="", source="", decided_by="law", law="symmetry", law_says=True)
+    nothing = forms.Undecidable(id="C.x", says="", source="", decided_by="nothing", why="no")
+    apart = counts_apart(
+        judge([mathematics, nothing, difference("atp_cd", "kl")], study(row("atp_cd", 0.9), row("kl", 0.5)))
+    )
+    assert {whose: some["supported"] for whose, some in apart.items()} == {"mathematics": 1, "T": 1}

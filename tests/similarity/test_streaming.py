@@ -97,6 +97,26 @@ def test_the_state_does_not_grow_and_goes_through_a_file(tmp_path: Path) -> None
     torch.testing.assert_close(other.compute(debiased=True), expected(xs, ys, True), atol=1e-9, rtol=0)
 
 
+def test_many_layers_keep_their_places_in_whatever_order_a_file_has_them(tmp_path: Path) -> None:
+    """safetensors hands out xs[10] before xs[1]."""
+    draw = torch.Generator().manual_seed(0)
+    xs, ys = ([torch.randn(40, 3, generator=draw, dtype=torch.float64) for _ in range(12)] for _ in range(2))
+    xs = [x + 0.3 * i * ys[i] for i, x in enumerate(xs)]
+    stream = fed(xs, ys, [0, 15, 40])
+    save_file(stream.state_dict(), tmp_path / "stream.safetensors")
+    backwards = dict(reversed(stream.state_dict().items()))
+    for state in (load_file(tmp_path / "stream.safetensors"), backwards):
+        other, merged = StreamingCKA(), StreamingCKA()
+        other.load_state_dict(state)
+        merged.merge(other)
+        for found in (other, merged):
+            assert torch.equal(found.compute(debiased=True), stream.compute(debiased=True))
+    torch.testing.assert_close(stream.compute(), expected(xs, ys, False), atol=1e-9, rtol=0)
+    missing = {name: value for name, value in stream.state_dict().items() if "xs[3]" not in name}
+    with pytest.raises(ValueError, match="the layers of xs are not numbered from 0 on"):
+        StreamingCKA().load_state_dict(missing)
+
+
 def test_a_batch_that_raises_adds_nothing() -> None:
     xs, ys = data(20)
     stream = fed(xs, ys, [0, 12])
@@ -158,7 +178,13 @@ def test_the_state_outlives_an_inference_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "spoil", [{"n": torch.tensor(7)}, {"n": torch.tensor(-1)}, {"moment xs[0] ys[1]": torch.zeros(2, 2)}]
+    "spoil",
+    [
+        {"n": torch.tensor(7)},
+        {"n": torch.tensor(-1)},
+        {"moment xs[0] ys[1]": torch.zeros(2, 2)},
+        {"centre xs[0]": torch.full((3,), float("nan"))},
+    ],
 )
 def test_a_damaged_state_is_refused(spoil: dict[str, torch.Tensor]) -> None:
     xs, ys = data(20)

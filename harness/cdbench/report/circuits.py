@@ -1,5 +1,6 @@
 """Circuits in the report: how faithful a row's circuit is, what it can do alone and carries; even heads (errata C6)."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -139,6 +140,7 @@ class EvenHeads:
         p_two_sided: the same for as far from what is expected, either way.
         low, high: 95 % interval of share − expected: what shifts of the share the shuffles do not reject.
         heads: how many heads there are.
+        least_p: two-sided, what no arrangement of so few heads can fall below.
     """
 
     share: float
@@ -149,6 +151,7 @@ class EvenHeads:
     low: float
     high: float
     heads: int
+    least_p: float
 
 
 @cache
@@ -181,6 +184,7 @@ def even_heads(found: CircuitJudgement) -> EvenHeads | None:
         low=max(float(shares[0] - most), -expected),  # a share is not below 0 and not above 1
         high=min(float(shares[0] - least), 1 - expected),
         heads=len(sizes),
+        least_p=2 / math.comb(per_layer := len(sizes) // layers, (per_layer + 1) // 2) ** (layers // 2),
     )
 
 

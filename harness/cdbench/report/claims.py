@@ -148,6 +148,20 @@ def counts(verdicts: Sequence[Verdict]) -> dict[Outcome, int]:
     return {outcome: sum(verdict.outcome == outcome for verdict in verdicts) for outcome in OUTCOMES}
 
 
+_WHOSE = {"A": "paper A’s", "B": "paper B’s", "P": "the parent paper’s", "C": "our controls"}
+
+
+def counts_apart(verdicts: Sequence[Verdict]) -> dict[str, dict[Outcome, int]]:
+    """The same of each paper's claims, of our controls, and of mathematics, which no run decides, as far as there is a verdict."""
+    apart: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        prefix = verdict.claim.id.partition(".")[0]
+        whose = "mathematics" if isinstance(verdict.claim, Mathematics) else _WHOSE.get(prefix, prefix)
+        apart.setdefault(whose, []).append(verdict)
+    found = {whose: counts(some) for whose, some in apart.items()}
+    return {whose: some for whose, some in found.items() if sum(some.values()) > some["not tested here"]}
+
+
 def _weigh(claim: Claim, data: StudyData) -> Evidence:
     profile = data.records[0].spec.profile.name
     if isinstance(claim, Mathematics):
@@ -271,9 +285,10 @@ def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group
     found = paired(replace(a, hits=_hits(a, claim)), replace(b, hits=_hits(b, claim)))
     if found is None:
         raise NotTested(f"{high} and {low} share no seed")
-    if max(float(hits.mean()) for hits in found) < _FLOOR:
+    floor = max(_FLOOR, claim.margin)
+    if max(float(hits.mean()) for hits in found) < floor:
         raise NotTested(
-            f"neither {a.name} nor {b.name} solves {percent(_FLOOR)} there: at the floor no difference could show"
+            f"neither {a.name} nor {b.name} solves {percent(floor)} there: at the floor no difference could show"
         )
     return found[0] - found[1], a, b
 
@@ -330,6 +345,10 @@ def _trained_parts(high: Group, low: Group) -> str:
 
 def _equivalence(claim: Equivalence, data: StudyData) -> Evidence:
     values, one, other = _pair(claim, data, claim.one, claim.other)
+    if (solved := float(_hits(other, claim).mean())) < claim.other_at_least:
+        raise NotTested(
+            f"{other.name} has {percent(solved)}: to do as well as what has not learned the task says nothing"
+        )
     found = _evidence(values, (-claim.margin, claim.margin), [one, other])
     return replace(found, p=equivalence_p(values, claim.margin)) if abs(found.effect) < claim.margin else found
 
@@ -523,6 +542,10 @@ def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
     found = even_heads(judgement) if judgement else None
     if found is None:
         raise NotTested(f"no run of {group.name} has attribution scores of heads")
+    if found.least_p > _ALPHA:
+        raise NotTested(
+            f"the {found.heads} heads of {group.name} are too few: no arrangement has a p below {found.least_p:.3f}"
+        )
     return Evidence(
         effect=found.share - found.expected,
         interval=Interval(found.low, found.high),

@@ -14,7 +14,7 @@ from cdbench.report import ledger as forms
 from cdbench.report.abilities import ability_rows
 from cdbench.report.anatomy import KINDS, Anatomy
 from cdbench.report.circuits import circuit_rows, circuit_table, even_head_rows
-from cdbench.report.claims import Verdict, counts, gradient_shares, judge
+from cdbench.report.claims import Verdict, counts, counts_apart, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, machine_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
 from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
@@ -68,6 +68,7 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
     return {
         "verdicts": [verdict_row(verdict) for verdict in verdicts],
         "verdict_counts": counts(verdicts),
+        "verdicts_apart": counts_apart(verdicts),
         "ledger": [ledger_row(verdict) for verdict in verdicts],
     }
 

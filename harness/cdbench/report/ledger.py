@@ -81,6 +81,8 @@ class Equivalence(_OfRows):
     one: str
     other: str
     margin: Annotated[float, Field(gt=0, lt=1)]
+    other_at_least: float = 0.0
+    """The other's accuracy, below which being as good says nothing."""
     paper: float | None = None
 
 

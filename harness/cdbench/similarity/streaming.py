@@ -221,15 +221,16 @@ class StreamingCKA:
         Raises:
             ValueError: not the state of a StreamingCKA.
         """
-        names = {text.removeprefix("centre "): None for text in state if text.startswith("centre ")}
         try:
+            # By number: a file has its tensors in an order of its own, safetensors xs[10] before xs[1].
+            names = sorted(_name(text.removeprefix("centre ")) for text in state if text.startswith("centre "))
             frames = {
-                _name(text): _Frame(
-                    state[f"centre {text}"].clone(),
-                    int(state[f"exponent {text}"]) if f"exponent {text}" in state else None,
-                    torch.float64 if bool(state[f"double {text}"]) else torch.float32,
+                name: _Frame(
+                    state[f"centre {_text(name)}"].clone(),
+                    int(state[f"exponent {_text(name)}"]) if f"exponent {_text(name)}" in state else None,
+                    torch.float64 if bool(state[f"double {_text(name)}"]) else torch.float32,
                 )
-                for text in names
+                for name in names
             }
             moments = {
                 (one, two): state[f"moment {_text(one)} {_text(two)}"].clone()
@@ -251,7 +252,15 @@ def _exceeds(exponent: int | None, known: int | None) -> bool:
 def _require_state(n: int, frames: Mapping[Name, _Frame], moments: Mapping[tuple[Name, Name], Tensor]) -> None:
     if (n > 0) != bool(frames) or (frames and {side for side, _ in frames} != {"xs", "ys"}):
         raise ValueError(f"{n} samples of {len(frames)} layers")
+    for side in ("xs", "ys"):
+        if [place for own, place in frames if own == side] != list(range(sum(own == side for own, _ in frames))):
+            raise ValueError(f"the layers of {side} are not numbered from 0 on")
+    for name, frame in frames.items():
+        if not bool(frame.centre.isfinite().all()):
+            raise ValueError(f"the centre of {_text(name)} is not finite")
     for (one, two), moment in moments.items():
+        if not bool(moment.isfinite().all()):
+            raise ValueError(f"the moment of {_text(one)} and {_text(two)} is not finite")
         shape = (len(frames[one].centre) + 2, len(frames[two].centre) + 2)
         if tuple(moment.shape) != shape or moment.dtype != WIDE or round(float(moment[-1, -1])) != n:
             raise ValueError(f"the moment of {_text(one)} and {_text(two)} is not that of {n} samples, float64 {shape}")
