@@ -152,7 +152,7 @@ _WHOSE = {"A": "paper A’s", "B": "paper B’s", "P": "the parent paper’s", "
 
 
 def counts_apart(verdicts: Sequence[Verdict]) -> dict[str, dict[Outcome, int]]:
-    """The same of each paper's claims, of our controls, and of mathematics, which no run decides, as far as there is a verdict."""
+    """The same of each paper's claims, of our controls, and of mathematics, which no run decides, where there is a verdict."""
     apart: dict[str, list[Verdict]] = {}
     for verdict in verdicts:
         prefix = verdict.claim.id.partition(".")[0]
