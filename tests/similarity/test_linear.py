@@ -232,6 +232,27 @@ def test_a_huge_constant_feature_changes_nothing(dtype: torch.dtype, n: int) -> 
         assert cka_matrix([x], [y])[0, 0].item() == pytest.approx(want, abs=1e-5)
 
 
+@pytest.mark.parametrize("exponent", [-300, -100, 60, 100, 160, 200, 300])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_a_constant_feature_of_any_size_drowns_no_other(exponent: int, debiased: bool) -> None:
+    """Scaled by the largest entry, the others would vanish beside it: their squares are then 0, and CKA 0/0."""
+    x, y = draw(12, 5, 1), draw(12, 4, 2)
+    x[:, 3] = 0.0
+    want = linear_cka(x, y, debiased=debiased).item()
+    size = 10.0**exponent
+    for scale in (1.0, 2.0**-40):
+        told = torch.cat([torch.full((12, 1), size, dtype=torch.float64), x * scale], dim=1).requires_grad_()
+        value = linear_cka(told, y, debiased=debiased)
+        assert value.item() == pytest.approx(want, abs=1e-9)
+        assert cka_matrix([told.detach()], [y], debiased=debiased)[0, 0].item() == pytest.approx(want, abs=1e-9)
+        assert cka_matrix([y], [told.detach(), y], debiased=debiased)[0, 0].item() == pytest.approx(want, abs=1e-9)
+        (gradient,) = torch.autograd.grad(value, told)
+        assert bool(gradient.isfinite().all()) and bool((gradient[:, 0] == 0).all())
+    constant = torch.full((12, 3), size, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"x of shape \(12, 3\) is constant"):
+        linear_cka(constant, y)
+
+
 @pytest.mark.parametrize(("n", "d"), [(5, 2), (5, 20), (64, 8), (64, 100)])
 def test_one_sample_far_from_the_others_costs_no_digits(n: int, d: int) -> None:
     x, y = draw(n, d, 3).float(), draw(n, d, 4).float()

@@ -117,6 +117,22 @@ def test_many_layers_keep_their_places_in_whatever_order_a_file_has_them(tmp_pat
         StreamingCKA().load_state_dict(missing)
 
 
+@pytest.mark.parametrize("exponent", [5, 20, 60, 100, 160, 300])
+@pytest.mark.parametrize("debiased", [False, True])
+def test_beside_a_huge_feature_that_does_not_vary_it_is_right_or_refuses(exponent: int, debiased: bool) -> None:
+    """It must form products before it can know what varies: it says so where that costs digits."""
+    draw = torch.Generator().manual_seed(1)
+    x, y = (torch.randn(40, 3, generator=draw, dtype=torch.float64) for _ in range(2))
+    huge = torch.cat([torch.full((40, 1), 10.0**exponent, dtype=torch.float64), x], dim=1)
+    stream = fed([huge], [y], [0, 7, 19, 40])
+    try:
+        found = stream.compute(debiased=debiased)[0, 0].item()
+    except ValueError as error:
+        assert exponent > 5 and ("vanish beside them: leave them out" in str(error) or "is constant" in str(error))
+    else:
+        assert found == pytest.approx(expected([x], [y], debiased).item(), abs=1e-6)
+
+
 def test_a_batch_that_raises_adds_nothing() -> None:
     xs, ys = data(20)
     stream = fed(xs, ys, [0, 12])

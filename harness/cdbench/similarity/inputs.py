@@ -152,15 +152,55 @@ def centred(value: Tensor, name: str, dtype: torch.dtype) -> Tensor:
     Raises:
         ValueError: NaN, infinity, or a representation that is constant over the samples.
     """
-    shape, given = tuple(value.shape), value.dtype
-    value = scaled(value.to(dtype), exponent_of(value, name))
+    return centred_at(value, name, dtype)[0]
+
+
+def centred_at(value: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """`centred`, and e: what it gives is 2^-e times the features minus their mean."""
+    exponent = exponent_of(value, name)
+    result, spread, constant = _around_mean(scaled(value.to(dtype), exponent), value.dtype)
+    if not bool(constant.any()):
+        return result, exponent or 0
+    if not bool((spread[~constant] > _TINY[dtype]).any()):
+        # The largest entry belongs to a column that does not vary, beside which the others vanish.
+        return _each_at_its_own(value, name, dtype)
+    # What rounding leaves of a large constant column would drown the others.
+    return result * ~constant if bool((constant & (spread > 0)).any()) else result, exponent or 0
+
+
+_TINY = {torch.float32: 1e-25, torch.float64: 1e-100}
+"""Squared distances from the mean below which products of them lose digits, or vanish."""
+
+
+def _around_mean(value: Tensor, given: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Features minus their mean; the squares of that, summed over the samples; which do not vary, given values of that type."""
     mean = value.mean(0)
     result = value - mean
     spread, offset = result.detach().square().sum(0), len(value) * mean.detach().square()
-    constant = constant_columns(spread, offset, given)
-    require_varying(constant, name, shape)
-    # What rounding leaves of a large constant column would drown the others.
-    return result * ~constant if bool((constant & (spread > 0)).any()) else result
+    return result, spread, constant_columns(spread, offset, given)
+
+
+def _each_at_its_own(value: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, int]:
+    wide = value.to(dtype)
+    own = _exponents(wide)
+    result, _, constant = _around_mean(_shifted(wide, [-e for e in own]), value.dtype)
+    require_varying(constant, name, tuple(value.shape))
+    fixed = constant.tolist()
+    left = [e + moved for e, moved, still in zip(own, _exponents(result), fixed, strict=True) if not still]
+    shift = [0 if still else e - max(left) for e, still in zip(own, fixed, strict=True)]
+    return _shifted(result * ~constant, shift), max(left)
+
+
+def _exponents(value: Tensor) -> list[int]:
+    """Of each column, as `exponent_of`; 0 for zeros."""
+    return [math.frexp(largest)[1] for largest in value.detach().abs().amax(0).tolist()]
+
+
+def _shifted(value: Tensor, exponents: list[int]) -> Tensor:
+    """Each column times 2^exponent, in two steps as in `scaled`."""
+    for part in ([e // 2 for e in exponents], [e - e // 2 for e in exponents]):
+        value = value * torch.tensor([math.ldexp(1.0, e) for e in part], dtype=value.dtype, device=value.device)
+    return value
 
 
 def constant_columns(spread: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:

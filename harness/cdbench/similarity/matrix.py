@@ -24,14 +24,13 @@ from torch import Tensor
 
 from cdbench.similarity.inputs import (
     WIDE,
-    centred,
-    exponent_of,
+    centred_at,
     require_debiased_spread,
     require_enough,
     require_layers,
     working_dtype,
 )
-from cdbench.similarity.streaming import StreamingCKA
+from cdbench.similarity.streaming import Drowned, StreamingCKA
 
 _CHUNK = 1 << 12
 """Entries of each Gram that are widened to float64 at a time."""
@@ -86,11 +85,22 @@ def _matrices(xs: Sequence[Tensor], ys: Sequence[Tensor], estimators: Sequence[b
     require_enough(n, any(estimators))
     # All Grams cost n²·W multiplications, W the sum of all widths; all products of features about n·W².
     if n > sum(v.shape[1] for v in {id(v): v for v in (*xs, *ys)}.values()):
-        stream = StreamingCKA()
-        for a in range(0, n, _ROWS):
-            stream.update([x[a : a + _ROWS] for x in xs], [y[a : a + _ROWS] for y in ys])
-        return [stream.compute(debiased=debiased) for debiased in estimators]
+        try:
+            return _by_features(xs, ys, estimators)
+        except Drowned:  # all samples are here: what does not vary is left out first
+            one, two = (
+                [centred_at(value, f"{side}[{i}]", WIDE)[0] for i, value in enumerate(values)]
+                for side, values in (("xs", xs), ("ys", ys))
+            )
+            return _by_features(one, two, estimators)
     return gram_sums(xs, ys).cka(estimators)
+
+
+def _by_features(xs: Sequence[Tensor], ys: Sequence[Tensor], estimators: Sequence[bool]) -> list[Tensor]:
+    stream = StreamingCKA()
+    for a in range(0, len(xs[0]), _ROWS):
+        stream.update([x[a : a + _ROWS] for x in xs], [y[a : a + _ROWS] for y in ys])
+    return [stream.compute(debiased=debiased) for debiased in estimators]
 
 
 @dataclass(frozen=True)
@@ -231,8 +241,8 @@ class _Grams:
             return *sums, diagonals
         for i in again:
             layer, name = self.layers[first + i], self.names[first + i]
-            self.exponents[first + i] = exponent_of(layer, name) or 0
-            self._product(centred(layer, name, self.dtype), buffer[slot + i])
+            rows, self.exponents[first + i] = centred_at(layer, name, self.dtype)
+            self._product(rows, buffer[slot + i])
             diagonals[i] = diagonal[i]
         diagonal.zero_()
         return *_hollow_sums(buffer, self.kept, slot), diagonals

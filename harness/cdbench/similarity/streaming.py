@@ -178,12 +178,27 @@ class StreamingCKA:
         frame, text = self._frames[name], _text(name)
         central, shape = self._central(name, name), (self.n, len(frame.centre))
         mean = frame.centre + self._mean(name)
-        constant = constant_columns(central[:-2, :-2].diagonal(), self.n * mean.square(), frame.dtype)
-        require_varying(constant, text, shape)
+        spread = central[:-2, :-2].diagonal()
+        constant = constant_columns(spread, self.n * mean.square(), frame.dtype)
+        if bool(constant.any()):
+            self._require_heard(name, constant, spread)
+        try:
+            require_varying(constant, text, shape)
+        except ValueError as error:  # or its squares are lost beside a feature that is huge
+            raise Drowned(str(error)) from None
         biased, unbiased = self._hsic(central)
         if debiased:
             require_debiased_spread(unbiased, biased, text, shape, WIDE)
         return float((unbiased if debiased else biased) ** 0.5)
+
+    def _require_heard(self, name: Name, constant: Tensor, spread: Tensor) -> None:
+        """Checks that what rounding leaves of features that do not vary is nothing beside those that do."""
+        residue, heard = spread[constant].abs().sum(), spread[~constant].sum()
+        residue += _EPS * self.n * self._mean(name)[constant].square().sum()
+        if bool((~constant).any() and (heard < _FAINT or residue > _UNHEARD * heard)):
+            raise Drowned(
+                f"{_text(name)} has features that do not vary and are so large that the others vanish beside them: leave them out"
+            )
 
     def _mean(self, name: Name) -> Tensor:
         """The mean of u over the samples, [d]."""
@@ -243,6 +258,17 @@ class StreamingCKA:
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise ValueError(f"not the state of a StreamingCKA: {error}") from None
         self.n, self._frames, self._moments = n, frames, moments
+
+
+_EPS = torch.finfo(WIDE).eps
+_UNHEARD = 1e-12
+"""Rounding that is more than this beside what varies costs digits."""
+_FAINT = 1e-100
+"""Squares, of entries up to 1: their products are lost."""
+
+
+class Drowned(ValueError):
+    """The features of a layer are too far apart in size for products that are formed before it is known which vary."""
 
 
 def _exceeds(exponent: int | None, known: int | None) -> bool:
