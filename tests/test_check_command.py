@@ -156,3 +156,41 @@ def test_the_docs_say_how_many_laws_there_are_and_show_the_drawn_numbers() -> No
     biased = {row[0]: float(row[rows[0].index("biased")]) for row in rows[1:]}
     assert f"says {biased['32']:.2f}" in text and f"still\nsays {biased['1000']:.2f}" in text
     assert f"{biased['32']:.2f} at n = 32" in (docs / "cka-bias.svg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("returned", "told"),
+    [
+        ("torch.tensor(0.5, device='meta')", "is no number"),
+        ("torch.tensor(0.5).to_sparse()", "is no number"),
+        ("10 ** 400", "is no number"),
+        ("torch.tensor(0.5 + 5j)", "Tensor of shape (), complex64"),
+        ("torch.tensor(True)", "Tensor of shape (), bool"),
+        ("True", "returned bool"),
+    ],
+)
+def test_what_is_no_number_breaks_a_law_and_not_the_battery(cli: Cli, here: Path, returned: str, told: str) -> None:
+    (here / "odd.py").write_text(f"import torch\ndef f(x, y):\n    return {returned}\n")
+    done = cli("check", "cka", "--impl", "odd:f", "--only", "symmetry", "--junit", "cka.xml")
+    assert done.returncode == 3, done.stderr
+    assert told in done.stdout and "Traceback" not in done.stderr
+    assert ElementTree.parse(here / "cka.xml").getroot()[0].get("failures") != "0"
+
+
+def test_a_battery_that_dies_leaves_an_error_and_no_empty_file(cli: Cli, here: Path) -> None:
+    (here / "deadly.py").write_text("import os\ndef f(x, y):\n    os._exit(9)\n")
+    assert cli("check", "cka", "--impl", "deadly:f", "--only", "symmetry", "--junit", "cka.xml").returncode == 9
+    suite = ElementTree.parse(here / "cka.xml").getroot()[0]
+    assert suite.get("errors") == "1" and "did not come to its end" in (suite[0][0].get("message") or "")
+
+
+def test_who_changes_the_input_is_judged_on_what_was_given(cli: Cli, here: Path) -> None:
+    (here / "changes.py").write_text(
+        "from cdbench.similarity import linear_cka\n"
+        "def f(x, y):\n    value = linear_cka(x, y)\n    x.zero_()\n    return value\n"
+    )
+    laws = ("--only", "definition", "--only", "symmetry", "--only", "determinism")
+    done = cli("check", "cka", "--impl", "changes:f", *laws)
+    assert done.returncode == 3, done.stderr
+    assert "held    definition" in done.stdout and "the call changed its input" in done.stdout
+    assert "the input is changed in place" in done.stdout

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib import metadata
 from typing import Any, Literal
 
 import torch
@@ -274,7 +275,11 @@ def _compare(library: Library, subject: Subject, debiased: bool) -> Finding:
         return replace(finding, verdict="not tested", seen=_no_claim(debiased))
     for case in _PROBES:
         x, y = case.tensors(F64)
-        expected = library.value(x, y, debiased)
+        try:
+            expected = library.value(x, y, debiased)
+        except Exception as error:  # theirs, not the implementation's
+            reason = f"{library.name} {metadata.version(library.name)} raised {type(error).__name__}: {error}"
+            return replace(finding, verdict="not tested", seen=reason)
         if expected <= 0 and not library.negative:
             continue
         broken = replace(finding, verdict="broken", counterexample=case.text())

@@ -55,8 +55,14 @@ class Subject:
         Raises:
             Broken: not one finite number, or an exception on input that has a CKA.
         """
-        result = self._result(x, y, debiased)
-        number = number_of(result)
+        given = x.clone(), y.clone()  # whoever changes them is judged on what was given
+        result = self._result(*given, debiased)
+        try:
+            number = number_of(result)
+        except Exception as error:
+            raise Broken(
+                f"returned a {type(result).__name__} for {_shapes(x, y)} that is no number: {error}"
+            ) from error
         if number is None:
             raise Broken(f"returned {_describe(result)} for {_shapes(x, y)}, expected one number")
         if not math.isfinite(number):
@@ -95,14 +101,17 @@ def _shapes(x: Tensor, y: Tensor) -> str:
 def number_of(result: object) -> float | None:
     """The value of a number, or of an array or tensor with one entry; None for anything else."""
     if isinstance(result, Tensor | np.ndarray | np.generic):
-        array = result.detach().cpu().double().numpy() if isinstance(result, Tensor) else np.asarray(result)
+        if isinstance(result, Tensor):  # half precisions have no NumPy type
+            result = result.detach().cpu().to(torch.float64 if result.is_floating_point() else result.dtype).numpy()
+        array = np.asarray(result)
         return float(array.item()) if array.size == 1 and array.dtype.kind in "fiu" else None
-    return float(result) if isinstance(result, int | float) else None
+    return float(result) if isinstance(result, int | float) and not isinstance(result, bool) else None
 
 
 def _describe(result: object) -> str:
-    shape = getattr(result, "shape", None)
-    return f"{type(result).__name__}{f' of shape {tuple(shape)}' if shape is not None else ''}"
+    if isinstance(result, Tensor | np.ndarray | np.generic):
+        return f"{type(result).__name__} of shape {tuple(result.shape)}, {str(result.dtype).removeprefix('torch.')}"
+    return type(result).__name__
 
 
 def ours() -> list[Subject]:
