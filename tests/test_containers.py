@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cdbench import record
 from cdbench.config import RunSpec
-from cdbench.containers import images
+from cdbench.containers import ENDED, images
 from cdbench.containers.host_image import host_image
 from cdbench.containers.images import Image
 from cdbench.containers.options import Promises
@@ -28,7 +28,6 @@ from cdbench.containers.waiting import before_end, containers_of, reap
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.runners import Handle
 from cdbench.runners.docker import DockerRunner
-from cdbench.runners.inside import ENDED
 from cdbench.store import Store
 from conftest import Cli, World
 from engine import PrivateEngine, engine_or_skip

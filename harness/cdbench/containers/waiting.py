@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
+from cdbench.containers import ENDED
 from cdbench.containers.engine import connect
 from cdbench.containers.options import DEADLINE, OWNER, USER, Promises, is_alive, made_by, require_promises
 from cdbench.files import explained
-from cdbench.runners.inside import ENDED
 
 AGAIN = "again"
 PRINTED_BYTES = 256 << 20

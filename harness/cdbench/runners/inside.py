@@ -21,8 +21,7 @@ import threading
 from glob import glob
 from typing import NoReturn
 
-ENDED = b"\0cdbench: this step has ended well\n"
-"""Closes what a step printed, on stdout and on stderr, where another may follow."""
+from cdbench.containers import ENDED
 
 
 def told_by_stdin() -> str:
