@@ -174,6 +174,8 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
         (["discover", "teacher", "--data", "mib-subtraction"], "arithmetic_subtraction has no pinned commit here"),
+        (["discover", "./my-lama"], "./my-lama is neither a folder nor a name that a model can have on the hub"),
+        (["discover", "../x@" + "ab" * 20], "../x is neither a folder nor a name that a model can have on the hub"),
         (["discover", "teacher", "--revision", "main"], "--revision main: only MIB's data on the hub have one"),
         (["discover", "teacher", "--by", "exact", "--steps", "3"], "--by exact has no steps"),
         (["discover", "teacher", "--top", "0"], "--top"),

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 from cdbench.config import FolderModel, HubModel, ModelConfig, Profile
-from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.errors import EnvironmentLacks, UserError, first_line
 from cdbench.files import sha256
 from cdbench.seeds import digest
 
@@ -15,16 +15,22 @@ HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
 
 def hub_snapshot(config: HubModel) -> Path | None:
     """The folder of a hub model in the local Hugging Face cache, or None. Asks no server."""
+    folder = _cached(config.repo, config.revision)
+    return folder if folder and any(folder.glob("*.safetensors")) else None
+
+
+def _cached(repo: str, revision: str | None = None) -> Path | None:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(
-            snapshot_download(config.repo, revision=config.revision, allow_patterns=HUB_FILES, local_files_only=True)
-        )
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=HUB_FILES, local_files_only=True))
     except LocalEntryNotFoundError:
         return None
-    return folder if any(folder.glob("*.safetensors")) else None
+    except HFValidationError as error:
+        raise UserError(
+            f"{repo} is neither a folder nor a name that a model can have on the hub: {first_line(error)}"
+        ) from None
 
 
 def hub_main(repo: str) -> str:
@@ -32,17 +38,14 @@ def hub_main(repo: str) -> str:
 
     Raises:
         EnvironmentLacks: the cache has none.
+        UserError: no model can be called that.
     """
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repo, allow_patterns=HUB_FILES, local_files_only=True)).name
-    except LocalEntryNotFoundError:
-        raise EnvironmentLacks(
-            f"no folder {repo}, and the Hugging Face cache has no main branch of a model {repo}: hf download {repo}, or name a "
-            f"commit that it has ({repo}@ and 40 hex digits)"
-        ) from None
+    if folder := _cached(repo):
+        return folder.name
+    raise EnvironmentLacks(
+        f"no folder {repo}, and the Hugging Face cache has no main branch of a model {repo}: hf download {repo}, or name a "
+        f"commit that it has ({repo}@ and 40 hex digits)"
+    )
 
 
 def folder_content(config: FolderModel) -> str:
