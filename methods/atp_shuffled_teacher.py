@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cdbench.api import CkaAlignment, Kl, Method, Outcome, Problem, pair_components, top_components
+from cdbench.api import CkaAlignment, Kl, Method, Outcome, Problem, pair_components, shuffled_rows, top_components
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,5 @@ class AtpShuffledTeacher(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "attribution") for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share)
-        rows = list(range(len(problem.train)))
-        problem.rng("shuffled_teacher").shuffle(rows)
-        terms = [Kl(self.temperature), CkaAlignment(pairs, self.alignment_weight, permutation=tuple(rows))]
+        terms = [Kl(self.temperature), CkaAlignment(pairs, self.alignment_weight, permutation=shuffled_rows(problem))]
         return problem.fit(terms, top_components(student, self.share))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cdbench.api import CkaAlignment, Kl, ObjectiveMethod, Problem, Term
+from cdbench.api import CkaAlignment, Kl, ObjectiveMethod, Problem, Term, shuffled_rows
 
 
 @dataclass(frozen=True)
@@ -11,7 +11,5 @@ class CkaShuffledTeacher(ObjectiveMethod):
     temperature: float = 2.0
 
     def terms(self, problem: Problem) -> list[Term]:
-        rows = list(range(len(problem.train)))
-        problem.rng("shuffled_teacher").shuffle(rows)
-        alignment = CkaAlignment(problem.pairs(), self.alignment_weight, permutation=tuple(rows))
+        alignment = CkaAlignment(problem.pairs(), self.alignment_weight, permutation=shuffled_rows(problem))
         return [Kl(self.temperature), alignment]

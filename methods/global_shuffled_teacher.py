@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, top_components
+from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, shuffled_rows, top_components
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,5 @@ class GlobalShuffledTeacher(Method):
         own, target = (
             top_components(problem.components(model, "attribution"), self.share) for model in ("student", "teacher")
         )
-        rows = list(range(len(problem.train)))
-        problem.rng("shuffled_teacher").shuffle(rows)
-        alignment = GlobalCka(own, target, self.alignment_weight, permutation=tuple(rows))
+        alignment = GlobalCka(own, target, self.alignment_weight, permutation=shuffled_rows(problem))
         return problem.fit([Kl(self.temperature), alignment], own)

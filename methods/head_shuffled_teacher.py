@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass
 
-from cdbench.api import CkaAlignment, CrossEntropy, Method, Outcome, Problem, pair_components, top_components
+from cdbench.api import (
+    CkaAlignment,
+    CrossEntropy,
+    Method,
+    Outcome,
+    Problem,
+    pair_components,
+    shuffled_rows,
+    top_components,
+)
 
 
 @dataclass(frozen=True)
@@ -13,7 +22,5 @@ class HeadShuffledTeacher(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "ablation").heads for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share, "importance")
-        rows = list(range(len(problem.train)))
-        problem.rng("shuffled_teacher").shuffle(rows)
-        terms = [CrossEntropy(), CkaAlignment(pairs, self.alignment_weight, permutation=tuple(rows))]
+        terms = [CrossEntropy(), CkaAlignment(pairs, self.alignment_weight, permutation=shuffled_rows(problem))]
         return problem.fit(terms, top_components(student, self.share))

@@ -9,7 +9,7 @@ import click
 from cdbench import lm_eval_tasks, plan, record
 from cdbench.config import TEACHER
 from cdbench.discover import find
-from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.errors import UserError
 from cdbench.record import Record
 
 
@@ -40,18 +40,14 @@ def ability(  # noqa: PLR0913  (each is a flag of the command line)
     os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     from cdbench.ability import Ability, Examiner, Scores, compare, write
     from cdbench.circuit_session import Studied
-    from cdbench.models import prepare
-    from cdbench.requirements import missing
 
     where = plan.places(runs, store)
     known: dict[tuple[str, ...], Scores] = {}
     found: list[Ability] = []
     for done in [_with_student(record.read(where.run(run_id))) for run_id in run_ids]:
         profile, wanted = done.spec.profile, tasks.split(",") if tasks else _others(done.spec.task)
-        if lacks := missing(profile):
-            raise EnvironmentLacks(f"profile {profile.name} needs {lacks[0]}")
-        prepare(profile)
         studied = Studied(done.run_id, profile.name, done.spec.task, where, lambda *_: None)
+        studied.start()
         folders = [lm_eval_tasks.tasks_folder(profile.data, where.store), *([include_path] if include_path else [])]
         examiner = Examiner(profile, wanted, folders, limit)
         click.echo(f"{done.run_id}  {done.spec.label}", err=as_json)

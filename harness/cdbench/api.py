@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         straight_through_classes,
         within_class_similarity,
     )
-    from cdbench.objectives.cka_alignment import CkaAlignment
+    from cdbench.objectives.cka_alignment import CkaAlignment, shuffled_rows
     from cdbench.objectives.cross_entropy import CrossEntropy
     from cdbench.objectives.global_cka import GlobalCka, make_probe
     from cdbench.objectives.kl import Kl
@@ -55,6 +55,7 @@ _REEXPORTS = {
     "make_probe": "cdbench.objectives.global_cka",
     "pair_components": "cdbench.circuits.components",
     "random_partners": "cdbench.circuits.components",
+    "shuffled_rows": "cdbench.objectives.cka_alignment",
     "straight_through_classes": "cdbench.circuits.masks",
     "top_components": "cdbench.circuits.components",
     "within_class_similarity": "cdbench.circuits.masks",
@@ -87,6 +88,7 @@ __all__ = [
     "mask_sparsity_loss",
     "pair_components",
     "random_partners",
+    "shuffled_rows",
     "straight_through_classes",
     "top_components",
     "within_class_similarity",

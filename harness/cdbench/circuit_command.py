@@ -12,7 +12,7 @@ import click
 
 from cdbench import __version__, plan
 from cdbench.circuit_output import ELSE, draw_attention, dropped, show_discovery, show_evaluation, show_interchange
-from cdbench.errors import EnvironmentLacks, UserError
+from cdbench.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -134,7 +134,7 @@ def discover(model: str, **options: Any) -> None:
 
     wanted = _data(options)
     studied = _studied(model, options)
-    _start(studied)
+    studied.start()
     search = discovery.Search(options["by"], options["level"], options["steps"])
     if search.by != "attribution" and search.steps > 1:
         raise UserError(
@@ -198,21 +198,6 @@ def _studied(model: str, options: dict[str, Any]) -> "Studied":
     if studied.is_run and asked not in (None, studied.profile.name):
         raise UserError(f"run {model} was made under profile '{studied.profile.name}'; it is studied under no other")
     return studied
-
-
-def _start(studied: "Studied") -> None:
-    """Loads the model as the profile wants it.
-
-    Raises:
-        EnvironmentLacks: the machine has not what the profile needs.
-    """
-    from cdbench.models import prepare
-    from cdbench.requirements import missing
-
-    if studied.profile.device == "cuda" and (lacks := missing(studied.profile)):
-        raise EnvironmentLacks(f"profile {studied.profile.name} needs {lacks[0]}")
-    prepare(studied.profile)
-    _ = studied.model
 
 
 def _told(what: str) -> Callable[[int, int, str], None]:
@@ -357,7 +342,7 @@ def _finite(value: Any) -> Any:
 def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
     """The model of a saved circuit; refused if it is another one by now."""
     studied = _studied(made.model.name, options | {"profile": made.model.profile, "task": made.data.task})
-    _start(studied)
+    studied.start()
     if studied.content != made.model.content:
         raise UserError(
             f"the circuit is of another model: '{made.model.name}' was {made.model.content[:12]} when it was found, and is "
@@ -399,7 +384,7 @@ def interchange(model: str, **options: Any) -> None:
     from cdbench.stats import wilson
 
     studied = _studied(model, options)
-    _start(studied)
+    studied.start()
     # Sources are drawn here, so that a problem needs no counterfactual of the variable's kind.
     wanted = _data({**options, "counterfactual": "random"})
     drawn = studied.prompts(wanted, options["problems"])
@@ -561,7 +546,7 @@ def import_(file: Path, form: str, **options: Any) -> None:
     wanted = _data(options)
     found = mib.read(file, options["level"])
     studied = _studied(options["model"], options)
-    _start(studied)
+    studied.start()
     graph = Graph.of(studied.model)
     if found.graph != graph:
         raise UserError(

@@ -17,12 +17,12 @@ from cdbench.circuits.contrasts import Contrasts, Pair, make_contrasts
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.saved import Problems, Source, Subject
 from cdbench.config import TEACHER, FolderModel, HubModel, Profile, build_profile
-from cdbench.errors import UserError
+from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.evaluate import load_student
 from cdbench.files import sha256
-from cdbench.models import Checkpoint, hub_or_folder
+from cdbench.models import Checkpoint, hub_or_folder, prepare
 from cdbench.plan import Places
-from cdbench.requirements import hub_main
+from cdbench.requirements import hub_main, missing
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store
 from cdbench.tokens import Encoded, encode, prompt_ids
@@ -136,6 +136,17 @@ class Studied:
         if name in self._run.artefacts and name in record.damaged_artefacts(folder, self._run):
             raise UserError(f"{folder / name} is missing or was altered since its record was written")
         return folder / name if (folder / name).exists() else None
+
+    def start(self) -> None:
+        """Readies this process as the profile wants it, and loads the model.
+
+        Raises:
+            EnvironmentLacks: the machine has not what the profile needs.
+        """
+        if self.profile.device == "cuda" and (lacks := missing(self.profile)):
+            raise EnvironmentLacks(f"profile {self.profile.name} needs {lacks[0]}")
+        prepare(self.profile)
+        _ = self.model
 
     @cached_property
     def model(self) -> LlamaForCausalLM:

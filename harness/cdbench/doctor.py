@@ -71,11 +71,12 @@ def _cores() -> Finding:
 def _gpu() -> Finding:
     import torch
 
+    driver = nvidia_driver()
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = f"{properties.total_memory / 2**30:.0f} GiB"
-        return Finding("gpu", "ok", f"{properties.name}, {memory}, driver {nvidia_driver() or 'unknown'}")
-    if driver := nvidia_driver():
+        return Finding("gpu", "ok", f"{properties.name}, {memory}, driver {driver or 'unknown'}")
+    if driver:
         return Finding(
             "gpu", "note", f"one that torch does not see (driver {driver}): run make setup again on this machine"
         )
@@ -87,11 +88,16 @@ def _disk(where: Places) -> Finding:
     folder = where.runs
     while not folder.exists():
         folder = folder.parent
+    return _room("disk", folder, "", "free some, or use --runs")
+
+
+def _room(what: str, folder: Path, before: str, advice: str) -> Finding:
+    """What is free at a folder."""
     free = shutil.disk_usage(folder).free / 2**30
-    text = f"{free:.1f} GiB free at {folder}"
+    text = f"{before}{free:.1f} GiB free at {folder}"
     if free < _LEAST_FREE_GIB:
-        return Finding("disk", "missing", f"{text}; at least {_LEAST_FREE_GIB} are wanted: free some, or use --runs")
-    return Finding("disk", "ok", text)
+        return Finding(what, "missing", f"{text}; at least {_LEAST_FREE_GIB} are wanted: {advice}")
+    return Finding(what, "ok", text)
 
 
 def _writable(where: Places) -> Finding:
@@ -126,11 +132,7 @@ def _engine() -> Finding:
     text, root = f"{client.version()['Version']} at {engine.address()}", Path(str(client.info().get("DockerRootDir")))
     if not root.is_dir():  # an engine elsewhere
         return Finding("container engine", "ok", text)
-    free = shutil.disk_usage(root).free / 2**30
-    text += f", {free:.1f} GiB free at {root}"
-    if free < _LEAST_FREE_GIB:
-        return Finding("container engine", "missing", f"{text}: docker image prune, or give it more")
-    return Finding("container engine", "ok", text)
+    return _room("container engine", root, f"{text}, ", "docker image prune, or give it more")
 
 
 def _client() -> Finding:

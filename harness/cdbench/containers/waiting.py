@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
-from cdbench.containers import ENDED
+from cdbench.containers import AGAIN, ENDED
 from cdbench.containers.engine import connect
 from cdbench.containers.options import DEADLINE, OWNER, USER, Promises, is_alive, made_by, require_promises
 from cdbench.files import explained
 
-AGAIN = "again"
 PRINTED_BYTES = 256 << 20
 """What a step may print."""
 

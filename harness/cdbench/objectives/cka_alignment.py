@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cdbench.api import Position, Signal, Source, Term, TermInputs
+from cdbench.api import Position, Problem, Signal, Source, Term, TermInputs
 from cdbench.errors import RunFailed
 from cdbench.similarity import linear_cka
 from cdbench.sites import mlp_out
@@ -18,6 +18,18 @@ Place = int | str
 
 def _site(place: Place) -> str:
     return mlp_out(place) if isinstance(place, int) else place
+
+
+def shuffled_rows(problem: Problem) -> tuple[int, ...]:
+    """A `permutation` of the training problems, another for each seed: the control that breaks the correspondence of samples."""
+    rows = list(range(len(problem.train)))
+    problem.rng("shuffled_teacher").shuffle(rows)
+    return tuple(rows)
+
+
+def teacher_rows(inputs: TermInputs, permutation: Sequence[int]) -> Tensor:
+    """The training problems whose teacher rows stand beside a batch: its own, or those that `permutation` has for them."""
+    return torch.tensor(permutation)[inputs.rows] if permutation else inputs.rows
 
 
 def cka_alignment(
@@ -69,7 +81,7 @@ class CkaAlignment(Term):
         return Signal(_site(place), self.position, self.source)
 
     def loss(self, inputs: TermInputs) -> Tensor:
-        rows = torch.tensor(self.permutation)[inputs.rows] if self.permutation else inputs.rows
+        rows = teacher_rows(inputs, self.permutation)
         activations = [
             (
                 inputs.student(_site(s), self.position).flatten(0, -2),

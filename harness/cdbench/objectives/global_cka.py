@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cdbench.api import Problem, Signal, Source, Term, TermInputs
 from cdbench.circuits.components import is_head
+from cdbench.objectives.cka_alignment import teacher_rows
 from cdbench.similarity import linear_cka
 
 _PROBE_WIDTH = 512
@@ -75,7 +76,7 @@ class GlobalCka(Term):
         return () if self.probe is None else (self.probe,)
 
     def loss(self, inputs: TermInputs) -> Tensor:
-        rows = torch.tensor(self.permutation)[inputs.rows] if self.permutation else inputs.rows
+        rows = teacher_rows(inputs, self.permutation)
         student = [inputs.student(site) for site in self.own]
         teacher = [inputs.teacher(signal, rows).float() for signal in self.signals]
         return global_cka(student, teacher, debiased=self.estimator == "debiased", probe=self.probe)

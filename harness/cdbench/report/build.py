@@ -14,7 +14,7 @@ from cdbench.plan import Places, SavedStudy
 from cdbench.report.collect import collect, reports_folder
 from cdbench.report.context import build_context
 from cdbench.report.escaping import Escaped, csv_cell, markdown_cell, markdown_code, tex, tex_comment
-from cdbench.report.formats import number, over_seeds, p_value, percent, points, seconds
+from cdbench.report.formats import Measured, mean_and_interval, number, over_seeds, p_value, percent, points, seconds
 
 PAGES = {
     "index.html": "report.html.j2",
@@ -69,7 +69,7 @@ def _environment(suffix: str) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = _interval_below if suffix == ".html" else str
+    measured = _interval_below if suffix == ".html" else over_seeds
     if escape := _ESCAPES.get(suffix):
         environment.finalize = lambda value: value if isinstance(value, Escaped) else escape(value)
     environment.filters |= {
@@ -80,17 +80,19 @@ def _environment(suffix: str) -> Environment:
         "p": p_value,
         "tex_comment": tex_comment,
         "md_code": markdown_code,
-        "measured": lambda found: shown(over_seeds(found, number)),
-        "measured_share": lambda found: shown(over_seeds(found, percent)),
+        "measured": lambda found: measured(found, number),
+        "measured_share": lambda found: measured(found, percent),
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
     }
     return environment
 
 
-def _interval_below(text: str) -> Markup:
-    """A number with its interval under it: ten columns of both side by side are wider than a page."""
-    value, _, interval = text.partition(" [")
-    return Markup('{}<br><span class="mut">[{}</span>').format(value, interval) if interval else Markup.escape(value)
+def _interval_below(found: Measured | None, show: Callable[[float | None], str]) -> Markup:
+    """As `over_seeds`, one under the other: ten columns of both side by side are wider than a page."""
+    value, *interval = mean_and_interval(found, show)
+    return Markup.escape(value) + Markup("").join(
+        Markup('<br><span class="mut">{}</span>').format(each) for each in interval
+    )
 
 
 def to_csv(rows: Sequence[dict[str, Any]]) -> str:

@@ -44,9 +44,12 @@ def seconds(value: float | None) -> str:
 
 def over_seeds(found: Measured | None, show: Callable[[float | None], str]) -> str:
     """A mean with its interval over seeds, where there is one: "0.781 [0.702, 0.860]"."""
-    if found is None:
-        return "–"
-    if found.interval is None:
-        return show(found.mean)
+    return " ".join(mean_and_interval(found, show))
+
+
+def mean_and_interval(found: Measured | None, show: Callable[[float | None], str]) -> list[str]:
+    """The two apart; the mean alone where there is no interval."""
+    if found is None or found.interval is None:
+        return [show(found.mean if found else None)]
     low, high = found.interval.within(0.0, 1.0) if show is percent else found.interval
-    return f"{show(found.mean)} [{show(low)}, {show(high)}]"
+    return [show(found.mean), f"[{show(low)}, {show(high)}]"]

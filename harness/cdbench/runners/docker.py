@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
-from cdbench.containers import images
+from cdbench.containers import AGAIN, images
 from cdbench.containers.engine import address, connect
 from cdbench.containers.harvest import NotPlain, harvest
 from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
-from cdbench.containers.waiting import AGAIN, PRINTED_BYTES, Box, WaitingContainer, clear, reap
+from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions

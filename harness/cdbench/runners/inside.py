@@ -21,7 +21,7 @@ import threading
 from glob import glob
 from typing import NoReturn
 
-from cdbench.containers import ENDED
+from cdbench.containers import AGAIN, ENDED
 
 
 def told_by_stdin() -> str:
@@ -89,4 +89,4 @@ def main(places: list[str], *, again: bool) -> NoReturn:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:4], again=sys.argv[4:] == ["again"])
+    main(sys.argv[1:4], again=sys.argv[4:] == [AGAIN])

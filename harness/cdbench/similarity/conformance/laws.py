@@ -379,7 +379,7 @@ def refusals(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -
 def _right(result: object, x: Tensor, y: Tensor, debiased: bool) -> bool:
     try:
         number = number_of(result)
-    except Exception:
+    except Broken:
         return False
     return number is not None and abs(number - float(textbook(x.double(), y, debiased))) < 1e-5
 

@@ -57,12 +57,7 @@ class Subject:
         """
         given = x.clone(), y.clone()  # whoever changes them is judged on what was given
         result = self._result(*given, debiased)
-        try:
-            number = number_of(result)
-        except Exception as error:
-            raise Broken(
-                f"returned a {type(result).__name__} for {_shapes(x, y)} that is no number: {error}"
-            ) from error
+        number = number_of(result)
         if number is None:
             raise Broken(f"returned {_describe(result)} for {_shapes(x, y)}, expected one number")
         if not math.isfinite(number):
@@ -99,7 +94,18 @@ def _shapes(x: Tensor, y: Tensor) -> str:
 
 
 def number_of(result: object) -> float | None:
-    """The value of a number, or of an array or tensor with one entry; None for anything else."""
+    """The value of a number, or of an array or tensor with one entry; None for anything else.
+
+    Raises:
+        Broken: it has the type of one, and gives no value (on the meta device, sparse, too large for a float).
+    """
+    try:
+        return _value_of(result)
+    except Exception as error:
+        raise Broken(f"returned a {type(result).__name__} that is no number: {error}") from error
+
+
+def _value_of(result: object) -> float | None:
     if isinstance(result, Tensor | np.ndarray | np.generic):
         if isinstance(result, Tensor):  # half precisions have no NumPy type
             result = result.detach().cpu().to(torch.float64 if result.is_floating_point() else result.dtype).numpy()
