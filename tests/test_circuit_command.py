@@ -12,8 +12,11 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file, save_file
 
+from cdbench.circuit_session import Studied
 from cdbench.circuits import mib_data, saved
 from cdbench.cli import main
+from cdbench.tokens import encode
+from circuit_models import half_right
 from conftest import Cli, World
 from hub_cache import cached, cached_model
 
@@ -52,7 +55,7 @@ def test_discover_shows_what_it_found_how_sure_and_how_exact(cli: Cli, args: lis
     assert "against 'random' counterfactuals" in lines[0]
     assert "top 5 of 16 nodes" in done.stdout
     assert done.stdout.count("   exact ") == 5
-    assert "agreement with exact patching on these: rank correlation" in done.stdout
+    assert "attribution against exact patching on these: same sign" in done.stdout
     assert "stability of the ranking between halves of the problems: rank correlation" in done.stdout
     folder = tmp_path / "runs" / "circuits" / "teacher-micro-addition_2digit-node-attribution"
     assert lines[-1] == f"written to {folder}; next: cdbench circuit evaluate {folder}"
@@ -91,12 +94,30 @@ def test_evaluate_by_other_ablations(command: Command, args: list[str], found: P
     assert {"mean": "all else at its mean", "zero": "all else zero"}[ablation] in told.stdout
 
 
+@pytest.mark.parametrize("level", ["node", "edge", "neuron"])
 @pytest.mark.parametrize("by", ["exact", "ablation"])
-def test_discover_by_other_measures(command: Command, args: list[str], tmp_path: Path, by: str) -> None:
-    done = command("circuit", "discover", "teacher", *args, "--by", by, "-n", "40", "--out", by)
+def test_discover_by_other_measures(
+    command: Command, args: list[str], tmp_path: Path, by: str, level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small a teacher solves few sums: let its answers be the right ones.
+    monkeypatch.setattr(Studied, "encoded", lambda self, some: half_right(self.model, encode(self.tokenizer, some)))
+    words = ["circuit", "discover", "teacher", *args, "--by", by, "--level", level, "-n", "20"]
+    done = command(*words, "--top", "6", "--out", by)
     assert done.exit_code == 0, done.stderr
     assert {"exact": "exact patching: logit difference lost", "ablation": "accuracy lost"}[by] in done.stdout
-    assert "agreement" not in done.stdout  # that is attribution's
+    assert "attribution against exact patching on these: same sign" in done.stdout
+    table, scores = saved.read(tmp_path / by)
+    assert scores.level == level and scores.rows.any()
+    for item in table.top:
+        assert item.attribution is not None and item.exact is not None
+        if by == "exact":
+            assert item.score == pytest.approx(item.exact, rel=1e-4, abs=1e-5)
+
+
+def test_what_solves_nothing_has_nothing_that_ablation_could_take(command: Command, args: list[str]) -> None:
+    done = command("circuit", "discover", "teacher", *args, "--by", "ablation", "-n", "20")
+    assert done.exit_code == 2
+    assert "the model solves none of the 1" in done.stderr and "rank by attribution" in done.stderr
 
 
 def test_the_student_of_a_run_has_a_circuit_of_its_own(
@@ -171,7 +192,6 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "meta-llama/Llama@main"], "owner/name[@revision] on the hub (40 hex digits)"),
         (["discover", "0123456789abcdef"], "0123456789abcdef"),
         (["discover", "teacher", "--task", "nothing"], "nothing"),
-        (["discover", "teacher", "--level", "edge", "--by", "exact"], "edges can be ranked by attribution only"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
         (["discover", "teacher", "--data", "mib-subtraction"], "arithmetic_subtraction has no pinned commit here"),
         (["discover", "./my-lama"], "./my-lama is neither a folder nor a name that a model can have on the hub"),

@@ -16,11 +16,11 @@ from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
 from cdbench.circuits.components import components, is_head, top_components
 from cdbench.circuits.contrasts import make_contrasts
-from cdbench.circuits.faithfulness import circuit_metric, cmd, cpr, curve, magnitude, random_scores
+from cdbench.circuits.faithfulness import circuit_hits, circuit_metric, cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Circuit, Graph
 from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
 from cdbench.component_cka import _best_matches, component_cka
-from cdbench.judge import SHARE, NotJudged, _alone, changed, judge_circuit, perplexity
+from cdbench.judge import SHARE, NotJudged, changed, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement
 from cdbench.report.circuits import even_heads, stability_over_seeds
 from cdbench.seeds import generator_for, rng_for
@@ -113,7 +113,7 @@ def test_what_the_circuit_is_needed_for_is_held_against_as_many_nodes_at_random(
         exchanged = {1 + i for i in order[len(order) - out :]}
         assert len(exchanged) == out and 0 not in exchanged
         kept = torch.tensor([i not in exchanged for i in range(len(graph.nodes))])
-        hits.append(int(_alone(model, split, means, Circuit(graph, kept)).sum()))
+        hits.append(int(circuit_hits(model, split, [Circuit(graph, kept)], means.at).sum()))
     assert found.random_ablated_share == pytest.approx(sum(hits) / 3 / whole)
     assert found.ablated_share is not None and found.random_ablated_share is not None
     assert found.needed_beyond_chance == pytest.approx(found.random_ablated_share - found.ablated_share)

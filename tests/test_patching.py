@@ -6,19 +6,17 @@ import torch
 from cdbench.api import Example
 from cdbench.circuits.ablation import ablated_accuracy, mean_activations
 from cdbench.circuits.attribution import Work
-from cdbench.circuits.discovery import Search, agreement, discover, exact_scores
+from cdbench.circuits.discovery import Search, agreement, discover, exact_scores, flat
 from cdbench.circuits.faithfulness import circuit_metric
-from cdbench.circuits.forward import Forward, Outputs
-from cdbench.circuits.graph import Circuit, Graph
+from cdbench.circuits.forward import Forward
+from cdbench.circuits.graph import Circuit, Graph, Level
 from cdbench.circuits.patching import (
     ablated_hits,
-    ablation_scores,
     all_nodes,
     mean_outputs,
     patch_exactly,
     placed_means,
 )
-from cdbench.errors import UserError
 from cdbench.tokens import encode
 from cdbench.zoo import exact_match, make_tokenizer
 from circuit_models import contrasts, half_right, llama, metric, naive_outputs, naive_patched
@@ -87,7 +85,7 @@ def test_ablating_mlps_by_restart_gives_the_accuracies_of_the_hooks(world) -> No
     assert torch.equal(whole, exact_match(model, split))
     for layer, value in enumerate(mean_activations(model, split, "pooled")):
         assert ablated[:, graph.mlp(layer)].double().mean() == ablated_accuracy(model, split, layer, value)
-    impacts = ablation_scores(whole, ablated).mean
+    impacts = discover(model, contrasts(), split, Search("ablation")).mean
     assert impacts[graph.mlp(0)] == whole.double().mean() - ablated[:, graph.mlp(0)].double().mean()
 
 
@@ -131,14 +129,42 @@ def test_agreement_is_computed_on_the_top_items() -> None:
     exact = patch_exactly(model, pairs).mean
     assert found.exact == pytest.approx([exact[i].item() for i in found.items], abs=1e-4)
     assert found.same_sign == sum(a * b > 0 for a, b in zip(found.approximate, found.exact, strict=True))
-    with pytest.raises(ValueError, match="top 0 items"):
+    with pytest.raises(ValueError, match="the top 0 items"):
         agreement(model, pairs, scores, 0)
 
 
-@pytest.mark.parametrize("by", ["exact", "ablation"])
-def test_edges_by_a_pass_each_are_refused_with_the_way_out(by: str) -> None:
-    with pytest.raises(UserError, match="edges can be ranked by attribution only"):
-        discover(llama(), contrasts(), encode(make_tokenizer(), problems()), Search(by, "edge"))  # type: ignore[arg-type]
+@pytest.mark.parametrize("level", ["edge", "neuron"])
+def test_every_edge_and_neuron_can_be_patched_exactly(level: Level) -> None:
+    """By problem, and in the place of its name: what its exchange alone takes from the metric."""
+    model, pairs = llama(), contrasts()
+    graph = Graph.of(model)
+    scores = discover(model, pairs, encode(make_tokenizer(), problems()), Search("exact", level))
+    assert scores.rows.shape == (len(pairs), *graph.shape(level))
+    some = (0, 7, graph.items(level) - 1)
+    torch.testing.assert_close(
+        flat(scores.mean, graph, level)[list(some)], exact_scores(model, pairs, level, some), rtol=1e-5, atol=1e-6
+    )
+    if level == "edge":
+        assert not scores.rows[:, ~graph.edge_mask].any()
+        # The last MLP is read by the logits alone: its edge there is the node, for each problem.
+        edge = scores.rows[:, graph.mlp(2), -1]
+        torch.testing.assert_close(edge, patch_exactly(model, pairs, [graph.mlp(2)]).rows[:, 0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("level", ["edge", "neuron"])
+def test_every_edge_and_neuron_can_be_ablated(level: Level) -> None:
+    """What writes nothing can be set to its mean, which is nothing, unnoticed; the last MLP's edge is the node."""
+    model = llama(vocab_size=len(make_tokenizer()))
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight.zero_()
+    split = half_right(model, encode(make_tokenizer(), problems()))
+    graph = Graph.of(model)
+    scores = discover(model, contrasts(), split, Search("ablation", level))
+    assert scores.rows.shape == (len(split), *graph.shape(level))
+    assert not scores.rows[:, graph.mlp(1)].any() and scores.rows.any()
+    if level == "edge":
+        nodes = discover(model, contrasts(), split, Search("ablation"))
+        assert torch.equal(scores.rows[:, graph.mlp(2), -1], nodes.rows[:, graph.mlp(2)])
 
 
 def test_expanded_means_stand_at_every_position() -> None:
@@ -146,7 +172,7 @@ def test_expanded_means_stand_at_every_position() -> None:
 
     model, split = llama(), encode(make_tokenizer(), problems())
     means = mean_outputs(model, split)
-    like = Outputs(torch.zeros(5, 7, 16), [torch.zeros(5, 7, 4, 4)] * 3, [torch.zeros(5, 7, 16)] * 3)
-    wide = expanded(means, like)
+    wide = expanded(means, torch.zeros(5, 7, dtype=torch.long))
+    assert (wide.embedding.shape, wide.heads[1].shape, wide.mlps[2].shape) == ((5, 7, 16), (5, 7, 4, 4), (5, 7, 16))
     assert torch.equal(wide.heads[1][4, 6], means.heads[1][0, 0])
     assert torch.equal(wide.embedding[2, 3], means.embedding[0, 0])

@@ -33,17 +33,15 @@ def show_discovery(made: "SavedCircuit", items: int) -> None:
     click.echo(f"\n{_MEASURE[made.by]}; top {len(made.top)} of {items} {made.level}s by size, 95 % over problems")
     width = max(len(item.name) for item in made.top)
     for item in made.top:
-        exact = "" if item.exact is None else f"   exact {item.exact:+.3f}"
+        others = (("attribution", item.attribution), ("exact", item.exact))
+        beside = "".join(f"   {by} {value:+.3f}" for by, value in others if value is not None and by != made.by)
         limits = "" if item.low is None or item.high is None else f" [{item.low:+.3f}, {item.high:+.3f}]"
-        click.echo(f"  {item.name:<{width}}  {item.score:+.3f}{limits}{exact}")
-    if made.same_sign_as_exact is not None and len(made.top) < _RANKED:
-        click.echo(
-            f"\nagreement with exact patching on these: same sign {made.same_sign_as_exact} of {len(made.top)}; too few to rank"
-        )
-    elif made.same_sign_as_exact is not None:
+        click.echo(f"  {item.name:<{width}}  {item.score:+.3f}{limits}{beside}")
+    if made.same_sign_as_exact is not None:
         rank = "not defined" if made.spearman_with_exact is None else f"{made.spearman_with_exact:.2f}"
-        click.echo(f"\nagreement with exact patching on these: rank correlation {rank}, "
-                   f"same sign {made.same_sign_as_exact} of {len(made.top)}")  # fmt: skip
+        ranked = "; too few to rank" if len(made.top) < _RANKED else f", rank correlation {rank}"
+        same = f"{made.same_sign_as_exact} of {len(made.top)}"
+        click.echo(f"\nattribution against exact patching on these: same sign {same}{ranked}")
     stable = "too few problems to say" if made.stability is None else f"rank correlation {made.stability:.2f}"
     click.echo(f"stability of the ranking between halves of the problems: {stable}")
 

@@ -22,11 +22,10 @@ from cdbench.circuits.components import components
 from cdbench.circuits.contrasts import Contrasts, make_contrasts
 from cdbench.circuits.discovery import agreement, flat
 from cdbench.circuits.evaluation import Rivals, evaluate
-from cdbench.circuits.faithfulness import circuit_end, magnitude
-from cdbench.circuits.forward import Forward
+from cdbench.circuits.faithfulness import circuit_hits, magnitude
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
-from cdbench.circuits.patching import PlacedMeans, all_nodes, hits_at, placed_means
+from cdbench.circuits.patching import PlacedMeans, all_nodes, placed_means
 from cdbench.circuits.scores import Scores
 from cdbench.component_cka import component_cka
 from cdbench.errors import UserError
@@ -107,8 +106,14 @@ def judge_circuit(
     rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
     random = [_others_ablated(rest, draw) for draw in range(_DRAWS)]
     whole, alone, ablated, *by_chance = (
-        int(_alone(model, split, means, each).sum())
-        for each in (Circuit.whole(graph), circuit, *(Circuit(graph, kept) for kept in (rest, *random)))
+        circuit_hits(
+            model,
+            split,
+            [Circuit.whole(graph), circuit, *(Circuit(graph, kept) for kept in (rest, *random))],
+            means.at,
+        )
+        .sum(1)
+        .tolist()
     )
     reasons = _Reasons()
     own = components(graph, scores)
@@ -199,7 +204,7 @@ def _edges(
         edges=count,
         top={names[i]: float(values[i]) for i in strongest},
         faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
-        accuracy=wilson(int(_alone(model, some, means, circuit, _OF_EDGES).sum()), len(some)),
+        accuracy=wilson(int(circuit_hits(model, some, [circuit], means.at, _OF_EDGES).sum()), len(some)),
         exact=_exactly(model, found, scores, _OF_EDGES),
     )
 
@@ -227,20 +232,6 @@ def _faithfulness(
         random=Baseline(**{key: found["random"][key] for key in ("cpr", "cmd")}),
         on_noise=found["on_noise"],
     )
-
-
-@torch.no_grad()
-def _alone(
-    model: LlamaForCausalLM, split: Encoded, means: PlacedMeans, circuit: Circuit, work: Work = QUIETLY
-) -> Tensor:
-    """[n] bool: whether the circuit alone gives the answer, everything else at its mean over training problems at that place."""
-    forward, hits = Forward(model), []
-    for rows in torch.arange(len(split)).split(work.batch_size):
-        batch = split.take(rows).to(model.device)
-        end = circuit_end(forward, forward.embed(batch.ids), means.at(batch), circuit)
-        at_answer = end[torch.arange(len(batch), device=end.device)[:, None], batch.answer_positions]
-        hits.append(hits_at(forward, at_answer, batch).cpu())
-    return torch.cat(hits)
 
 
 def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement:

@@ -11,10 +11,10 @@ from transformers import LlamaForCausalLM
 
 from cdbench.circuits.attribution import QUIETLY, Work, attribute
 from cdbench.circuits.contrasts import Contrasts
-from cdbench.circuits.faithfulness import circuit_metric
-from cdbench.circuits.forward import Forward
+from cdbench.circuits.faithfulness import circuit_hits, circuit_metric
+from cdbench.circuits.forward import Forward, Outputs
 from cdbench.circuits.graph import Circuit, Graph, Level
-from cdbench.circuits.patching import ablated_hits, ablation_scores, all_nodes, mean_outputs, patch_exactly
+from cdbench.circuits.patching import ablated_hits, all_nodes, expanded, mean_outputs, patch_exactly
 from cdbench.circuits.scores import Scores, spearman
 from cdbench.errors import UserError
 from cdbench.tokens import Encoded
@@ -54,20 +54,28 @@ def discover(
 ) -> Scores:
     """Scores of all items of a level. `split` is what mean ablation takes its means and accuracies from.
 
+    Attribution costs the same however many items there are; exact patching and ablation take a pass each, of nodes about half.
+
     Raises:
-        UserError: edges or neurons by anything but attribution; or the model is not a Llama, or in training mode.
+        UserError: the model is not a Llama, or in training mode; or mean ablation of a model that solves nothing.
     """
     if search.by == "attribution":
         return attribute(model, contrasts, search.level, steps=search.steps, work=work)
-    if search.level != "node":
-        raise UserError(
-            f"{search.level}s can be ranked by attribution only ({search.by} takes a pass each); its top "
-            f"{search.level}s are then patched exactly"
-        )
+    graph = Forward(model).graph
     if search.by == "exact":
-        return patch_exactly(model, contrasts, work=work)
-    nodes = all_nodes(Forward(model).graph)
-    return ablation_scores(*ablated_hits(model, split, mean_outputs(model, split), nodes, work=work))
+        effects = _exact_effects(model, contrasts, search.level, range(graph.items(search.level)), work)
+    else:
+        means = mean_outputs(model, split)
+        effects = _ablation_effects(model, split, means, search.level, work)
+    return _scores(graph, search.level, effects)
+
+
+def _scores(graph: Graph, level: Level, effects: Tensor) -> Scores:
+    """[n, items], in the order of `Graph.names` -> scores in the level's shape, 0 for edges that do not exist."""
+    rows = effects.float()
+    if level == "edge":
+        rows = torch.zeros(len(effects), *graph.shape("edge")).masked_scatter_(graph.edge_mask, rows.contiguous())
+    return Scores(level, rows.reshape(len(effects), *graph.shape(level)), torch.ones(len(effects), dtype=torch.long))
 
 
 def flat(scores: Tensor, graph: Graph, level: Level) -> Tensor:
@@ -76,26 +84,64 @@ def flat(scores: Tensor, graph: Graph, level: Level) -> Tensor:
 
 
 def exact_scores(
-    model: LlamaForCausalLM, contrasts: Contrasts, level: Level, items: tuple[int, ...], work: Work = QUIETLY
+    model: LlamaForCausalLM, contrasts: Contrasts, level: Level, items: Sequence[int], work: Work = QUIETLY
 ) -> Tensor:
     """Exact patching of single items, mean over the problems, [len(items)]."""
+    return _exact_effects(model, contrasts, level, items, work).double().mean(0)
+
+
+def _exact_effects(
+    model: LlamaForCausalLM, contrasts: Contrasts, level: Level, items: Sequence[int], work: Work
+) -> Tensor:
+    """What each item's exchange takes from the metric of each problem, [n, len(items)]."""
     if level == "node":
-        return patch_exactly(model, contrasts, items, work=work).mean
+        return patch_exactly(model, contrasts, items, work=work).rows
+    metric = circuit_metric(model, contrasts, _whole_and_without(Forward(model).graph, level, items), work=work)
+    return (metric[0] - metric[1:]).T
+
+
+def _ablation_effects(model: LlamaForCausalLM, split: Encoded, means: Outputs, level: Level, work: Work) -> Tensor:
+    """Ablation impact of each item for each problem (paper A, 4.1.2, per item): right before − right after, [n, items]."""
     graph = Forward(model).graph
+    if level == "node":
+        whole, ablated = ablated_hits(model, split, means, all_nodes(graph), work=work)
+    else:
+        circuits = _whole_and_without(graph, level, range(graph.items(level)))
+        hits = circuit_hits(model, split, circuits, lambda batch: expanded(means, batch.ids), work)
+        whole, ablated = hits[0], hits[1:].T
+    if not bool(whole.any()):
+        raise UserError(
+            f"the model solves none of the {len(whole)} problems: ablation could take no accuracy from it; rank by attribution"
+        )
+    return whole[:, None].float() - ablated.float()
+
+
+def _whole_and_without(graph: Graph, level: Level, items: Sequence[int]) -> list[Circuit]:
+    """The whole model as edges or neurons, and the whole without each of some items."""
     everything = torch.ones(len(graph.nodes), dtype=torch.bool)
-    circuits = [Circuit.whole(graph)]
-    for item in items:
-        if level == "edge":
-            kept = graph.edge_mask.clone()
-            row, column = graph.edge_mask.nonzero()[item].tolist()
-            kept[row, column] = False
-            circuits.append(Circuit(graph, everything, edges=kept))
-        else:
-            dims = torch.ones(graph.shape("neuron"), dtype=torch.bool)
-            dims.view(-1)[item] = False
-            circuits.append(Circuit(graph, everything, neurons=dims))
-    metric = circuit_metric(model, contrasts, circuits, work=work).double().mean(1)
-    return metric[0] - metric[1:]
+    exists = graph.edge_mask if level == "edge" else torch.ones(graph.shape(level), dtype=torch.bool)
+    places = exists.flatten().nonzero().flatten()
+    circuits = []
+    for item in (None, *items):
+        kept = exists.clone()
+        if item is not None:
+            kept.view(-1)[places[item]] = False
+        circuits.append(
+            Circuit(graph, everything, edges=kept) if level == "edge" else Circuit(graph, everything, neurons=kept)
+        )
+    return circuits
+
+
+def strongest(scores: Scores, graph: Graph, n: int) -> tuple[int, ...]:
+    """The places of the `n` items of largest |score| among the level's items, largest first; equal ones in the graph's order.
+
+    Raises:
+        ValueError: fewer than one is asked for.
+    """
+    if n < 1:
+        raise ValueError(f"the top {n} items; at least 1 is needed")
+    values = flat(scores.mean, graph, scores.level)
+    return tuple(values.abs().argsort(descending=True, stable=True)[:n].tolist())
 
 
 def agreement(
@@ -112,11 +158,7 @@ def agreement(
     """
     graph = Forward(model).graph
     values = flat(scores.mean, graph, scores.level)
-    if isinstance(asked, int):
-        if asked < 1:
-            raise ValueError(f"agreement on the top {asked} items; at least 1 is needed")
-        asked = values.abs().argsort(descending=True, stable=True)[:asked].tolist()
-    items = tuple(asked)
+    items = strongest(scores, graph, asked) if isinstance(asked, int) else tuple(asked)
     exact = exact_scores(model, contrasts, scores.level, items, work).double()
     ranked = values[list(items)]
     return Agreement(

@@ -7,7 +7,7 @@ the share of items kept, circuits chosen by signed score; CMD the area of |1 −
 linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,10 +19,11 @@ from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.forward import Forward, Outputs, Part, wide
 from cdbench.circuits.graph import Circuit, Graph, Level, top
-from cdbench.circuits.patching import expanded
+from cdbench.circuits.patching import expanded, hits_at
 from cdbench.circuits.scores import Scores, single
 from cdbench.errors import UserError
 from cdbench.seeds import generator_for
+from cdbench.tokens import Encoded
 
 Ablation = Literal["resample", "mean", "zero"]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -85,7 +86,34 @@ def _stand_in(forward: Forward, batch: Contrasts, exchange: Exchange) -> Outputs
         )
     if exchange.means is None:
         raise ValueError("mean ablation needs the means of a split")
-    return expanded(exchange.means, corrupt)
+    return expanded(exchange.means, batch.corrupt)
+
+
+@torch.no_grad()
+def circuit_hits(
+    model: LlamaForCausalLM,
+    split: Encoded,
+    circuits: Sequence[Circuit],
+    stand_in: Callable[[Encoded], Outputs],
+    work: Work = QUIETLY,
+) -> Tensor:
+    """Whether a circuit alone gives the whole answer, all else at what `stand_in` makes of a batch, [len(circuits), n] bool.
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
+    """
+    forward, parts, done = Forward(model), [], 0
+    for rows in torch.arange(len(split)).split(work.batch_size):
+        batch = split.take(rows).to(model.device)
+        at_answer = (torch.arange(len(batch), device=batch.ids.device)[:, None], batch.answer_positions)
+        other, found = stand_in(batch), []
+        for circuit in circuits:
+            end = circuit_end(forward, forward.embed(batch.ids), other, circuit)
+            found.append(hits_at(forward, end[at_answer], batch).cpu())
+        parts.append(torch.stack(found))
+        done += len(batch)
+        work.progress(done, len(split))
+    return torch.cat(parts, dim=1)
 
 
 def circuit_end(forward: Forward, embedding: Tensor, stand_in: Outputs, circuit: Circuit) -> Tensor:

@@ -187,12 +187,13 @@ def _added(a: Outputs, b: Outputs) -> Outputs:
     )
 
 
-def expanded(outputs: Outputs, like: Outputs) -> Outputs:
-    """Means [1, 1, ...] at every problem and position of a batch."""
+def expanded(outputs: Outputs, ids: Tensor) -> Outputs:
+    """Means [1, 1, ...] at every problem and position of a batch of tokens [b, t]."""
+    b, t = ids.shape
     return Outputs(
-        outputs.embedding.expand_as(like.embedding),
-        [x.expand_as(y) for x, y in zip(outputs.heads, like.heads, strict=True)],
-        [x.expand_as(y) for x, y in zip(outputs.mlps, like.mlps, strict=True)],
+        outputs.embedding.expand(b, t, -1),
+        [x.expand(b, t, -1, -1) for x in outputs.heads],
+        [x.expand(b, t, -1) for x in outputs.mlps],
     )
 
 
@@ -220,7 +221,7 @@ def ablated_hits(
         whole.append(
             hits_at(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu()
         )
-        stand_in = expanded(means, trace.outputs)
+        stand_in = expanded(means, batch.ids)
         for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
             for node, end in zip(some, ends, strict=True):
                 found[:, place[node]] = hits_at(forward, end, batch).cpu()
@@ -235,11 +236,6 @@ def hits_at(forward: Forward, end: Tensor, batch: Encoded) -> Tensor:
     predicted = wide(forward.model.lm_head(forward.model.model.norm(end))).argmax(-1)
     right: Tensor = ((predicted == batch.answer_tokens) | (batch.answer_tokens == IGNORE)).all(1)
     return right
-
-
-def ablation_scores(whole: Tensor, ablated: Tensor) -> Scores:
-    """Ablation impact of each node for each problem (paper A, 4.1.2, per node): right before − right after, [n, nodes]."""
-    return Scores("node", whole[:, None].float() - ablated.float(), torch.ones(len(whole), dtype=torch.long))
 
 
 def all_nodes(graph: Graph) -> range:

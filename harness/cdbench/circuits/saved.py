@@ -66,13 +66,14 @@ class Problems(Closed):
 
 
 class Item(Closed):
-    """One of the items with the largest |score|; `exact` where it was patched exactly."""
+    """One of the items with the largest |score|, with what attribution and exact patching say of it."""
 
     name: str
     score: float
     low: float | None = None
     high: float | None = None
     """95 % over problems; None where there are too few to say."""
+    attribution: float | None = None
     exact: float | None = None
 
 
