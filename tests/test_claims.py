@@ -1,5 +1,6 @@
 """The ledger's verdicts on rows whose truth is known, and the ledger's own file."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -296,8 +297,8 @@ def test_the_ledgers_schema_is_closed() -> None:
     assert Ledger.model_config["extra"] == "forbid"
 
 
-def numbered(method: str, values: dict[int, float]) -> Group:
-    """A row whose runs each have one number of the evaluator, by seed."""
+def numbered(method: str, values: Mapping[int, float | str]) -> Group:
+    """A row whose runs each have one value of the evaluator, by seed."""
     made = [
         SimpleNamespace(
             run_id=f"{method}{seed}",
@@ -329,6 +330,29 @@ def test_a_number_of_the_evaluator_is_compared_seed_by_seed() -> None:
     lone = one(more(), numbered("atp_cd", {0: 0.9}), low)
     assert lone.outcome == "inconclusive" and "one seed only" in lone.why
     assert one(more(), numbered("atp_cd", {7: 0.9}), low).outcome == "not tested here"
+
+
+def marked(high: dict[int, str], low: dict[int, str]) -> Verdict:
+    claim = more().model_copy(update={"marks": "circuit.faithfulness.cpr"})
+    return one(claim, numbered("atp_cd", high), numbered("kl", low))
+
+
+def test_shares_of_other_problems_are_compared_on_the_common_ones() -> None:
+    """By hand: 3 of 4 against 2 of 3 is more; on the two pairs that both are asked, the first and the fourth, 1 against 2."""
+    found = marked(dict.fromkeys(range(3), "1-101"), dict.fromkeys(range(3), "10-1-"))
+    assert found.evidence and found.evidence.effect == pytest.approx(-0.5)
+    assert "on the 2 to 2 pairs of problems that both rows solve" in found.why
+    more_seeds = marked({0: "110", 1: "111", 2: "-11"}, {0: "010", 1: "0-1", 3: "111"})
+    assert more_seeds.evidence and more_seeds.evidence.seeds == 2
+    assert more_seeds.evidence.effect == pytest.approx((1 / 3 + 1 / 2) / 2)
+
+
+def test_rows_without_a_common_problem_are_not_compared() -> None:
+    for high, low in (("1-", "-1"), ("", "11"), ("--", "11")):
+        found = marked({0: high, 1: high}, {0: low, 1: low})
+        assert found.outcome == "not tested here" and "no seed with a pair of problems that both solve" in found.why
+    other = marked({0: "11"}, {0: "111"})
+    assert other.outcome == "not tested here" and "were asked 2 and 3 pairs" in other.why
 
 
 def even(importance: dict[str, float], heads: int = 4) -> Verdict:

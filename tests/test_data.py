@@ -145,19 +145,26 @@ def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, 
     own = make_splits(make_task("addition_3digit"), "addition_3digit", profile.data).test
     assert not {twin_class(e) for e in own} & {twin_class(e) for e in known}
     other = {"source": "folder", "path": "x"}
+    apart = profile.model_dump()
+    apart["student"]["training_share"] = 0.05
+    rare = Profile.model_validate(apart)
+    mine = Workspace(rare, "addition_2digit", Store(tmp_path), quiet)
+    assert mine.teacher == made.teacher and mine.student.content != made.student.content
+    with pytest.raises(ValueError, match="there are none"):
+        Profile.model_validate(apart | {"data": world.profile.data.model_dump()})
     with pytest.raises(ValueError, match="neither teacher nor student is one"):
         Profile.model_validate(profile.model_dump() | {"teacher": other, "student": other})
 
 
-def test_parts_are_drawn_alike_whatever_their_size() -> None:
-    order = torch.Generator().manual_seed(0)
-    rows = zoo._draw([10, 1000, 1], 3000, order)
+@pytest.mark.parametrize(("first", "expected"), [(None, [1000, 1000, 1000]), (0.1, [300, 1350, 1350])])
+def test_parts_are_drawn_as_their_shares_say_whatever_their_size(first: float | None, expected: list[int]) -> None:
+    rows = zoo._draw([10, 1000, 1], zoo._shares(first, 3), 3000, torch.Generator().manual_seed(0))
     counts = [int(((rows >= a) & (rows < b)).sum()) for a, b in ((0, 10), (10, 1010), (1010, 1011))]
-    assert sum(counts) == 3000 and all(900 < count < 1100 for count in counts)
+    assert sum(counts) == 3000 and counts == pytest.approx(expected, abs=100)
     assert len(rows[rows < 10].unique()) == 10
     # One part: as it was drawn before there were several.
     one, two = (torch.Generator().manual_seed(1) for _ in range(2))
-    assert torch.equal(zoo._draw([10], 5, one), torch.randint(10, (5,), generator=two))
+    assert torch.equal(zoo._draw([10], zoo._shares(None, 1), 5, one), torch.randint(10, (5,), generator=two))
 
 
 def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:

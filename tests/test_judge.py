@@ -305,6 +305,9 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
     assert found is not None and found.interchange is not None
     assert 0 < found.interchange.accuracy.n < 0.5 * seen[1]
     assert found.interchange.control is not None and 0 < found.interchange.control.n < 0.5 * seen[2]
+    marks = found.interchange.marks
+    assert len(marks) == seen[1]  # a letter for each pair that any row is asked, whatever this one solves
+    assert (marks.count("1"), marks.count("0")) == (found.interchange.accuracy.n, 0)
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found.interchange is None and "solves none of the problems" in found.not_judged["interchange"]

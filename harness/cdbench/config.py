@@ -53,6 +53,8 @@ class ZooModel(Closed):
     stop_at: Fraction | None = None
     """Stop at the first check at which validation accuracy reaches this; None trains all steps."""
     check_every: PositiveInt = 25
+    training_share: Fraction | None = None
+    """How much of what it learns from is the training split, where there are `data.zoo_tasks`; None: as much as each of them."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ZooModel":
@@ -162,12 +164,17 @@ class Profile(Closed):
     def _somebody_learns_the_zoo_tasks(self) -> "Profile":
         if self.data.zoo_tasks and not any(isinstance(model, ZooModel) for model in (self.teacher, self.student)):
             raise ValueError("data.zoo_tasks are what zoo models learn; neither teacher nor student is one")
+        for model in (self.teacher, self.student):
+            if isinstance(model, ZooModel) and model.training_share is not None and not self.data.zoo_tasks:
+                raise ValueError(
+                    "training_share is the training split's share beside data.zoo_tasks, and there are none"
+                )
         return self
 
 
 _NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")
-_NEW_IN_DATA = ("zoo_tasks", "zoo_train")
-"""Keys of [data] that older specs have not: left out of the run id where they say nothing, so that ids stay."""
+_NEW = (("data", "zoo_tasks"), ("data", "zoo_train"), ("teacher", "training_share"), ("student", "training_share"))
+"""Keys that older specs have not: left out of the run id where they say nothing, so that ids stay."""
 
 
 class RunSpec(Closed):
@@ -186,9 +193,9 @@ class RunSpec(Closed):
         table = self.model_dump(mode="json")
         for key in _NO_NUMBER_DEPENDS_ON:
             del table["profile"][key]
-        for key in _NEW_IN_DATA:
-            if not table["profile"]["data"][key]:
-                del table["profile"]["data"][key]
+        for part, key in _NEW:
+            if not table["profile"][part].get(key, True):
+                del table["profile"][part][key]
         return digest(table)
 
     @property

@@ -241,25 +241,27 @@ def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[E
         UserError: the task has no carry, or the model solves none of the problems that could be exchanged.
     """
 
-    def hits(split: Sequence[Example], name: str, nodes: Sequence[int], *, same: bool = False) -> Tensor:
-        """Of pairs that are the same for every row, those of which the model solves both problems."""
+    def hits(split: Sequence[Example], name: str, nodes: Sequence[int], *, same: bool = False) -> tuple[Tensor, Tensor]:
+        """Of pairs that are the same for every row, hits [pairs, nodes], and of which the model solves both problems."""
         rng = rng_for("judge-interchange", workspace.task, name)
         problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng, same=same)
         known = {example.prompt for example in solved(model, workspace.tokenizer, split[:_PROBLEMS])}
-        kept = [i for i, pair in enumerate(problems.pairs) if all(example.prompt in known for example in pair)]
-        if not kept:
+        kept = torch.tensor([all(example.prompt in known for example in pair) for pair in problems.pairs])
+        if not bool(kept.any()):
             raise UserError("the model solves none of the problems that could be exchanged")
-        return interchange_hits(model, problems, nodes)[kept]
+        return interchange_hits(model, problems, nodes), kept
 
     graph = Graph.of(model)
-    best = int(hits(workspace.train_examples, "train", all_nodes(graph)).sum(0).argmax())
-    judged = hits(test, "test", [best])[:, 0]
-    control = hits(test, "control", [best], same=True)[:, 0]
+    found, kept = hits(workspace.train_examples, "train", all_nodes(graph))
+    best = int(found[kept].sum(0).argmax())
+    judged, mine = (each.flatten() for each in hits(test, "test", [best]))
+    control, own = (each.flatten() for each in hits(test, "control", [best], same=True))
     return InterchangeJudgement(
         variable=_VARIABLE,
         node=graph.nodes[best],
-        accuracy=wilson(int(judged.sum()), len(judged)),
-        control=wilson(int(control.sum()), len(control)),
+        accuracy=wilson(int(judged[mine].sum()), int(mine.sum())),
+        control=wilson(int(control[own].sum()), int(own.sum())),
+        marks="".join(str(int(hit)) if asked else "-" for hit, asked in zip(judged, mine, strict=True)),
     )
 
 

@@ -152,6 +152,10 @@ class InterchangeJudgement(_Model):
     node: str
     accuracy: Proportion
     control: Proportion | None = None
+    marks: str = Field(default="", pattern="^[01-]*$")
+    """A letter for each pair that all rows of a task are asked, in one order: 1 the expected answer, 0 another, - a pair of which
+    this model does not solve both problems. Two rows are compared on the pairs that neither leaves out. Empty in records from
+    before it was kept."""
 
 
 class AttentionJudgement(_Model):
@@ -248,13 +252,17 @@ class Metrics(_Model):
     first_prompt_ids: list[int]
 
 
-def number_at(metrics: Any, path: str) -> float | None:
-    """A number of the evaluator by its path, `circuit.edges.faithfulness.cpr`; None where a part of it was not measured."""
+def value_at(metrics: Any, path: str) -> Any:
+    """What stands at a path of the evaluator's answer, `circuit.edges.faithfulness.cpr`; None where a part was not measured."""
     value = metrics
     for part in path.split("."):
         value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
-        if value is None:
-            return None
+    return value
+
+
+def number_at(metrics: Any, path: str) -> float | None:
+    """A number of the evaluator by its path; None where it was not measured."""
+    value = value_at(metrics, path)
     return float(value) if isinstance(value, int | float) else None
 
 

@@ -42,6 +42,7 @@ from cdbench.inference import (
     spread_from_published,
     spread_to_decide,
 )
+from cdbench.record import value_at
 from cdbench.report.circuits import even_heads, judged
 from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
 from cdbench.report.formats import p_value, percent, points
@@ -524,9 +525,13 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
 
 def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     high, low = _comparable(claim, data, claim.high, claim.low)
-    first, second = (group.by_seed(claim.metric) for group in (high, low))
-    gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}")
+    note = ""
+    if claim.marks:
+        gaps, note = _on_common_problems(claim.marks, high, low)
+    else:
+        first, second = (group.by_seed(claim.metric) for group in (high, low))
+        gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
+    found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}", note)
     detail = _with(_with(_lost(low), found.detail), _trained_parts(high, low))
     summary, _, _ = claim.metric.rpartition(".")
     if summary.endswith(".faithfulness"):
@@ -534,6 +539,29 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
         if noise:
             raise NotTested("the problems do not show that the model does better than nothing: f divides by chance")
     return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=detail)
+
+
+def _on_common_problems(marks: str, high: Group, low: Group) -> tuple[list[float], str]:
+    """Seed by seed the difference of two shares on the problems that neither row leaves out, and how many those are."""
+    by_seed = [
+        {r.spec.seed: text for r in group.records if isinstance(text := value_at(r.metrics, marks), str) and text}
+        for group in (high, low)
+    ]
+    gaps, counts = [], []
+    for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
+        first, second = (texts[seed] for texts in by_seed)
+        if len(first) != len(second):
+            raise NotTested(f"{high.name} and {low.name} were asked {len(first)} and {len(second)} pairs of problems")
+        common = [(a, b) for a, b in zip(first, second, strict=True) if "-" not in (a, b)]
+        if common:
+            gaps.append(sum((a == "1") - (b == "1") for a, b in common) / len(common))
+            counts.append(len(common))
+    if not gaps:
+        raise NotTested(
+            f"{high.name} and {low.name} have no seed with a pair of problems that both solve (records from before "
+            "marks were kept do not say)"
+        )
+    return gaps, f"on the {min(counts)} to {max(counts)} pairs of problems that both rows solve"
 
 
 def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:

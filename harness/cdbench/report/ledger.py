@@ -159,12 +159,17 @@ class Metric(_OfRows):
 
 
 class MetricDifference(_OfRows):
-    """A number of the evaluator is more than `margin` larger for `high` than for `low`, seed by seed."""
+    """A number of the evaluator is more than `margin` larger for `high` than for `low`, seed by seed.
+
+    Where a row's number is a share of problems that depend on the row, `marks` names a letter a problem (1, 0, - for left out),
+    and the shares compared are of the problems that neither row leaves out.
+    """
 
     decided_by: Literal["metric_difference"]
     high: str
     low: str
     metric: str
+    marks: str | None = None
     margin: Annotated[float, Field(ge=0)] = 0.0
     unit: Literal["share", "correlation"] = "share"
     paper: None = None
