@@ -142,11 +142,12 @@ def split_edges(model: LlamaForCausalLM, pairs: Contrasts) -> Tensor:
     return scores * graph.edge_mask
 
 
-def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph) -> Tensor:
+def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> Tensor:
     """EAP-IG's way (Hanna et al. 2024) on TransformerLens, as MIB runs it: one tensor of all sources' differences, filled by
-    forward hooks on both prompts; a backward hook a reader multiplies its gradient with what was written before it.
+    forward hooks on both prompts; a backward hook a reader multiplies its gradient with what was written before it. With
+    more than one step the gradients are those at inputs k/steps of the way from the counterfactual's embedding.
 
-    Kinder than their code in two things: no third forward for the clean logits, and no gradients of the weights.
+    Kinder than their code in two things: no other forward for the clean logits, and no gradients of the weights.
     """
     n, t = pairs.clean.shape
     moved = torch.zeros(n, t, len(graph.nodes), bridge.cfg.d_model)
@@ -178,15 +179,23 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph) -> Tensor:
     readers.append((f"blocks.{graph.layers - 1}.hook_resid_post", multiply(len(graph.nodes), scores.shape[1] - 1)))
     with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, -1)) for name, where in sources]):
         bridge(pairs.corrupt)
-    live = [("hook_embed", lambda value, hook: value.detach().requires_grad_()), *((n, add(w, 1)) for n, w in sources)]
-    with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
-        logits = bridge(pairs.clean)
-        pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()
-    return scores / n * graph.edge_mask
+    far = -moved[:, :, 0]
+    for k in range(steps, 0, -1):  # the clean prompt first: it fills the differences too
+        share = k / steps
+
+        def embedding(value: Tensor, hook: Any, share: float = share) -> Tensor:
+            return (far + share * (value.detach() - far)).requires_grad_()
+
+        live: list[tuple[str, Any]] = [("hook_embed", embedding)]
+        live += [(name, add(where, 1)) for name, where in sources] if k == steps else []
+        with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
+            logits = bridge(pairs.clean)
+            pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()
+    return scores / (n * steps) * graph.edge_mask
 
 
-def eap_ig(repeats: int) -> dict[str, Any]:
-    """Edge attribution with one gradient (EAP; with integrated gradients both sides take as many more) against EAP-IG's way.
+def eap_ig(repeats: int, steps: int) -> dict[str, Any]:
+    """Edge attribution with one gradient (EAP), or with several (integrated gradients), against EAP-IG's way.
 
     Its own code runs on CUDA alone (the device is written into it).
     """
@@ -204,10 +213,15 @@ def eap_ig(repeats: int) -> dict[str, Any]:
     for switch in (bridge.set_use_split_qkv_input, bridge.set_use_attn_result, bridge.set_use_hook_mlp_in):
         switch(True)
     bridge.requires_grad_(False)
-    usual = ("on TransformerLens", lambda: lens_edges(bridge, pairs, graph))
-    own = ("closed form", lambda: attribute(model, pairs, "edge").mean)
+    usual = ("on TransformerLens", lambda: lens_edges(bridge, pairs, graph, steps))
+    own = ("closed form", lambda: attribute(model, pairs, "edge", steps=steps).mean)
     found = beside(usual, own, repeats)
-    return {"edges": len(graph.edges), "transformer_lens": metadata.version("transformer-lens"), **found}
+    return {
+        "edges": len(graph.edges),
+        "steps": steps,
+        "transformer_lens": metadata.version("transformer-lens"),
+        **found,
+    }
 
 
 def edges(repeats: int) -> dict[str, Any]:
@@ -297,7 +311,8 @@ def main() -> None:
     result = {
         "attribution": attribution(repeats),
         "edges": edges(repeats),
-        "edges_as_eap_ig": eap_ig(repeats),
+        "edges_as_eap": eap_ig(repeats, 1),
+        "edges_as_eap_ig": eap_ig(repeats, 5),
         "ablation": ablation(repeats),
         "exact": exact(repeats),
     }

@@ -81,6 +81,7 @@ def test_evaluate_shows_faithfulness_beside_its_baselines(command: Command, args
     table = json.loads(command("circuit", "evaluate", found, *args[2:], "-n", "50", "--json").stdout)
     assert table["circuit"]["f"][-1] == pytest.approx(1, abs=1e-5)
     assert table["circuit"]["f"][0] == pytest.approx(0, abs=1e-5)
+    assert table["circuit"]["nfs"] == table["circuit"]["f"]
     assert table["items"] == [0, 0, 0, 0, 0, 0, 1, 3, 8, 16]
     low, high = table["circuit"]["cpr_95"]
     assert low <= table["circuit"]["cpr"] <= high

@@ -337,6 +337,7 @@ def evaluate(folder: Path, **options: Any) -> None:
     result = evaluation.evaluate(studied.model, contrasts, scores, rivals, exchange=exchange, work=work)
     _clear()
     if options["as_json"]:
+        result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
         table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return

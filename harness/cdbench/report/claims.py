@@ -329,7 +329,17 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     pairs = len(runs[0]) * len(runs[1])
     won = probability_of_improvement(runs[0], runs[1]) * pairs
     told = f"{high.name} beats {low.name} in {won:g} of {pairs} pairs of runs" if pairs > 1 else ""
-    return replace(found, detail=_with(_with(found.detail, told), _trained_parts(high, low)))
+    return replace(found, detail=_with(_with(found.detail, told), _what_differs(high, low)))
+
+
+def _what_differs(high: Group, low: Group) -> str:
+    """Which parts two rows train, and how much their alignment terms could do."""
+    weighs = [
+        f"the alignment term is {percent(share)} of the gradient of {group.name}"
+        for group in (high, low)
+        if (share := group.alignment_share) is not None
+    ]
+    return "; ".join(filter(None, (_trained_parts(high, low), *weighs)))
 
 
 def _trained_parts(high: Group, low: Group) -> str:
@@ -532,7 +542,7 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
         first, second = (group.by_seed(claim.metric) for group in (high, low))
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
     found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}", note)
-    detail = _with(_with(_lost(low), found.detail), _trained_parts(high, low))
+    detail = _with(_with(_lost(low), found.detail), _what_differs(high, low))
     summary, _, _ = claim.metric.rpartition(".")
     if summary.endswith(".faithfulness"):
         noise = sum(bool(group.metric(f"{summary}.on_noise")) for group in (high, low))

@@ -78,6 +78,20 @@ class Group:
         """
         return [_history(record, folder) for record, folder in zip(self.records, self.folders, strict=True)]
 
+    @cached_property
+    def alignment_share(self) -> float | None:
+        """λ |∇ alignment| / |∇ all terms|, the mean over probed steps and seeds: how much the term can do; None without one."""
+        shares = []
+        for record in self.records:
+            weight = record.params.get("alignment_weight")
+            if not isinstance(weight, int | float):
+                continue
+            logged = self.histories[self.records.index(record)]
+            of = [(row.get("grad/cka", row.get("grad/global_cka")), row.get("grad/total")) for row in logged]
+            found = [weight * term / total for term, total in of if term is not None and total]
+            shares += [float(np.mean(found))] if found else []
+        return mean_of(shares)
+
     def values(self, name: str) -> list[float]:
         """A number of the CKA or mask summary of each run that has it."""
         return [value for r in self.records if (value := number_at(r.metrics, name)) is not None]

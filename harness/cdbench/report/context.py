@@ -98,6 +98,11 @@ def _of_rows(data: StudyData) -> Row:
         "ability_rows": ability_rows(data),
         "features": FEATURES,
         "costs": cost_rows(data),
+        "weighing": [
+            {"name": g.name, "share": g.alignment_share, "run_ids": g.run_ids}
+            for g in data.groups
+            if g.alignment_share is not None
+        ],
     }
 
 
