@@ -75,7 +75,7 @@ def records(runs: Path) -> dict[str, dict[str, Any]]:
 
 
 def a_step_waits(tmp_path: Path) -> bool:
-    return any("a warning" in log.read_text() for log in tmp_path.glob("runs/records/*/train.stderr.log"))
+    return any("a warning" in log.read_text() for log in tmp_path.glob("runs/scratch/try-*/train.stderr.log"))
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import contextlib
 import os
 import statistics
 import time
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console, Group
@@ -54,6 +55,14 @@ def result_line(run: PlannedRun, result: Record) -> str:
     return f"accuracy {result.metrics.accuracy.value:.1%} ({how}){notes}"
 
 
+def _log(job: Job, stream: Stream) -> Path:
+    """Where a step prints: beside its progress while it works, if it works elsewhere."""
+    name = log_file(job.step, stream)
+    if job.handle and (elsewhere := job.handle.folder / name).exists():
+        return elsewhere
+    return job.folder / name
+
+
 class Logs:
     """What steps print, line by line as it comes; nothing that a method prints can steer the terminal."""
 
@@ -74,7 +83,7 @@ class Logs:
     def _show(self, job: Job, *, to_the_end: bool) -> None:
         for stream in STREAMS:
             place = (job.name, stream)
-            with contextlib.suppress(FileNotFoundError), (job.folder / log_file(job.step, stream)).open("rb") as file:
+            with contextlib.suppress(FileNotFoundError), _log(job, stream).open("rb") as file:
                 known, size = self._read.get(place, 0), os.fstat(file.fileno()).st_size
                 # A step that is started again begins its log anew.
                 known = file.seek(known if known <= size else 0)

@@ -107,7 +107,7 @@ def environment() -> dict[str, object]:
     return {
         "versions": versions() | {"torch build": torch.__version__},
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
@@ -118,10 +118,14 @@ def environment() -> dict[str, object]:
 
 
 def _processor() -> str:
+    """Name, family, model and stepping: in a virtual machine the name alone stands for many, whose last digits differ."""
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
     except OSError:
         return platform.processor()
-    return platform.processor()
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in told:
+        return platform.processor()
+    parts = (("family", "cpu family"), ("model", "model"), ("stepping", "stepping"))
+    numbers = " ".join(f"{name} {told[key]}" for name, key in parts if key in told)
+    return told["model name"] + (f" ({numbers})" if numbers else "")

@@ -2,12 +2,13 @@
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from cdbench.config import RunSpec
 from cdbench.errors import EnvironmentLacks
-from cdbench.runners import End, Handle
-from cdbench.runners.remote import Order, RemoteHandle, RemoteRunner
+from cdbench.runners import End
+from cdbench.runners.remote import Order, RemoteRunner
 
 _KNOCK_SECONDS = 5
 _ADVICE = "start one (ray start --head; ray start --address=HEAD:6379 on the other machines), or set RAY_ADDRESS"
@@ -52,7 +53,7 @@ class RayRunner(RemoteRunner):
                 f"no Ray cluster is found at {address} ({str(error).splitlines()[0]}): {_ADVICE}"
             ) from None
 
-    def submit(self, order: Order, spec: RunSpec) -> Handle:
+    def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
         import ray
 
         # Tried again by the schedule, not by Ray: so that a record counts what was no fault of the method.
@@ -60,4 +61,4 @@ class RayRunner(RemoteRunner):
         if spec.profile.device == "cuda":
             options["num_gpus"] = 1
         task = ray.remote(_step).options(**options).remote(order)
-        return RemoteHandle(order.folder, lambda: ray.get(task), lambda: ray.cancel(task))
+        return lambda: ray.get(task), lambda: ray.cancel(task)

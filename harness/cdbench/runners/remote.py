@@ -1,11 +1,13 @@
 """One step on another machine: what a cluster's task calls there, and what waits for it here.
 
-Runs folder and store must lie on a file system that all machines share, under one path. A step is idempotent: it begins with
-a fresh folder, and what it leaves is taken over only when it has ended; so a step that was lost with its machine is simply
-started again elsewhere.
+Runs folder and store must lie on a file system that all machines share, under one path. Each try of a step works in a folder of
+its own, a copy of the run's, and what it leaves is taken over when the cluster says that it has ended. So a step that was lost
+with its machine is started again elsewhere, and where the machine was only cut off, nobody reads what its step still writes.
 """
 
 import os
+import shutil
+import threading
 import time
 import uuid
 from abc import abstractmethod
@@ -19,13 +21,15 @@ from typing import Literal
 from cdbench import plugins
 from cdbench.config import RunSpec
 from cdbench.containers.waiting import remove_folder
-from cdbench.errors import EnvironmentLacks, first_line
-from cdbench.files import printable
+from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
+from cdbench.files import explained, printable, write_atomic
 from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
 
 _CANCEL_SECONDS = 60
+_FOLLOW_SECONDS = 10
+_RESUMED = ("checkpoint.pt", "history.jsonl")
 Inside = Literal["docker", "local"]
 
 
@@ -96,8 +100,12 @@ class RemoteRunner(Runner):
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         roots = tuple(str(root) for root in plugins.roots()[:-1])
-        order = Order(step, folder, store, self._scratch, spec.model_dump_json(), self._inside, self._image, roots)
-        return self.submit(order, spec)
+        attempt = Attempt(folder, self._scratch / f"try-{uuid.uuid4().hex}")
+        order = Order(
+            step, attempt.work, store, self._scratch, spec.model_dump_json(), self._inside, self._image, roots
+        )
+        wait_for, cancel = self.submit(order, spec)
+        return RemoteHandle(attempt, wait_for, cancel)
 
     @abstractmethod
     def connect(self) -> None:
@@ -108,17 +116,78 @@ class RemoteRunner(Runner):
         """
 
     @abstractmethod
-    def submit(self, order: Order, spec: RunSpec) -> Handle:
-        """Hands over one step."""
+    def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
+        """Hands over one step; gives what waits for its end, and what cancels it."""
+
+
+class Attempt:
+    """One try of a step: a copy of the run's folder that only this try writes to."""
+
+    def __init__(self, home: Path, work: Path) -> None:
+        self.home, self.work = home, work
+        self._lock, self._open = threading.Lock(), True
+        with explained(work, "the run"):
+            work.mkdir(parents=True)
+            self._given = {file.name: _state(Path(shutil.copy2(file, work / file.name))) for file in _files(home)}
+
+    def take_over(self) -> None:
+        """What the try wrote or removed, once it has ended."""
+        with self._lock, explained(self.home, "the run"):
+            self._open = False
+            left = {file.name: file for file in _files(self.work)}
+            for name, file in left.items():
+                if _state(file) != self._given.get(name):
+                    os.replace(file, self.home / name)
+            for name in self._given.keys() - left.keys():
+                (self.home / name).unlink(missing_ok=True)
+        remove_folder(self.work)
+
+    def follow(self) -> None:
+        """Gives the run's folder what it could be resumed from, while it works or where it was lost.
+
+        These files are replaced whole, never written to: another name for one is safe, and costs nothing.
+        """
+        with self._lock:
+            for name in _RESUMED if self._open else ():
+                made = self.work / name
+                if made.is_file() and (state := _state(made)) != self._given.get(name):
+                    spare = self.home / f".{name}.{self.work.name}"
+                    with explained(self.home, "the checkpoint"):
+                        os.link(made, spare)
+                        os.replace(spare, self.home / name)
+                    self._given[name] = state
+
+    def lost(self) -> None:
+        """The same, and a copy of what it printed: it may be at work still."""
+        self.follow()
+        for file in _files(self.work) if self.work.is_dir() else ():
+            if file.suffix == ".log":
+                write_atomic(self.home / file.name, file.read_bytes(), "the log")
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+
+
+def _state(file: Path) -> tuple[int, int]:
+    told = file.stat()
+    return told.st_mtime_ns, told.st_size
 
 
 class RemoteHandle(WatchedHandle):
     """A step on another machine."""
 
-    def __init__(self, folder: Path, wait_for: Callable[[], End], cancel: Callable[[], None]) -> None:
-        super().__init__(folder, "cdbench-remote")
-        self._wait_for, self._cancel = wait_for, cancel
+    def __init__(self, attempt: Attempt, wait_for: Callable[[], End], cancel: Callable[[], None]) -> None:
+        super().__init__(attempt.work, "cdbench-remote")
+        self._attempt, self._wait_for, self._cancel = attempt, wait_for, cancel
+        self._followed = time.monotonic()
         self._thread.start()
+
+    def ended(self) -> End | None:
+        if (end := super().ended()) is None and time.monotonic() - self._followed > _FOLLOW_SECONDS:
+            self._followed = time.monotonic()
+            self._attempt.follow()
+        return end
 
     def stop(self) -> None:
         with suppress(Exception):  # whatever it raises: the others must be stopped, too
@@ -127,6 +196,13 @@ class RemoteHandle(WatchedHandle):
 
     def wait(self) -> End:
         try:
-            return self._wait_for()
+            end = self._wait_for()
+            if end.status == "infra":
+                self._attempt.lost()
+            else:
+                self._attempt.take_over()
+            return end
         except BaseException as error:  # the cluster's clients raise what they like; none of it is the method's fault
+            with suppress(OSError, CdbenchError):  # without it the step begins anew
+                self._attempt.lost()
             return End(1, "infra", printable(f"{type(error).__name__}: {first_line(error)}", 240))

@@ -4,13 +4,14 @@ import re
 import shutil
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
 from cdbench.errors import EnvironmentLacks
-from cdbench.runners import End, Handle
-from cdbench.runners.remote import Inside, Order, RemoteHandle, RemoteRunner
+from cdbench.runners import End
+from cdbench.runners.remote import Inside, Order, RemoteRunner
 
 _POLL_SECONDS = 1.0
 _LATE_POLLS = 5
@@ -43,7 +44,7 @@ class SlurmRunner(RemoteRunner):
         except ImportError:
             raise EnvironmentLacks("--runner slurm needs submitit: pip install 'cdbench[slurm]'") from None
 
-    def submit(self, order: Order, spec: RunSpec) -> Handle:
+    def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
         import submitit
 
         limits = spec.profile.limits
@@ -64,7 +65,7 @@ class SlurmRunner(RemoteRunner):
             job = executor.submit(_step, order)
         except submitit.core.utils.FailedJobError as error:
             raise EnvironmentLacks(f"SLURM does not take the job: {str(error).strip().splitlines()[0]}") from None
-        return RemoteHandle(order.folder, lambda: _wait(job, order.inside), lambda: job.cancel(check=False))
+        return lambda: _wait(job, order.inside), lambda: job.cancel(check=False)
 
 
 def _logs(scratch: Path) -> Path:

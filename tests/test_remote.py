@@ -1,0 +1,157 @@
+"""Steps on other machines, without a cluster: a try that was given up and works on changes nothing."""
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cdbench.config import RunSpec
+from cdbench.plan import Places, Plan, make_plan, places, single_run_study
+from cdbench.record import Record
+from cdbench.runners import End, Runner, schedule
+from cdbench.runners.local import LocalRunner
+from cdbench.runners.remote import Attempt, Order, RemoteRunner
+from conftest import World
+
+
+class Silent:
+    def update(self, running: object, waiting: int) -> None: ...
+
+    def finished(self, run: object, result: object) -> None: ...
+
+    def prepared(self, job: object) -> None: ...
+
+    def retried(self, job: object, why: str) -> None: ...
+
+    def noted(self, job: object, text: str) -> None: ...
+
+
+class CutOff(RemoteRunner):
+    """A cluster that loses sight of the first machine that trains, whose step goes on, and ends when the next one is through."""
+
+    name = "cut-off"
+
+    def __init__(self) -> None:
+        super().__init__("local")
+        self.first: Path | None = None
+        self.second_is_through = threading.Event()
+        self.zombie: threading.Thread | None = None
+
+    def connect(self) -> None: ...
+
+    def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
+        if order.step == "train" and self.first is None:
+            self.first = order.folder
+            return self._is_lost, lambda: None
+        if order.step != "train":
+            return order.obey, lambda: None
+
+        def through() -> End:
+            end = order.obey()
+            assert self.first
+            # The first machine is back: what it writes last of all looks like a result.
+            for name in ("outcome.json", "student.safetensors", "history.jsonl"):
+                (self.first / name).write_text("of the lost one")
+            return end
+
+        return through, lambda: None
+
+    def _is_lost(self) -> End:
+        assert self.first
+        (self.first / "checkpoint.pt").write_bytes(b"no checkpoint")
+        (self.first / "train.stdout.log").write_text("printed before it was lost")
+        raise ConnectionError("the node is gone")
+
+
+def study(world: World, runs: Path) -> tuple[Places, Plan]:
+    where = places(str(runs), str(world.store))
+    return where, make_plan(single_run_study("finetune", "addition_2digit", str(world.profile_file), [0]), where)
+
+
+def ran(world: World, runs: Path, runner: Runner) -> Record:
+    where, plan = study(world, runs)
+    with schedule.exclusive(where):
+        runner.require([run.spec for run in plan.runs], where.scratch)
+        done = schedule.Schedule(plan, where, runner, Silent(), 1).run()
+    return done[plan.run_ids[1]]
+
+
+def test_a_lost_machine_that_works_on_changes_no_result(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cdbench.train.TrainingProblem.checkpoint_seconds", 1e9)
+    runner = CutOff()
+    found, plain = ran(world, tmp_path / "cut-off", runner), ran(world, tmp_path / "plain", LocalRunner())
+    assert found.status == plain.status == "ok"
+    assert found.metrics == plain.metrics
+    assert found.artefacts["student.safetensors"] == plain.artefacts["student.safetensors"]
+    folder = tmp_path / "cut-off" / "records" / found.run_id
+    assert "of the lost one" not in (folder / "outcome.json").read_text()
+    assert not list(folder.glob(".*")) and not (folder / "checkpoint.pt").exists()
+
+
+def attempt(tmp_path: Path, name: str = "try") -> Attempt:
+    return Attempt(tmp_path / "home", tmp_path / name)
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    (tmp_path / "home").mkdir()
+    for name in ("spec.json", "failure-train.json", "checkpoint.pt"):
+        (tmp_path / "home" / name).write_text(name)
+    return tmp_path / "home"
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def test_a_try_gives_what_it_wrote_and_takes_what_it_removed(home: Path, tmp_path: Path) -> None:
+    mine, other = attempt(tmp_path), attempt(tmp_path, "other")  # as teacher and student are made in one folder
+    (mine.work / "outcome.json").write_text("result")
+    (mine.work / "checkpoint.pt").unlink()
+    (mine.work / "link").symlink_to("/etc/passwd")
+    (other.work / "progress-train.json").write_text("9 of 10")
+    other.take_over()
+    assert contents(home)["checkpoint.pt"] == "checkpoint.pt"
+    mine.take_over()
+    expected = {name: name for name in ("spec.json", "failure-train.json")}
+    assert contents(home) == {**expected, "outcome.json": "result", "progress-train.json": "9 of 10"}
+    assert not mine.work.exists() and not other.work.exists()
+
+
+def test_a_try_that_is_lost_leaves_its_last_whole_checkpoint_and_nothing_it_writes_later(
+    home: Path, tmp_path: Path
+) -> None:
+    mine = attempt(tmp_path)
+
+    def saved(text: str) -> None:  # as a training does it: whole or not at all
+        (mine.work / "checkpoint.partial").write_text(text)
+        os.replace(mine.work / "checkpoint.partial", mine.work / "checkpoint.pt")
+
+    saved("step 30")
+    mine.follow()
+    assert contents(home)["checkpoint.pt"] == "step 30"
+    saved("step 60")
+    with (mine.work / "train.stderr.log").open("w") as log:
+        log.write("warning\n")
+        log.flush()
+        mine.lost()
+        log.write("later\n")
+    saved("step 90")
+    (mine.work / "outcome.json").write_text("late")
+    found = contents(home)
+    assert (found["checkpoint.pt"], found["train.stderr.log"]) == ("step 60", "warning\n")
+    assert "outcome.json" not in found and not list(home.glob(".*"))
+
+
+def test_what_ended_is_followed_no_more(home: Path, tmp_path: Path) -> None:
+    mine = attempt(tmp_path)
+    (mine.work / "checkpoint.pt").unlink()
+    mine.take_over()
+    mine.work.mkdir()
+    (mine.work / "checkpoint.pt").write_text("late")
+    mine.follow()
+    assert "checkpoint.pt" not in contents(home)
