@@ -3,14 +3,17 @@
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cdbench.config import RunSpec
+from cdbench.errors import EnvironmentLacks
+from cdbench.files import write_json
 from cdbench.plan import Places, Plan, make_plan, places, single_run_study
-from cdbench.record import Record
-from cdbench.runners import End, Runner, schedule
+from cdbench.record import Record, failure_file
+from cdbench.runners import End, Handle, Runner, WatchedHandle, schedule
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.remote import Attempt, Order, RemoteRunner
 from conftest import World
@@ -90,6 +93,60 @@ def test_a_lost_machine_that_works_on_changes_no_result(
     folder = tmp_path / "cut-off" / "records" / found.run_id
     assert "of the lost one" not in (folder / "outcome.json").read_text()
     assert not list(folder.glob(".*")) and not (folder / "checkpoint.pt").exists()
+
+
+class LosesItsGpu(Runner):
+    """A runner on a GPU that is gone when the first training fails, and back for the next."""
+
+    name, isolated = "loses-its-gpu", True
+
+    def __init__(self) -> None:
+        self.looks: list[str] = []
+
+    def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        self.looks.append("look")
+        if len(self.looks) == 1:
+            raise EnvironmentLacks("GPU 0 is not there")
+
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+        end = End(1) if step == "train" else End(0)
+        if step == "train":
+            write_json(
+                folder / failure_file(step), {"status": "failed", "error": "CUDA error", "step": step, "exit_code": 1}
+            )
+        return Ended(folder, end)
+
+
+class Ended(WatchedHandle):
+    def __init__(self, folder: Path, end: End) -> None:
+        super().__init__(folder, "ended")
+        self._wait = end
+        self._thread.start()
+
+    def wait(self) -> End:
+        return self._wait
+
+    def stop(self) -> None: ...
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.again: list[str] = []
+
+    def retried(self, job: object, why: str) -> None:
+        self.again.append(why)
+
+
+def test_a_gpu_that_vanishes_is_no_methods_failure(world: World, tmp_path: Path) -> None:
+    where = places(str(tmp_path / "runs"), str(world.store))
+    study = single_run_study("finetune", "addition_2digit", str(world.profile_file), [0])
+    plan = make_plan(study, where, flags=["device=cuda"], isolated=True)
+    runner, told = LosesItsGpu(), Told()
+    with schedule.exclusive(where):
+        done = schedule.Schedule(replace(plan, runs=plan.runs[1:]), where, runner, told, 1).run()
+    (found,) = done.values()
+    assert told.again == ["CUDA error; GPU 0 is not there"]
+    assert (found.status, found.error) == ("failed", "train: CUDA error")  # with its GPU it fails by itself
 
 
 def attempt(tmp_path: Path, name: str = "try") -> Attempt:
