@@ -53,6 +53,8 @@ class Tally:
     killed: Counter[str] = field(default_factory=Counter)
     starts: int = 0
     faults: list[str] = field(default_factory=list)
+    statuses: dict[str, int] = field(default_factory=dict)
+    """Of all records at the end."""
     seen: dict[str, str] = field(default_factory=dict)
     """Run id -> hash of its record, once it had finished well."""
 
@@ -178,6 +180,10 @@ def settle(file: Path, runs: Path, runner: str, tally: Tally) -> None:
 def inspect(runs: Path, calm: Path, tally: Tally) -> None:
     """Holds records, artefacts and MLflow's view against the undisturbed study."""
     left, right = ({run_id: json.loads(data)["metrics"] for run_id, data in finished(where)} for where in (runs, calm))
+    ended = [json.loads(path.read_text())["status"] for path in runs.glob(f"records/*/{record.RECORD}")]
+    tally.statuses = dict(Counter(ended))
+    if set(ended) != {"ok"} or len(ended) != len(right):
+        tally.faults.append(f"of {len(right)} runs there are records of {tally.statuses}")
     if left != right:
         tally.faults.append(f"metrics differ: {sorted(k for k in right if left.get(k) != right[k])}")
     for run_id in left:
@@ -248,7 +254,9 @@ def main(arguments: Sequence[str]) -> int:
         f"chaos-{options.runner}",
         {
             "runner": options.runner,
+            "seed": options.seed,
             "runs": runs,
+            "statuses": tally.statuses,
             "killed": dict(tally.killed),
             "starts": tally.starts,
             "faults": tally.faults,

@@ -9,17 +9,15 @@ from typing import Any
 
 import torch
 
-from cdbench.provenance import versions
+from cdbench.provenance import head_commit, processor, versions
 
 RESULTS = Path(__file__).parent / "results"
 
 
 def machine() -> dict[str, Any]:
     """Processor, cores, threads, library versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {
-        "processor": model,
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "system": platform.system(),
@@ -28,8 +26,14 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, result: dict[str, Any]) -> None:
-    """Prints a result and writes it to results/<name>.json with the machine and the day."""
-    text = json.dumps({"date": datetime.now(UTC).date().isoformat(), "machine": machine(), **result}, indent=1)
+    """Prints a result and writes it to results/<name>.json with the day, the commit and the machine."""
+    commit, dirty = head_commit()
+    made = {
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit[:12] + ("+" if dirty else ""),
+        "machine": machine(),
+    }
+    text = json.dumps({**made, **result}, indent=1)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(text + "\n")
     print(text)

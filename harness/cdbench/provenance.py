@@ -66,7 +66,8 @@ def versions() -> dict[str, str]:
 
 
 @cache
-def _commit() -> tuple[str, bool]:
+def head_commit() -> tuple[str, bool]:
+    """The checkout's commit, and whether code differs from it; "unknown" where there is no checkout."""
     root = _PACKAGE.parents[1]
     if not (root / ".git").exists():
         return "unknown", False
@@ -89,7 +90,7 @@ def code_of(spec: RunSpec) -> Code:
     methods = find("methods")
     if spec.method in methods:
         plugins[f"methods/{spec.method}"] = plugin_digest(methods[spec.method])
-    commit, dirty = _commit()
+    commit, dirty = head_commit()
     return Code(
         version=__version__,
         digest=digest({"package": _package_digest(), "plugins": plugins, "libraries": versions()}),
@@ -107,7 +108,7 @@ def environment() -> dict[str, object]:
     return {
         "versions": versions() | {"torch build": torch.__version__},
         "platform": platform.platform(),
-        "processor": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}",
+        "processor": f"{processor()}, {torch.backends.cpu.get_cpu_capability()}",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if cuda else None,
@@ -117,7 +118,7 @@ def environment() -> dict[str, object]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
     """Name, family, model and stepping: in a virtual machine the name alone stands for many, whose last digits differ."""
     try:
         lines = Path("/proc/cpuinfo").read_text().partition("\n\n")[0].splitlines()
