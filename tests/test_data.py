@@ -158,13 +158,13 @@ def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, 
 
 @pytest.mark.parametrize(("first", "expected"), [(None, [1000, 1000, 1000]), (0.1, [300, 1350, 1350])])
 def test_parts_are_drawn_as_their_shares_say_whatever_their_size(first: float | None, expected: list[int]) -> None:
-    rows = zoo._draw([10, 1000, 1], zoo._shares(first, 3), 3000, torch.Generator().manual_seed(0))
+    rows = zoo._draw([10, 1000, 1], first, 3000, torch.Generator().manual_seed(0))
     counts = [int(((rows >= a) & (rows < b)).sum()) for a, b in ((0, 10), (10, 1010), (1010, 1011))]
     assert sum(counts) == 3000 and counts == pytest.approx(expected, abs=100)
     assert len(rows[rows < 10].unique()) == 10
     # One part: as it was drawn before there were several.
     one, two = (torch.Generator().manual_seed(1) for _ in range(2))
-    assert torch.equal(zoo._draw([10], zoo._shares(None, 1), 5, one), torch.randint(10, (5,), generator=two))
+    assert torch.equal(zoo._draw([10], first, 5, one), torch.randint(10, (5,), generator=two))
 
 
 def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:

@@ -105,13 +105,12 @@ def train_zoo_model(
     validation_set = encode(tokenizer, validation)
     order = generator_for("zoo", role, "order", config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
-    shares = _shares(config.training_share, len(parts))
     accuracy = 0.0
     for step in range(1, config.steps + 1):
         decay = 1 - (1 - _FINAL_LR) * step / config.steps
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / _WARMUP) * decay
-        batch = train_set.take(_draw([len(part) for part in parts], shares, config.batch_size, order))
+        batch = train_set.take(_draw([len(part) for part in parts], config.training_share, config.batch_size, order))
         loss = F.cross_entropy(
             answer_logits(model, batch).flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=IGNORE
         )
@@ -128,18 +127,19 @@ def train_zoo_model(
     return model.eval(), tokenizer, accuracy
 
 
-def _shares(first: float | None, parts: int) -> Tensor:
-    """How often each part is drawn: all as often, or the first so often and the others as often as each other."""
-    share = 1 / parts if first is None else first
-    return torch.tensor([share, *[(1 - share) / max(1, parts - 1)] * (parts - 1)], dtype=torch.float64)
+def _draw(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> Tensor:
+    """n rows, each of a part drawn at random and there of a row drawn at random.
 
-
-def _draw(sizes: Sequence[int], shares: Tensor, n: int, order: torch.Generator) -> Tensor:
-    """n rows, each of a part drawn at random and there of a row drawn at random."""
+    `first`: how often it is the first part, the others as often as each other; None: all as often.
+    """
     if len(sizes) == 1:
         return torch.randint(sizes[0], (n,), generator=order)
-    size = torch.tensor(sizes)
-    part = torch.multinomial(shares, n, replacement=True, generator=order)
+    size, others = torch.tensor(sizes), len(sizes) - 1
+    if first is None:
+        part = torch.randint(len(sizes), (n,), generator=order)
+    else:
+        shares = torch.tensor([first, *[(1 - first) / others] * others], dtype=torch.float64)
+        part = torch.multinomial(shares, n, replacement=True, generator=order)
     within = torch.rand(n, generator=order, dtype=torch.float64) * size[part]
     return (size.cumsum(0) - size)[part] + within.long()
 
