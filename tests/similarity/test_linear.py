@@ -271,3 +271,52 @@ def test_closed_form_for_independent_features() -> None:
     assert biased.mean().item() == pytest.approx(math.sqrt(d1 * d2 / ((n + d1) * (n + d2))), abs=0.01)
     assert abs(debiased.mean().item()) < 4 * math.sqrt(2 / (n * (n - 3))) / math.sqrt(60)
     assert debiased.std().item() == pytest.approx(math.sqrt(2 / (n * (n - 3))), rel=0.3)
+
+
+def test_a_column_that_varies_beside_a_large_mean_is_no_constant() -> None:
+    """Eight different whole numbers around 1.6e7, each exact in float32: the other column is noise beside them."""
+    steps = torch.arange(8.0)
+    x = torch.stack([steps + 1.6e7, 0.01 * torch.randn(8, generator=torch.Generator().manual_seed(0))], 1)
+    assert linear_cka(x, steps[:, None]).item() == pytest.approx(1, abs=1e-4)
+    assert linear_cka(x[:, :1], steps[:, None]).item() == pytest.approx(1, abs=1e-6)
+    assert cka_matrix([x], [steps[:, None]]).item() == pytest.approx(1, abs=1e-4)
+
+
+def test_columns_of_large_means_and_small_spread_are_all_counted() -> None:
+    x = 1e6 + torch.randn(40, 60, generator=torch.Generator().manual_seed(1))
+    y = torch.randn(40, 9, generator=torch.Generator().manual_seed(2)) + (x - 1e6)[:, :9]
+    exact = linear_cka(x.double(), y).item()
+    assert linear_cka(x, y).item() == pytest.approx(exact, abs=1e-6)
+    assert cka_matrix([x], [y]).item() == pytest.approx(exact, abs=1e-5)
+
+
+def test_what_is_constant_but_for_its_last_digit_is_constant() -> None:
+    noisy = torch.nextafter(torch.full((12, 1), 3.7), torch.full((12, 1), 4.0) * (torch.arange(12) % 2)[:, None])
+    assert len(noisy.unique()) == 2
+    with pytest.raises(ValueError, match="is constant over the samples"):
+        linear_cka(noisy, torch.randn(12, 3, generator=torch.Generator().manual_seed(0)))
+
+
+def test_samples_that_are_all_equally_far_apart_up_to_their_last_digit_have_no_debiased_cka() -> None:
+    for seed in range(4):
+        draw = torch.Generator().manual_seed(seed)
+        square, y = torch.linalg.qr(torch.randn(8, 8, generator=draw))[0], torch.randn(8, 5, generator=draw)
+        for refuses in (lambda: linear_cka(square, y, debiased=True), lambda: cka_matrix([square], [y], debiased=True)):  # noqa: B023
+            with pytest.raises(ValueError, match="has no debiased CKA"):
+                refuses()
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_lazily_negated_and_nested_tensors() -> None:
+    x, y = (torch.randn(100, 200, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    assert torch.equal(cka_matrix([torch._neg_view(x)], [y]), cka_matrix([-x], [y]))
+    nested = torch.nested.nested_tensor([torch.randn(3), torch.randn(4)])
+    with pytest.raises(ValueError, match="x must be .* got a nested tensor"):
+        linear_cka(nested, y)
+
+
+def test_too_few_samples_are_told_with_argument_and_shape() -> None:
+    with pytest.raises(ValueError, match=r"biased CKA needs at least 3 samples: x of shape \(2, 3\) has 2"):
+        linear_cka(torch.randn(2, 3), torch.randn(2, 3))
+    with pytest.raises(ValueError, match=r"debiased CKA needs at least 4 samples: xs\[0\] of shape \(3, 3\) has 3"):
+        cka_matrix([torch.randn(3, 3)], [torch.randn(3, 3)], debiased=True)

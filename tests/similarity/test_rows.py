@@ -8,6 +8,7 @@ from cdbench.data import make_splits
 from cdbench.errors import UserError
 from cdbench.signals import require_samples
 from cdbench.similarity import sample_rows
+from cdbench.similarity.rows import require_distinct
 from cdbench.tokens import Encoded, encode
 from conftest import World
 
@@ -74,3 +75,20 @@ def test_the_evaluator_reads_no_prompt_twice_and_no_padding(world: World) -> Non
     late = Encoded(split.ids, split.last_prompt + 1, split.answer_positions, split.answer_tokens)
     with pytest.raises(UserError, match="problem 0 of the held-out split .* not its last prompt token"):
         require_samples(late, "the held-out split")
+
+
+def test_copies_are_found_where_most_rows_are_copies() -> None:
+    draw = torch.Generator().manual_seed(0)
+    for copies in (2, 24, 30):
+        rows = torch.randn(32, 16, generator=draw)
+        rows[:copies] = rows[0] + 1e-7 * torch.randn(copies, 16, generator=draw)
+        with pytest.raises(ValueError, match="are the same"):
+            require_distinct(rows, "hidden")
+    pair = torch.randn(1, 16, generator=draw).repeat(2, 1) + 1e-7 * torch.randn(2, 16, generator=draw)
+    with pytest.raises(ValueError, match="rows . and . of hidden are the same"):
+        require_distinct(pair, "hidden")
+
+
+def test_what_is_no_tensor_is_told() -> None:
+    with pytest.raises(ValueError, match="mask must be a torch tensor, got list"):
+        sample_rows(torch.randn(2, 3, 4), [[1, 1, 1]] * 2, torch.tensor([0, 1]))  # type: ignore[arg-type]

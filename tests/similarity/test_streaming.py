@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from cdbench.similarity import MinibatchCKA, StreamingCKA, cka_matrices, linear_cka
+from cdbench.similarity.hsic import u_centred
 
 
 def data(n: int, seed: int = 0, offset: float = 0.0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -150,9 +151,9 @@ def test_a_batch_that_raises_adds_nothing() -> None:
 
 def test_what_cannot_be_computed_is_said() -> None:
     xs, ys = data(20)
-    with pytest.raises(ValueError, match="at least 3 samples, got 0"):
+    with pytest.raises(ValueError, match="at least 3 samples: what was seen so far has 0"):
         StreamingCKA().compute()
-    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
+    with pytest.raises(ValueError, match="at least 4 samples: .* has 3"):
         fed(xs, ys, [0, 3]).compute(debiased=True)
     with pytest.raises(ValueError, match=r"GiB, more than max_bytes"):
         StreamingCKA(max_bytes=1000).update(xs, ys)
@@ -269,7 +270,7 @@ def test_minibatches_of_any_scale_weigh_by_their_own() -> None:
 def test_a_wrong_minibatch_is_refused() -> None:
     xs, ys = data(24, 8)
     stream = minibatches(xs, ys, [0, 12])
-    with pytest.raises(ValueError, match="at least 4 samples, got 3"):
+    with pytest.raises(ValueError, match="at least 4 samples: .* has 3"):
         stream.update([x[:3] for x in xs], [y[:3] for y in ys])
     with pytest.raises(ValueError, match="those of the first batch"):
         stream.update(xs, ys[:1])
@@ -277,5 +278,38 @@ def test_a_wrong_minibatch_is_refused() -> None:
         stream.update(xs, [ys[1], ys[0], ys[2]])
     with pytest.raises(ValueError, match="those of the first batch"):
         stream.merge(minibatches(ys, xs, [0, 24]))
-    with pytest.raises(ValueError, match="got 0"):
+    with pytest.raises(ValueError, match="seen so far has 0"):
         MinibatchCKA().compute()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_first_sample_far_from_the_rest_costs_no_digits(seed: int) -> None:
+    """Row by row the first sample is all there is to centre at; by whole batches it is one of 300."""
+    draw = torch.Generator().manual_seed(seed)
+    x = torch.randn(300, 20, generator=draw, dtype=torch.float64)
+    y = x + torch.randn(300, 20, generator=draw, dtype=torch.float64)
+    x[0] *= 1e5
+    y[0] *= 1e5
+    stream = StreamingCKA()
+    for i in range(len(x)):
+        stream.update([x[i : i + 1]], [y[i : i + 1]])
+    # By hand, with the diagonal of the Grams, where the far sample's square stands, taken out before anything is summed.
+    one, two = (u_centred((v - v[1:].mean(0)) @ (v - v[1:].mean(0)).T) for v in (x, y))
+    value = (one * two).sum() / (one.norm() * two.norm())
+    assert stream.compute(debiased=True).item() == pytest.approx(value.item(), abs=1e-5)
+
+
+def test_minibatches_that_say_nothing_are_refused() -> None:
+    """Rows of an orthogonal matrix are all equally far apart: what is left of their HSIC is rounding, of either sign."""
+    for seed in range(8):
+        draw = torch.Generator().manual_seed(seed)
+        square = torch.linalg.qr(torch.randn(6, 6, generator=draw, dtype=torch.float64))[0]
+        stream = MinibatchCKA()
+        stream.update([square], [torch.randn(6, 5, generator=draw, dtype=torch.float64)])
+        with pytest.raises(ValueError, match=r"xs\[0\] of shape \(6, 6\) has no debiased CKA"):
+            stream.compute()
+
+
+def test_only_its_own_kind_is_merged_into_a_stream() -> None:
+    with pytest.raises(ValueError, match="only a StreamingCKA can be merged into one, got NoneType"):
+        StreamingCKA().merge(None)  # type: ignore[arg-type]

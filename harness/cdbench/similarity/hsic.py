@@ -41,7 +41,12 @@ def debiased_hsic(gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"]) ->
 
 
 def cka_of_grams(
-    gram_x: Float[Tensor, "n n"], gram_y: Float[Tensor, "n n"], shapes: tuple[torch.Size, torch.Size], *, debiased: bool
+    gram_x: Float[Tensor, "n n"],
+    gram_y: Float[Tensor, "n n"],
+    shapes: tuple[torch.Size, torch.Size],
+    *,
+    debiased: bool,
+    given: torch.dtype = WIDE,
 ) -> Float[Tensor, ""]:
     """HSIC(K, L) / √(HSIC(K, K) · HSIC(L, L)), float64; factors that depend on n alone cancel.
 
@@ -50,6 +55,7 @@ def cka_of_grams(
         gram_y: of y.
         shapes: of x and y, for messages.
         debiased: which estimator.
+        given: the type that x and y came in: distances that are equal up to its last digit are equal.
 
     Raises:
         ValueError: debiased, and the unbiased HSIC of one with itself is 0.
@@ -61,7 +67,7 @@ def cka_of_grams(
         k, m = u_centred(k), u_centred(m)
         for name, matrix, shape, biased in zip("xy", (k, m), shapes, own, strict=True):
             norm = matrix.detach().square().sum().item()
-            require_debiased_spread(norm, biased, name, tuple(shape), gram_x.dtype)
+            require_debiased_spread(norm, biased, name, tuple(shape), given)
     return (k * m).sum() / (k.square().sum().sqrt() * m.square().sum().sqrt())
 
 
@@ -101,4 +107,4 @@ def _require_grams(gram_x: Tensor, gram_y: Tensor, debiased: bool) -> None:
             raise ValueError(f"{name} of shape {tuple(gram.shape)} holds NaN or infinity")
     if len(gram_x) != len(gram_y):
         raise ValueError(f"gram_x and gram_y must be of the same samples, got n = {len(gram_x)} and {len(gram_y)}")
-    require_enough(len(gram_x), debiased)
+    require_enough(len(gram_x), debiased, f"gram_x of shape {tuple(gram_x.shape)}")

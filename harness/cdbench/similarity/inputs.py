@@ -30,6 +30,8 @@ def _fault(value: object) -> str:
     """What is wrong with a representation, as the rest of a sentence; empty when nothing is."""
     if not isinstance(value, Tensor):
         return f"must be a torch tensor [samples, features], got {type(value).__name__}"
+    if value.is_nested:
+        return "must be [samples, features], got a nested tensor"
     if value.ndim != 2:
         hint = "; flattening positions makes rows that are not independent samples, take one row a prompt"
         return f"must be [samples, features], got shape {tuple(value.shape)}{hint if value.ndim > 2 else ''}"
@@ -54,7 +56,7 @@ def require_pair(x: Tensor, y: Tensor, debiased: bool) -> None:
     require_representation(x, "x")
     require_representation(y, "y")
     require_same_samples(x, y)
-    require_enough(len(x), debiased)
+    require_enough(len(x), debiased, f"x of shape {tuple(x.shape)}")
 
 
 def require_same_samples(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
@@ -72,8 +74,8 @@ def require_same_samples(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y
         raise ValueError(f"{names[0]} is on {x.device} and {names[1]} on {y.device}; move one to the other's device")
 
 
-def require_enough(n: int, debiased: bool) -> None:
-    """Checks the number of samples.
+def require_enough(n: int, debiased: bool, what: str) -> None:
+    """Checks the number of samples of `what`: an argument with its shape, for the message.
 
     Raises:
         ValueError: n < 3, where the biased estimator is identically 1 (n = 2) or 0/0, or n < 4 debiased, where it is 0/0.
@@ -81,7 +83,7 @@ def require_enough(n: int, debiased: bool) -> None:
     least = 4 if debiased else 3
     if n < least:
         kind = "debiased" if debiased else "biased"
-        raise ValueError(f"{kind} CKA needs at least {least} samples, got {n}")
+        raise ValueError(f"{kind} CKA needs at least {least} samples: {what} has {n}")
 
 
 def require_layers(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
@@ -174,10 +176,12 @@ _TINY = {torch.float32: 1e-25, torch.float64: 1e-100}
 
 def _around_mean(value: Tensor, given: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     """Features minus their mean; the squares of that, summed over the samples; which do not vary, given values of that type."""
-    mean = value.mean(0)
-    result = value - mean
-    spread, offset = result.detach().square().sum(0), len(value) * mean.detach().square()
-    return result, spread, constant_columns(spread, offset, given)
+    wide = value.to(WIDE)
+    mean = wide.mean(0)
+    moved = wide - mean
+    spread, offset = moved.detach().square().sum(0), len(value) * mean.detach().square()
+    constant = constant_columns(spread, offset, given)
+    return moved.to(value.dtype), spread.to(value.dtype), constant
 
 
 def _each_at_its_own(value: Tensor, name: str, dtype: torch.dtype) -> tuple[Tensor, int]:
@@ -206,15 +210,16 @@ def _shifted(value: Tensor, exponents: list[int]) -> Tensor:
 def constant_columns(spread: Tensor, offset: Tensor, dtype: torch.dtype) -> Tensor:
     """Which features do not vary over the samples, [d].
 
-    A constant column leaves rounding residue of size eps·|mean|, so the spread is judged against the mean, not against
-    zero: otherwise CKA(constant, constant) is 1.
+    A column that is constant but for the last digit of its type, as one computed in another order in each batch is, has a spread
+    of up to eps·|mean|, so it is judged against the mean, not against zero: otherwise CKA(constant, constant) is 1. What varies
+    by more than its last digit varies.
 
     Args:
         spread: [d] sum over samples of the squared distance to the mean.
         offset: [d] n times the squared mean.
         dtype: the type that the representation came in.
     """
-    return spread <= (8 * _eps(dtype)) ** 2 * (spread + offset)
+    return spread <= _eps(dtype) ** 2 * (spread + offset)
 
 
 def require_varying(constant: Tensor, name: str, shape: tuple[int, ...]) -> None:

@@ -38,13 +38,13 @@ def linear_cka(x: Tensor, y: Tensor, *, debiased: bool = False) -> Tensor:
         cx, cy = centred(x, "x", WIDE), centred(y, "y", WIDE)
         # A Gram pair costs n²(d1 + d2), a feature product n(d1 + d2)².
         if len(x) < x.shape[1] + y.shape[1]:
-            value = cka_of_grams(cx @ cx.T, cy @ cy.T, (x.shape, y.shape), debiased=debiased)
+            value = cka_of_grams(cx @ cx.T, cy @ cy.T, (x.shape, y.shape), debiased=debiased, given=result)
         else:
-            value = _feature_route(cx, cy, bool(debiased))
+            value = _feature_route(cx, cy, bool(debiased), result)
     return value.to(result)
 
 
-def _feature_route(x: Tensor, y: Tensor, debiased: bool) -> Tensor:
+def _feature_route(x: Tensor, y: Tensor, debiased: bool, given: torch.dtype) -> Tensor:
     """‖XᵀY‖² / (‖XᵀX‖·‖YᵀY‖) of centred features.
 
     A centred Gram has zero row sums, so what Song's formula takes off the inner product of two Grams comes from their
@@ -60,7 +60,7 @@ def _feature_route(x: Tensor, y: Tensor, debiased: bool) -> Tensor:
     pairs = [hsic(x, y, a, b), hsic(x, x, a, a), hsic(y, y, b, b)]
     if debiased:
         for name, value, (biased, unbiased) in zip("xy", (x, y), pairs[1:], strict=True):
-            require_debiased_spread(unbiased.item(), biased.item(), name, tuple(value.shape), value.dtype)
+            require_debiased_spread(unbiased.item(), biased.item(), name, tuple(value.shape), given)
     cross, own_x, own_y = (pair[debiased] for pair in pairs)
     ratio: Tensor = cross / (own_x.sqrt() * own_y.sqrt())
     return ratio

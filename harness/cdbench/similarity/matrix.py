@@ -82,7 +82,7 @@ def cka_matrices(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> CkaMatrices:
 def _matrices(xs: Sequence[Tensor], ys: Sequence[Tensor], estimators: Sequence[bool]) -> list[Tensor]:
     require_layers(xs, ys)
     n = len(xs[0])
-    require_enough(n, any(estimators))
+    require_enough(n, any(estimators), f"xs[0] of shape {tuple(xs[0].shape)}")
     # All Grams cost n²·W multiplications, W the sum of all widths; all products of features about n·W².
     if n > sum(v.shape[1] for v in {id(v): v for v in (*xs, *ys)}.values()):
         try:
@@ -284,7 +284,7 @@ def _whole(rows: Tensor, out: Tensor) -> None:
 
 def _half(rows: Tensor, out: Tensor) -> None:
     # NumPy sends a product with its own transpose to BLAS syrk, half the work; torch never does.
-    array = rows.contiguous().numpy()
+    array = rows.resolve_neg().contiguous().numpy()
     with np.errstate(all="ignore"):  # an overflow shows in the trace, and the layer is scaled
         np.matmul(array, array.T, out=out.numpy())
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cdbench.similarity.inputs import WIDE, require_enough, require_layers
+from cdbench.similarity.inputs import WIDE, require_debiased_spread, require_enough, require_layers
 from cdbench.similarity.matrix import gram_sums
 
 
@@ -27,7 +27,9 @@ class MinibatchCKA:
         self._widths: list[int] = []
         self._exponents: list[int] = []
         self._cross = torch.zeros(0, 0, dtype=WIDE)
-        self._own = torch.zeros(0, dtype=WIDE)
+        self._own = torch.zeros(2, 0, dtype=WIDE)
+        """Of each layer with itself: unbiased HSIC, and biased, which says how much of the former is rounding."""
+        self._dtype = torch.float64
 
     @torch.no_grad()
     def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
@@ -41,12 +43,13 @@ class MinibatchCKA:
             ValueError: as `cka_matrix`, naming the layer; another number of layers than before.
         """
         require_layers(xs, ys)
-        require_enough(len(xs[0]), debiased=True)
+        require_enough(len(xs[0]), True, f"a minibatch, whose xs[0] is of shape {tuple(xs[0].shape)},")
         self._require_known(len(xs), [v.shape[1] for v in (*xs, *ys)])
         sums = gram_sums(xs, ys)
-        cross, own = sums.hsic(debiased=True)
+        (cross, own), (_, biased) = sums.hsic(debiased=True), sums.hsic(debiased=False)
         places = [*_places(sums.left, len(xs)), *_places(sums.right, len(ys))]
-        self._add(cross, own[places], [sums.exponents[place] for place in places], len(xs[0]))
+        owns = torch.stack([own, biased])[:, places]
+        self._add(cross, owns, [sums.exponents[place] for place in places], len(xs[0]), sums.dtype)
 
     def merge(self, other: "MinibatchCKA") -> None:
         """Adds what another one has seen; the other stays as it is.
@@ -56,7 +59,7 @@ class MinibatchCKA:
         """
         if other.n:
             self._require_known(other._layers[0], other._widths)
-            self._add(other._cross, other._own, other._exponents, other.n)
+            self._add(other._cross, other._own, other._exponents, other.n, other._dtype)
 
     def _require_known(self, left: int, widths: list[int]) -> None:
         if self.n and (left, widths) != (self._layers[0], self._widths):
@@ -64,7 +67,7 @@ class MinibatchCKA:
             raise ValueError(f"the layers must be those of the first batch, of widths {known}; got {given}")
         self._layers, self._widths = (left, len(widths) - left), widths
 
-    def _add(self, cross: Tensor, own: Tensor, exponents: list[int], n: int) -> None:
+    def _add(self, cross: Tensor, own: Tensor, exponents: list[int], n: int, dtype: torch.dtype) -> None:
         """Every batch was scaled by powers of two of its own; the sums are kept in the scale of the largest."""
         if not self.n:
             self._exponents, self._cross, self._own = exponents, torch.zeros_like(cross), torch.zeros_like(own)
@@ -76,6 +79,7 @@ class MinibatchCKA:
         )
         self._own = self._own * before**2 + own * now**2
         self._exponents = top
+        self._dtype = min(self._dtype, dtype, key=lambda each: torch.finfo(each).bits)
         self.n += n
 
     def _factors(self, exponents: list[int], top: list[int]) -> Tensor:
@@ -89,13 +93,12 @@ class MinibatchCKA:
         Raises:
             ValueError: no batch yet, or a layer whose samples are all equally far apart in every batch.
         """
-        require_enough(self.n, debiased=True)
+        require_enough(self.n, True, "what was seen so far")
         left = self._layers[0]
-        for place, value in enumerate(self._own.tolist()):
-            if value <= 0:
-                name = f"xs[{place}]" if place < left else f"ys[{place - left}]"
-                raise ValueError(f"{name} has no debiased CKA: its unbiased HSIC with itself is {value:g}")
-        norms = self._own.sqrt()
+        for place, (own, biased) in enumerate(self._own.T.tolist()):
+            name = f"xs[{place}]" if place < left else f"ys[{place - left}]"
+            require_debiased_spread(own, biased, name, (self.n, self._widths[place]), self._dtype)
+        norms = self._own[0].sqrt()
         return self._cross / torch.outer(norms[:left], norms[left:])
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _SAME = 1e-5
-"""Two rows nearer than this part of the median distance are one prompt, computed twice."""
+"""Two rows nearer than this part of what other rows are apart are one prompt, computed twice."""
 
 
 def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -22,6 +22,9 @@ def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         ValueError: wrong shapes or types; NaN or infinity; a position outside, or on padding; or two prompts with the same
             row up to rounding, which is one prompt twice, or a place where the model cannot have seen them differ.
     """
+    for name, value in (("hidden", hidden), ("mask", mask)):
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{name} must be a torch tensor, got {type(value).__name__}")
     if hidden.ndim != 3 or not hidden.is_floating_point() or 0 in hidden.shape:
         raise ValueError(
             f"hidden must be floating-point [prompts, positions, features], got shape {tuple(hidden.shape)}"
@@ -63,8 +66,11 @@ def require_distinct(rows: Tensor, name: str) -> None:
     distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(float("inf"))
     finite = distances[distances.isfinite()]
+    # Of rows that are apart: where most stand twice, the median of all is that of copies. Two rows have but their size.
+    apart = finite[finite > _SAME * finite.max()]
+    usual = apart.median() if len(values) > 2 and len(apart) else values.norm(dim=1).max()
     nearest = distances.argmin()
-    if distances.flatten()[nearest] <= _SAME * finite.median():
+    if distances.flatten()[nearest] <= _SAME * usual:
         one, two = divmod(int(nearest), len(values))
         raise ValueError(
             f"rows {one} and {two} of {name} are the same: rows must be independent samples, one a prompt, and this is a "

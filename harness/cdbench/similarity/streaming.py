@@ -69,6 +69,8 @@ class StreamingCKA:
         self.max_bytes = max_bytes
         self._frames: dict[Name, _Frame] = {}
         self._moments: dict[tuple[Name, Name], Tensor] = {}
+        self._centred_at = 1
+        """How many samples there were when the layers were last centred."""
 
     @torch.inference_mode(False)  # the state outlives an inference_mode that a batch comes in
     @torch.no_grad()
@@ -97,6 +99,11 @@ class StreamingCKA:
         for (one, two), moment in self._moments.items():
             moment.addmm_(lifted[one].T, lifted[two])
         self.n += len(xs[0])
+        if self.n >= 2 * self._centred_at:
+            # What came first may lie far from the rest, and sums around it would lose the rest's digits. As often as n doubles.
+            self._centred_at = self.n
+            for name in self._frames:
+                self._move(name, self._frames[name].exponent, self._frames[name].centre + self._mean(name))
 
     def _begin(self, batch: Mapping[Name, Tensor], exponents: Mapping[Name, int | None]) -> None:
         names = list(batch)
@@ -110,6 +117,7 @@ class StreamingCKA:
                 f"the products of these layers' features would take {needed / 2**30:.1f} GiB, more than max_bytes = "
                 f"{self.max_bytes / 2**30:.1f} GiB: compare fewer layers at a time, or take MinibatchCKA"
             )
+        self._centred_at = len(next(iter(batch.values())))
         for name, value in batch.items():
             centre = scaled(value.to(WIDE), exponents[name]).mean(0)
             self._frames[name] = _Frame(centre, exponents[name], torch.promote_types(value.dtype, torch.float32))
@@ -140,12 +148,19 @@ class StreamingCKA:
         """Adds what another one has seen; the other stays as it is.
 
         Raises:
-            ValueError: the other is over other layers.
+            ValueError: the other is over other layers, or no StreamingCKA.
         """
+        if not isinstance(other, StreamingCKA):
+            raise ValueError(f"only a StreamingCKA can be merged into one, got {type(other).__name__}")
         added = StreamingCKA(max_bytes=self.max_bytes)
         added.load_state_dict(other.state_dict())
         if not self._frames:
-            self.n, self._frames, self._moments = added.n, added._frames, added._moments
+            self.n, self._frames, self._moments, self._centred_at = (
+                added.n,
+                added._frames,
+                added._moments,
+                max(added.n, 1),
+            )
         elif added._frames:
             self._require_known({name: len(frame.centre) for name, frame in added._frames.items()})
             self._add(added)
@@ -168,7 +183,7 @@ class StreamingCKA:
         Raises:
             ValueError: too few samples, a layer constant over them, or, debiased, samples that are all equally far apart.
         """
-        require_enough(self.n, debiased)
+        require_enough(self.n, debiased, "what was seen so far")
         norms = {name: self._norm(name, debiased) for name in self._frames}
         rows, columns = ([name for name in self._frames if name[0] == side] for side in ("xs", "ys"))
         values = [[self._hsic(self._central(x, y))[debiased] / (norms[x] * norms[y]) for y in columns] for x in rows]
@@ -254,10 +269,12 @@ class StreamingCKA:
                 if one == two or (one[0], two[0]) == ("xs", "ys")
             }
             n = int(state["n"])
+            if n < 0:
+                raise ValueError(f"{n} samples")
             _require_state(n, frames, moments)
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
             raise ValueError(f"not the state of a StreamingCKA: {error}") from None
-        self.n, self._frames, self._moments = n, frames, moments
+        self.n, self._frames, self._moments, self._centred_at = n, frames, moments, max(n, 1)
 
 
 _EPS = torch.finfo(WIDE).eps
