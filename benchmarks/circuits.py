@@ -145,9 +145,9 @@ def split_edges(model: LlamaForCausalLM, pairs: Contrasts) -> Tensor:
 def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> Tensor:
     """EAP-IG's way (Hanna et al. 2024) on TransformerLens, as MIB runs it: one tensor of all sources' differences, filled by
     forward hooks on both prompts; a backward hook a reader multiplies its gradient with what was written before it. With
-    more than one step the gradients are those at inputs k/steps of the way from the counterfactual's embedding.
+    more than one step the gradients are those at inputs k/steps of the way from the counterfactual's embedding, k from 0 on.
 
-    Kinder than their code in two things: no other forward for the clean logits, and no gradients of the weights.
+    Kinder than their code in one thing: no gradients of the weights.
     """
     n, t = pairs.clean.shape
     moved = torch.zeros(n, t, len(graph.nodes), bridge.cfg.d_model)
@@ -179,15 +179,19 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> T
     readers.append((f"blocks.{graph.layers - 1}.hook_resid_post", multiply(len(graph.nodes), scores.shape[1] - 1)))
     with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, -1)) for name, where in sources]):
         bridge(pairs.corrupt)
-    far = -moved[:, :, 0]
-    for k in range(steps, 0, -1):  # the clean prompt first: it fills the differences too
-        share = k / steps
+    far = -moved[:, :, 0].clone()
+    # With one step the clean prompt is the one that gradients are taken at; with more it is run for its outputs alone.
+    if steps > 1:
+        with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, 1)) for name, where in sources]):
+            bridge(pairs.clean)
+    for k in range(steps):
+        share = k / steps if steps > 1 else 1.0
 
         def embedding(value: Tensor, hook: Any, share: float = share) -> Tensor:
             return (far + share * (value.detach() - far)).requires_grad_()
 
         live: list[tuple[str, Any]] = [("hook_embed", embedding)]
-        live += [(name, add(where, 1)) for name, where in sources] if k == steps else []
+        live += [(name, add(where, 1)) for name, where in sources] if steps == 1 else []
         with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
             logits = bridge(pairs.clean)
             pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()

@@ -24,6 +24,7 @@ from cdbench.circuits.arithmetic import (
 )
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.interchange import best_node, interchange_hits, make_interchanges
+from cdbench.data import layout
 from cdbench.errors import UserError
 from cdbench.tokens import prompt_ids
 from cdbench.zoo import make_tokenizer
@@ -38,6 +39,14 @@ def sum_of(a: int, b: int) -> Example:
 
 def difference_of(a: int, b: int) -> Example:
     return Example(f"{a}-{b}=", str(a - b), (a, b))
+
+
+def test_prompts_of_another_wording_are_of_another_layout() -> None:
+    """Of as many tokens, with operands as long: an operator would stand in for a digit."""
+    one, other = Example("11+12=", "23", (11, 12)), Example("=11+12", "23", (11, 12))
+    encode_text = lambda text: list(range(len(text)))  # noqa: E731
+    assert layout(one, encode_text) != layout(other, encode_text)
+    assert layout(one, encode_text) == layout(Example("45+99=", "144", (45, 99)), encode_text)
 
 
 def test_problems_are_exchanged_with_those_of_the_same_layout_alone() -> None:

@@ -1,5 +1,6 @@
 """Faithfulness as MIB's code has it: limits, three levels against each other, areas, pruning."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,11 +13,13 @@ from cdbench.circuits.faithfulness import (
     Curve,
     Exchange,
     Ranking,
+    _moved,
     circuit_metric,
     cmd,
     cpr,
     curve,
     curves,
+    greedy_order,
     magnitude,
     random_scores,
 )
@@ -286,7 +289,7 @@ def test_magnitude_is_how_far_an_item_moves_of_the_stream_that_it_becomes_part_o
     assert magnitude(model, pairs, "node").mean[graph.mlp(1)].item() == pytest.approx(node, rel=1e-4)
     neuron = (moved[..., 3].abs() / streams[2].norm(dim=-1)).sum().item() / 8
     assert magnitude(model, pairs, "neuron").mean[graph.mlp(1), 3].item() == pytest.approx(neuron, rel=1e-4)
-    edges = magnitude(model, pairs, "edge").mean
+    edges = _moved(model, pairs, "edge")
     first = (clean["input"] - corrupt["input"]) * inside[..., None]
     for column, reader in enumerate(graph.readers):
         if reader.startswith("a2."):
@@ -301,7 +304,30 @@ def test_rivals_are_more_than_empty_circuits() -> None:
     for level in ("node", "edge"):
         size = magnitude(model, pairs, level)  # type: ignore[arg-type]
         assert bool(top(size.mean, graph.items(level) // 2, graph, level).nodes[0]), level  # type: ignore[arg-type]
+    by_size = magnitude(model, pairs, "edge").mean
+    for share in (0.05, 0.1, 0.2):
+        kept = top(by_size, math.ceil(share * graph.items("edge")), graph, "edge")
+        assert len(kept) > 0 and bool(kept.nodes[0]), share  # the largest alone lead nowhere
+    raw = _moved(model, pairs, "edge")
+    assert len(top(raw, math.ceil(0.05 * graph.items("edge")), graph, "edge")) == 0
     assert all(bool(top(random_scores(graph, "node", i).mean, 1, graph, "node").nodes[0]) for i in range(3))
+
+
+def test_a_greedy_walk_by_hand() -> None:
+    """One layer, one head, width 2. Into the logits: m0 3, a0 1, the embedding 2. m0 is first, and brings its own readers:
+    a0 -> m0 9, then a0's queries, keys and values, then what is left."""
+    graph = Graph(1, 1, 2)
+    named = {"input->logits": 2.0, "a0.h0->logits": 1.0, "m0->logits": 3.0, "input->m0": 0.5, "a0.h0->m0": 9.0}
+    named |= {"input->a0.h0<q>": 4.0, "input->a0.h0<k>": 8.0, "input->a0.h0<v>": 2.5}
+    scores = torch.zeros(graph.shape("edge"))
+    scores[graph.edge_mask] = torch.tensor([named[name] for name in graph.edges])
+    order = greedy_order(scores, graph)[graph.edge_mask].tolist()
+    taken = sorted(graph.edges, key=lambda name: -order[graph.edges.index(name)])
+    assert taken == [
+        "m0->logits", "a0.h0->m0", "input->a0.h0<k>", "input->a0.h0<q>", "input->a0.h0<v>", "input->logits",
+        "a0.h0->logits", "input->m0",
+    ]  # fmt: skip
+    assert sorted(order) == list(range(1, 9))
 
 
 def test_rank_correlation_by_hand() -> None:

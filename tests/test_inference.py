@@ -1,11 +1,13 @@
 """Intervals and tests against libraries that others wrote, by hand, and by simulation."""
 
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 from scipy import stats as distributions
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
@@ -21,6 +23,7 @@ from cdbench.inference import (
     holm,
     mcnemar,
     mean_interval,
+    moderated,
     paired_p,
     probability_of_improvement,
     runs_to_decide,
@@ -30,9 +33,13 @@ from cdbench.inference import (
     spread,
     spread_from_published,
     spread_to_decide,
-    unpaired_p,
+    unpaired_spread,
 )
 from cdbench.stats import wilson
+
+
+def unpaired_p(a: np.ndarray, b: np.ndarray) -> float:
+    return 2 * unpaired_spread(a, b).tail(abs(float(a.mean() - b.mean())))
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
@@ -243,3 +250,46 @@ def test_two_rows_that_do_differ_are_told_apart_without_a_common_seed() -> None:
     good, bad = ((rng.random((3, 1000)) < share).astype(float) for share in (0.9, 0.5))
     assert unpaired_p(good, bad) < 0.001
     assert unpaired_p(good, bad) == unpaired_p(bad, good)
+
+
+def test_moderated_variances_are_those_of_limma() -> None:
+    """By hand, Smyth's formulas with scipy's functions: five variances of two degrees of freedom each, and their prior."""
+    variances = np.array([1.0, 2.0, 8.0, 0.05, 3.0])
+    logs = np.log(variances) - special.digamma(1) + np.log(1)
+    excess = logs.var(ddof=1) - special.polygamma(1, 1)
+    found = moderated([Spread(v, 3, 0.1, 100) for v in variances], most=1e9)
+    assert found[0].freedom is not None
+    prior = found[0].freedom - 2
+    assert special.polygamma(1, prior / 2) == pytest.approx(excess)
+    common = np.exp(logs.mean() + special.digamma(prior / 2) - np.log(prior / 2))
+    for own, each in zip(variances, found, strict=True):
+        assert each.of_seeds == pytest.approx((prior * common + 2 * own) / (prior + 2))
+        assert (each.of_problems, each.problems) == (0.1, 100)
+    capped = moderated([Spread(v, 3, 0.1, 100) for v in variances], most=3.0)
+    assert {each.freedom for each in capped} == {3.0}
+
+
+def test_variances_that_lie_no_further_apart_than_chance_puts_them_are_one() -> None:
+    alike = [Spread(v, 3, 0.0, 100) for v in (0.9, 1.0, 1.1, 1.0)]
+    found = moderated(alike, most=8.0)
+    assert len({round(each.of_seeds, 12) for each in found}) == 1
+    assert {each.freedom for each in found} == {8.0}
+    few = alike[:2]
+    assert moderated(few, most=8.0) == few  # of two nobody can say how far they lie apart
+    lone = Spread(0.0, 1, 0.2, 100)
+    assert moderated([*alike, lone], most=8.0)[-1] == lone
+
+
+@pytest.mark.parametrize("noisy", [1.0, 4.0])
+def test_moderated_comparisons_of_equal_rows_are_seldom_called_different(noisy: float) -> None:
+    """A board of ten equally good rows over three seeds, of which three have seeds that differ `noisy` times as much: that any
+    two are called different happens at most as often as Holm promises."""
+    rng, boards, called = np.random.default_rng(0), 400, 0
+    deviation = 0.02 * np.array([noisy] * 3 + [1.0] * 7)
+    for _ in range(boards):
+        runs = rng.normal(0, deviation[:, None], (10, 3))
+        gaps = [runs[i] - runs[j] for i, j in combinations(range(10), 2)]
+        spreads = moderated([Spread(gap.var(ddof=1) / 3, 3, 1e-5, 1000) for gap in gaps], most=20)
+        p = [2 * each.tail(abs(gap.mean())) for gap, each in zip(gaps, spreads, strict=True)]
+        called += min(holm(p)) < 0.05
+    assert called / boards < 0.05 + 2 * math.sqrt(0.05 * 0.95 / boards)

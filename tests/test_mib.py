@@ -248,3 +248,28 @@ def test_a_line_that_is_no_row_is_named(hub: Path, line: str, told: str) -> None
     cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": f"{{}}\n{line}\n"})
     with pytest.raises(UserError, match=told):
         list(mib_data.load(SUBTRACTION, "train", COMMIT))
+
+
+def test_a_pt_files_rows_and_columns_go_by_the_names_that_it_gives(tmp_path: Path) -> None:
+    path, scores = tmp_path / "x.pt", scores_of("edge")
+    mib.write(path, GRAPH, "edge", scores, top(scores, 3, GRAPH, "edge"))
+    table = torch.load(path, weights_only=True)
+    rows, columns = torch.randperm(len(GRAPH.nodes)), torch.randperm(len(GRAPH.readers))
+    table["src_nodes"] = [table["src_nodes"][i] for i in rows]
+    table["dst_nodes"] = [table["dst_nodes"][i] for i in columns]
+    table["edges_scores"] = table["edges_scores"][rows][:, columns]
+    torch.save(table, path)
+    assert torch.equal(mib.read(path).scores["edge"], scores)
+    torch.save(table | {"src_nodes": ["a9.h0", *table["src_nodes"][1:]]}, path)
+    with pytest.raises(UserError, match="src_nodes must name each once: 'a9.h0' is none of this model's"):
+        mib.read(path)
+
+
+@pytest.mark.parametrize("junk", [float("nan"), 5.0])
+def test_what_a_pt_file_holds_where_there_is_no_edge_means_nothing(tmp_path: Path, junk: float) -> None:
+    path, scores = tmp_path / "x.pt", scores_of("edge")
+    mib.write(path, GRAPH, "edge", scores, top(scores, 3, GRAPH, "edge"))
+    table = torch.load(path, weights_only=True)
+    table["edges_scores"] = table["edges_scores"].masked_fill(~GRAPH.edge_mask, junk)
+    torch.save(table, path)
+    assert torch.equal(mib.read(path).scores["edge"], scores)

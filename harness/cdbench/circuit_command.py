@@ -326,13 +326,13 @@ def evaluate(folder: Path, **options: Any) -> None:
     studied = _again(made, options)
     wanted = _data_of(made)
     contrasts, told = studied.contrasts(wanted, "test", options["problems"])
-    training, _ = studied.contrasts(wanted, "train", options["problems"])
+    # Means and magnitudes are found where scores are: on the training problems of the search, if the circuit says how many.
+    training, _ = studied.contrasts(wanted, "train", made.data.problems or options["problems"])
     means = None
     if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
         means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
     exchange = faithfulness.Exchange(options["ablation"], means)
     work = _work("faithfulness", options["batch_size"])
-    # Magnitudes are found where scores are, on training problems.
     rivals = evaluation.Rivals(options["draws"], faithfulness.magnitude(studied.model, training, scores.level, work))
     result = evaluation.evaluate(studied.model, contrasts, scores, rivals, exchange=exchange, work=work)
     _clear()

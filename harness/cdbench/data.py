@@ -130,15 +130,16 @@ class PromptEncoder(Protocol):
     def __call__(self, text: str) -> Sequence[int]: ...
 
 
-Layout = tuple[int, ...]
+Layout = tuple[int | str, ...]
 
 
 def layout(example: Example, encode: PromptEncoder) -> Layout:
-    """What two prompts must share so that each place of one means what it means in the other: tokens, and digits by operand.
+    """What two prompts must share so that each place of one means what it means in the other: tokens, wording, digits by operand.
 
-    Equal length alone would set the "+" of 5+23 against a digit of 23+5.
+    Equal length alone would set the "+" of 5+23 against a digit of 23+5, or the words of one question against those of another.
     """
-    return (len(encode(example.prompt)), *(len(str(abs(operand))) for operand in example.operands))
+    wording = re.sub(r"\d+", "#", example.prompt)
+    return (wording, len(encode(example.prompt)), *(len(str(abs(operand))) for operand in example.operands))
 
 
 def make_counterfactuals(examples: Sequence[Example], encode: PromptEncoder, rng: Random) -> list[Example | None]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special
 from scipy import stats as distributions
 from scipy.optimize import brentq
 
@@ -20,6 +21,8 @@ Hits = NDArray[np.float64]
 MOST_SEEDS = 200
 POWER = 0.8
 """How often a number of seeds decides that is said to decide."""
+_LEAST_KNOWN = 3
+"""Of fewer variances nobody can say how far they lie apart."""
 _LEAST_P = 1e-12
 """Below that, 0: nobody has so many samples that the difference would mean anything."""
 
@@ -46,6 +49,8 @@ class Spread(NamedTuple):
     seeds: int
     of_problems: float
     problems: int
+    freedom: float | None = None
+    """Degrees of freedom of the seeds' part, where more is known of it than these seeds say (`moderated`)."""
 
     @property
     def variance(self) -> float:
@@ -65,7 +70,8 @@ class Spread(NamedTuple):
         return float(brentq(lambda p: self._distance(p) - distance, _LEAST_P, 0.5, xtol=1e-16))
 
     def _distance(self, p: float) -> float:
-        parts = ((self.of_seeds, self.seeds - 1), (self.of_problems, self.problems - 1))
+        of_seeds = self.seeds - 1 if self.freedom is None else self.freedom
+        parts = ((self.of_seeds, of_seeds), (self.of_problems, self.problems - 1))
         return math.sqrt(sum(float(distributions.t.isf(p, freedom)) ** 2 * part for part, freedom in parts if part))
 
 
@@ -108,6 +114,38 @@ def spread(values: Hits) -> Spread:
     squares, cells = _squares(values), seeds * problems
     of_problems = max(0.0, squares.problems - squares.rest) / cells + 1 / problems**2
     return Spread(squares.seeds / cells, seeds, of_problems, problems)
+
+
+def moderated(spreads: Sequence[Spread], most: float) -> list[Spread]:
+    """Lends each of many comparisons what the others say of how far seeds differ (Smyth 2004, limma's moderated t).
+
+    The variances of one board are taken as drawn around a common one, s0², as if d0 more degrees of freedom had shown it; both
+    are estimated from how far the variances lie apart. Where they differ by more than chance explains, d0 is small, and each is
+    left nearly to itself; where they differ by no more, all count as one. `most`: degrees of freedom that all rows have together,
+    above which no comparison can have any.
+    """
+    known = [(each.of_seeds, each.seeds - 1) for each in spreads if each.of_seeds > 0 and each.seeds > 1]
+    if len(known) < _LEAST_KNOWN:
+        return list(spreads)
+    variances, freedom = (np.array(values, dtype=np.float64) for values in zip(*known, strict=True))
+    # log s² − ψ(d/2) + log(d/2) has mean log s0² − ψ(d0/2) + log(d0/2) and variance ψ'(d/2) + ψ'(d0/2).
+    logs = np.log(variances) - special.digamma(freedom / 2) + np.log(freedom / 2)
+    excess = float(logs.var(ddof=1) - special.polygamma(1, freedom / 2).mean())
+    prior = math.inf
+    if excess > 0:
+        prior = 2 * float(brentq(lambda half: float(special.polygamma(1, half)) - excess, 1e-6, 1e12))
+    half = prior / 2
+    towards = float(special.digamma(half)) - math.log(half) if math.isfinite(prior) else 0.0
+    common = math.exp(float(logs.mean()) + towards)
+    found = []
+    for each in spreads:
+        if each.of_seeds <= 0 or each.seeds < 2:
+            found.append(each)
+            continue
+        own = each.seeds - 1
+        shrunk = common if math.isinf(prior) else (prior * common + own * each.of_seeds) / (prior + own)
+        found.append(each._replace(of_seeds=shrunk, freedom=max(own, min(prior + own, most))))
+    return found
 
 
 def mean_interval(values: Hits, level: float = 0.95) -> Interval:
@@ -172,16 +210,15 @@ def spread_from_published(hits: Hits, value: float, n: int) -> Spread:
     return own._replace(of_problems=own.of_problems + value * (1 - value) / n)
 
 
-def unpaired_p(a: Hits, b: Hits) -> float:
-    """Two-sided p that two rows have the same mean, each [its seeds, problems], with no seed in common.
+def unpaired_spread(a: Hits, b: Hits) -> Spread:
+    """How far the difference of two rows' means may be off, each [its seeds, problems], with no seed in common.
 
     The spreads of both are added, as of independent samples: the problems are the same, so this says rather too little.
     """
     x, y = spread(a), spread(b)
-    joint = Spread(
+    return Spread(
         x.of_seeds + y.of_seeds, min(x.seeds, y.seeds), x.of_problems + y.of_problems, min(x.problems, y.problems)
     )
-    return 2 * joint.tail(abs(float(a.mean() - b.mean())))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

@@ -4,7 +4,8 @@
 
 Two forward passes and one backward pass give all nodes (Nanda 2023; paper B, 4.2.2), neurons and edges (Syed et al. 2023). With
 `steps` m the gradient is the mean over the inputs at k/m of the way from the counterfactual's embedding to the clean one,
-k = 1 … m (integrated gradients, Hanna et al. 2024); m = 1 is plain attribution patching. The metric is summed over a batch, so a
+k = 1 … m, for edges k = 0 … m − 1, both as EAP-IG's code has it (integrated gradients, Hanna et al. 2024); m = 1 is plain
+attribution patching, whose gradient is the clean run's. The metric is summed over a batch, so a
 problem's scores do not depend on its neighbours.
 """
 
@@ -75,15 +76,20 @@ class _Passes:
         return self.mean[part, layer]
 
 
-def _passes(forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Part]) -> _Passes:
+def _passes(
+    forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Part], *, from_corrupt: bool = False
+) -> _Passes:
+    """`from_corrupt`: of several steps the first is the counterfactual's prompt, and none the clean one, as EAP-IG has edges."""
     with torch.no_grad():
         near, far = forward.embed(batch.clean), forward.embed(batch.corrupt)
         corrupt = forward.trace(far).outputs
+        shifted = from_corrupt and steps > 1
+        clean = forward.trace(near).outputs if shifted else None
     mean: dict[tuple[str, int], Tensor] = {}
     apart: list[dict[tuple[str, int], Tensor]] = []
     before: list[list[Tensor]] = []
     with frozen(forward.model), torch.enable_grad():
-        for k in range(1, steps + 1):
+        for k in range(steps) if shifted else range(1, steps + 1):
             # The last step is the clean run itself, not nearly so.
             start = near if k == steps else far + (k / steps) * (near - far)
             live = _Live(wanted)
@@ -97,7 +103,7 @@ def _passes(forward: Forward, batch: Contrasts, steps: int, wanted: frozenset[Pa
             if apart[-1]:
                 before.append([x.detach() for x in trace.before])
     mean = {key: value / steps for key, value in mean.items()}
-    return _Passes(trace.outputs.detach(), corrupt, mean, apart, before)
+    return _Passes(clean or trace.outputs.detach(), corrupt, mean, apart, before)
 
 
 def _dot(difference: Tensor, gradient: Tensor, over: Sequence[int]) -> Tensor:
@@ -161,7 +167,7 @@ def _neurons(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) 
 def _edges(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
     """[groups, nodes, readers], summed over each group of so many problems that follow each other."""
     graph = forward.graph
-    p = _passes(forward, batch, steps, frozenset({"query", "key", "value", "mlp_input"}))
+    p = _passes(forward, batch, steps, frozenset({"query", "key", "value", "mlp_input"}), from_corrupt=True)
     first = wide(p.clean.embedding - p.corrupt.embedding)
     # Nodes first, so that each group's scores are one product of matrices that lie as they are needed.
     moved = first.new_empty(len(graph.nodes), *first.shape)

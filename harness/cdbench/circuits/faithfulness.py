@@ -7,6 +7,7 @@ the share of items kept, circuits chosen by signed score; CMD the area of |1 −
 linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
 """
 
+import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -311,8 +312,16 @@ def magnitude(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work:
 
     Relative to the stream that it becomes part of: streams grow from layer to layer, and by absolute distance the embedding comes
     last, without which every circuit is empty. Nodes: the L2 norm of clean minus corrupt, by that of the stream that the node has
-    written into, summed over positions. Edges: by that of the stream that is read. Neurons: |clean minus corrupt|, by the node's.
+    written into, summed over positions. Edges: by that of the stream that is read, in the order in which a walk back from the
+    logits finds them (`greedy_order`): the largest of all lead from the embedding to where nothing goes on. Neurons:
+    |clean minus corrupt|, by the node's.
     """
+    found = _moved(model, contrasts, level, work)
+    return single(level, greedy_order(found, Graph.of(model)) if level == "edge" else found)
+
+
+def _moved(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Work = QUIETLY) -> Tensor:
+    """How far each item moves, of the stream that it becomes part of."""
     forward = Forward(model)
     graph = forward.graph
     total = torch.zeros(graph.shape(level))
@@ -336,7 +345,29 @@ def magnitude(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work:
             every = every / _lengths(written)[..., None]
             found = every.abs().sum((0, 1)) if level == "neuron" else every.norm(dim=-1).sum((0, 1))
         total += found.cpu()
-    return single(level, total / len(contrasts))
+    return total / len(contrasts)
+
+
+def greedy_order(scores: Tensor, graph: Graph) -> Tensor:
+    """Ranks edges [nodes, readers] as a greedy walk back from the logits takes them: n for the first, 1 for the last.
+
+    Of all edges into what the circuit holds already the largest is next, and what it comes from then belongs to it (as EAP-IG's
+    `apply_greedy`): every circuit hangs together at the logits, whatever its size.
+    """
+    values, own = scores.double().tolist(), graph.readers_of
+    into = [graph.edge_mask[:, column].nonzero().flatten().tolist() for column in range(len(graph.readers))]
+    found, order, left = {len(graph.readers) - 1}, torch.zeros(graph.shape("edge")), int(graph.edge_mask.sum())
+    heap = [(-values[node][-1], node, len(graph.readers) - 1) for node in into[-1]]
+    heapq.heapify(heap)
+    while heap:
+        _, node, column = heapq.heappop(heap)
+        order[node, column], left = left, left - 1
+        for reader in own[node].nonzero().flatten().tolist():
+            if reader not in found:
+                found.add(reader)
+                for source in into[reader]:
+                    heapq.heappush(heap, (-values[source][reader], source, reader))
+    return order
 
 
 def _lengths(streams: Sequence[Tensor]) -> Tensor:

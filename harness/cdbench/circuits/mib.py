@@ -6,7 +6,7 @@ everything, `.pt` is a dictionary of tensors; MIB's own code reads both (EAP-IG'
 
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,7 +192,27 @@ def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
         found[level] = table[key].float()
     if not found:
         raise UserError(f"{path}: no level has scores")
+    rows, columns = (
+        _places(path, key, table.get(key), names)
+        for key, names in (("src_nodes", graph.nodes), ("dst_nodes", graph.readers))
+    )
+    found = {level: scores[rows] for level, scores in found.items()}
+    if "edge" in found:  # what stands where there is no edge means nothing
+        found["edge"] = found["edge"][:, columns].where(graph.edge_mask, torch.zeros(()))
     return graph, found
+
+
+def _places(path: Path, key: str, given: object, names: Sequence[str]) -> Tensor:
+    """Where each of our names stands in the file's order; the same order where the file says none."""
+    if given is None:
+        return torch.arange(len(names))
+    listed = [str(name) for name in given] if isinstance(given, list | tuple) else []
+    if sorted(listed) != sorted(names):
+        odd = next((name for name in listed if name not in names), None)
+        fault = f"'{odd}' is none of this model's" if odd else f"{len(set(listed))} of {len(names)} names are there"
+        raise UserError(f"{path}: {key} must name each once: {fault}")
+    place = {name: i for i, name in enumerate(listed)}
+    return torch.tensor([place[name] for name in names])
 
 
 def _size(graph: Graph) -> str:

@@ -2,9 +2,9 @@
 
 A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
 one method with its settings and its code, over several seeds. Its place is one more than the number of rows that are
-significantly better (paired over seeds and problems, Holm-corrected over all pairs of the board; rows that share fewer than two
-seeds as two samples); rows with as many better ones share a place. A row of one seed has none: how far its seeds differ is not
-known.
+significantly better (paired over seeds and problems, how far seeds differ moderated by that of all pairs, Holm-corrected over
+them; rows that share fewer than two seeds as two samples); rows with as many better ones share a place. A row of one seed has
+none: how far its seeds differ is not known.
 """
 
 import base64
@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cdbench.config import TEACHER, Closed
-from cdbench.inference import Hits, Interval, holm, paired_p, share_interval, unpaired_p
+from cdbench.inference import Hits, Interval, Spread, holm, moderated, share_interval, spread, unpaired_spread
 from cdbench.report.collect import mean_of
 
 _ALPHA = 0.05
@@ -145,11 +145,11 @@ def placed(board: Board) -> list[Row]:
     """The rows in their order: the reference, then by place, then by accuracy."""
     rows = board.rows
     judged = [i for i, row in enumerate(rows) if row.method != TEACHER and len(row.runs) >= _LEAST_SEEDS]
-    pairs, p_values = [], []
-    for i, j in combinations(judged, 2):
-        gap, p = _compared(rows[i], rows[j])
-        pairs.append((i, j) if gap > 0 else (j, i))
-        p_values.append(p)
+    both = list(combinations(judged, 2))
+    gaps = [_compared(rows[i], rows[j]) for i, j in both]
+    known = moderated([found for _, found in gaps], sum(len(rows[i].runs) - 1 for i in judged))
+    p_values = [2 * found.tail(abs(gap)) for (gap, _), found in zip(gaps, known, strict=True)]
+    pairs = [(i, j) if gap > 0 else (j, i) for (i, j), (gap, _) in zip(both, gaps, strict=True)]
     better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
     places = {i: 1 + sum(loser == i for _, loser in better) for i in judged}
     made = []
@@ -171,11 +171,11 @@ def placed(board: Board) -> list[Row]:
     return sorted(made, key=lambda row: (row.why != "reference", row.place or 10**6, -row.accuracy, row.entry.name))
 
 
-def _compared(a: RowEntry, b: RowEntry) -> tuple[float, float]:
-    """Difference of two rows and its p: paired over the seeds that both have, or as of two samples where they share too few."""
+def _compared(a: RowEntry, b: RowEntry) -> tuple[float, Spread]:
+    """Difference of two rows and how far it may be off: paired over common seeds, or as of two samples where they are too few."""
     first, second = ({run.seed: run.hits for run in row.runs} for row in (a, b))
     common = sorted(first.keys() & second.keys())
     if len(common) >= _LEAST_SEEDS:
         difference = np.array([first[seed] - second[seed] for seed in common])
-        return float(difference.mean()), paired_p(difference)
-    return float(a.hits.mean() - b.hits.mean()), unpaired_p(a.hits, b.hits)
+        return float(difference.mean()), spread(difference)
+    return float(a.hits.mean() - b.hits.mean()), unpaired_spread(a.hits, b.hits)

@@ -43,6 +43,8 @@ def measured(group: Group, name: str) -> Measured | None:
 def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
     """Mean rank correlation (Spearman) of nodes' importance between every two seeds; None where there are not two rankings."""
     rankings = [each.importance for each in found if len(set(each.importance)) > 1]
+    if all(ranking == rankings[0] for ranking in rankings):  # one model, looked at more than once
+        return None
     pairs = [(a, b) for i, a in enumerate(rankings) for b in rankings[:i]]
     return mean_of([float(spearmanr(a, b).statistic) for a, b in pairs])
 
