@@ -194,3 +194,64 @@ def test_who_changes_the_input_is_judged_on_what_was_given(cli: Cli, here: Path)
     assert done.returncode == 3, done.stderr
     assert "held    definition" in done.stdout and "the call changed its input" in done.stdout
     assert "the input is changed in place" in done.stdout
+
+
+HOSTILE = r"""
+import torch
+from cdbench.similarity import linear_cka as right
+class Mute(Exception):
+    def __str__(self):
+        raise IndexError("no words")
+class Shapeless:
+    def __repr__(self):
+        raise IndexError("no form")
+def half_a_letter(x, y):
+    raise ValueError("\ud800 \ufffe \x85 \x00 <&>")
+def mute(x, y):
+    raise Mute
+def shapeless(x, y):
+    return Shapeless()
+def in_place(x, y):
+    x -= x.mean(0)
+    y -= y.mean(0)
+    return right(x, y)
+def fussy(x, y):
+    if x.requires_grad:
+        raise RuntimeError("no luck today")
+    raise RuntimeError("normalised_shape must be given")
+def asked(x, y, debiased):
+    return right(x, y, debiased=debiased)
+def asked_by_name(x, y, *, unbiased):
+    return right(x, y, debiased=unbiased)
+"""
+
+
+@pytest.mark.parametrize("name", ["half_a_letter", "mute", "shapeless"])
+def test_whatever_an_implementation_says_every_form_of_the_report_holds_it(cli: Cli, here: Path, name: str) -> None:
+    (here / "hostile.py").write_text(HOSTILE)
+    words = ("check", "cka", "--impl", f"hostile:{name}", *QUICK)
+    done = cli(*words, "--junit", "cka.xml")
+    assert done.returncode == 3 and "Traceback" not in done.stderr, done.stderr
+    suite = ElementTree.parse(here / "cka.xml").getroot()[0]
+    assert int(suite.get("failures", 0)) > 0 and suite.get("errors") in (None, "0")
+    assert json.loads(cli(*words, "--json").stdout)[0]["findings"]
+
+
+def test_what_an_exception_is_due_to_is_guessed_from_its_words_alone(cli: Cli, here: Path) -> None:
+    (here / "hostile.py").write_text(HOSTILE)
+    only = ("--only", "gradient", "--only", "determinism")
+
+    def causes(name: str, law: str) -> set[str]:
+        (report,) = json.loads(cli("check", "cka", "--impl", f"hostile:{name}", *only, "--json").stdout)
+        return {cause for found in report["findings"] if found["law"] == law for cause in found.get("causes", [])}
+
+    assert causes("in_place", "gradient") == {"in_place"}
+    assert "detached" not in causes("fussy", "gradient")
+    assert causes("fussy", "determinism") == {"no_number"}
+
+
+@pytest.mark.parametrize("name", ["asked", "asked_by_name"])
+def test_a_switch_without_a_default_is_given(cli: Cli, here: Path, name: str) -> None:
+    (here / "hostile.py").write_text(HOSTILE)
+    done = cli("check", "cka", "--impl", f"hostile:{name}", *QUICK)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -2,12 +2,15 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdbench import plan
 from cdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cdbench.config import Profile
 
 _SHOWN = 5
 
@@ -58,7 +61,7 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
     from cdbench.inference import mcnemar, mean_interval
     from cdbench.scoring import read_predictions, share
 
-    found, labels, evaluations = [], [], []
+    found, labels, evaluations, profiles = [], [], [], []
     for run_id in (a, b):
         folder = where.run(run_id)
         done = record.read(folder)
@@ -71,6 +74,7 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
             raise UserError(f"run {run_id} was not evaluated on '{split}'; it has {', '.join(sorted(answers))}")
         found.append(answers[split])
         evaluations.append(done.code.evaluation)
+        profiles.append(done.spec.profile)
         labels.append(f"{done.spec.label}  {share(done.metrics.accuracy)}")
     first, second = found
     if [(p.prompt, p.answer) for p in first] != [(p.prompt, p.answer) for p in second]:
@@ -91,9 +95,20 @@ def compare_runs(where: plan.Places, a: str, b: str, split: str) -> tuple[Compar
         notes=[
             *(["the two were judged by different versions of the evaluator"] if len(set(evaluations)) > 1 else []),
             *(["a run is compared with itself"] if a == b else []),
+            *_other_models(*profiles),
         ],
     )  # fmt: skip
     return made, labels
+
+
+def _other_models(a: "Profile", b: "Profile") -> list[str]:
+    """Says so where two runs began with other models: then they differ in more than their methods."""
+    apart = [role for role in ("teacher", "student") if getattr(a, role) != getattr(b, role)]
+    if not apart and (a.data.zoo_tasks, a.data.zoo_train) == (b.data.zoo_tasks, b.data.zoo_train):
+        return []
+    of = f"profiles {a.name} and {b.name}" if a.name != b.name else f"two states of profile {a.name}"
+    what = ", ".join(apart) or "what they learned before"
+    return [f"the runs are of {of}, with other models ({what}): the difference is not the methods' alone"]
 
 
 @click.command()

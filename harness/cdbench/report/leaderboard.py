@@ -99,12 +99,18 @@ def _row(members: Sequence[Record], failed: int, study: str, where: Places) -> R
     # The teacher of several studies is one run under several ids.
     members = sorted({record.spec.seed: record for record in reversed(members)}.values(), key=lambda r: r.spec.seed)
     name = first.spec.method
-    if changed := {} if name == TEACHER else _changes(first):
-        name += f" ({', '.join(f'{k}={show(v)}' for k, v in changed.items())})"
+    changes = _changes(first)
+    # What has no value cannot be set: the profile of that name has got a key since.
+    known = {key: value for key, value in changes.items() if value is not None}
+    told = [f"{key}={show(value)}" for key, value in known.items()]
+    told += [f"{first.spec.profile.name} as it was"] if len(known) < len(changes) else []
+    if told and name != TEACHER:
+        name += f" ({', '.join(told)})"
     seeds = ",".join(str(record.spec.seed) for record in members)
     method = "base" if first.spec.method == TEACHER else first.spec.method  # the teacher runs beside every row
     words = ["cdbench", "run", method, "--task", first.spec.task, "--profile", first.spec.profile.name]
-    words += ["--seeds", seeds] + [word for k, v in _changes(first).items() for word in ("--set", f"{k}={show(v)}")]
+    words += ["--seeds", seeds] + [word for k, v in known.items() for word in ("--set", f"{k}={show(v)}")]
+    words += [f"# profile as of {first.code.commit[:12]}"] if len(known) < len(changes) else []
     return RowEntry(
         name=name,
         method=first.spec.method,
@@ -277,7 +283,11 @@ def _row_against_records(
         ours = by_run[row.run_ids[0]]
         # Not the commit: whoever makes the runs again at a later one, from the same code, has the same row.
         keys = ("name", "command", "failed", "run_ids")
-        wrong += [f"{row.name}: {key} is not its records'" for key in keys if getattr(row, key) != getattr(ours, key)]
+        wrong += [
+            f"{row.name}: {key} is {getattr(row, key)}, that of its records {getattr(ours, key)}"
+            for key in keys
+            if getattr(row, key) != getattr(ours, key)
+        ]
     return wrong
 
 

@@ -16,7 +16,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cdbench.similarity.conformance.broken import Broken
+from cdbench.similarity.conformance.broken import Broken, told
 from cdbench.similarity.conformance.cases import Case, cases, orthogonal, tolerance
 from cdbench.similarity.conformance.causes import Cause
 from cdbench.similarity.conformance.reference import textbook
@@ -298,7 +298,10 @@ def finite_differences(subject: Subject, case: Case, debiased: bool, dtype: torc
 
 def determinism(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -> None:
     x, y = case.tensors(dtype)
-    first = subject.value(x, y, debiased)
+    try:
+        first = subject.value(x, y, debiased)
+    except Broken as broken:  # of no value it cannot be said that it changes
+        raise Broken(broken.seen, *(broken.causes or (Cause.NO_NUMBER,))) from broken
     given = x.clone(), y.clone()
     subject.call(*given, debiased)
     if not (torch.equal(x, given[0]) and torch.equal(y, given[1])):
@@ -373,7 +376,7 @@ def refusals(subject: Subject, case: Case, debiased: bool, dtype: torch.dtype) -
             raise Broken(f"{what}: the implementation ends the whole program (SystemExit {exits.code})") from exits
         if what == "integers" and _right(result, x, y, debiased):
             continue
-        raise Broken(f"{what}: returned {result!r}, expected an error", *causes, Cause.SILENT)
+        raise Broken(f"{what}: returned {told(result, repr)}, expected an error", *causes, Cause.SILENT)
 
 
 def _right(result: object, x: Tensor, y: Tensor, debiased: bool) -> bool:

@@ -11,6 +11,7 @@ import click
 from cdbench import __version__
 from cdbench.errors import UserError
 from cdbench.similarity.conformance.battery import Finding, Report
+from cdbench.similarity.conformance.broken import readable
 from cdbench.similarity.conformance.causes import Cause
 
 _MARKS = {"held": ("held   ", "green"), "broken": ("BROKEN ", "red"), "not tested": ("skipped", "yellow")}
@@ -119,10 +120,10 @@ def write_junit(reports: Sequence[Report], path: Path) -> None:
             case = ElementTree.SubElement(suite, "testcase", classname=report.subject, name=name)
             if finding.verdict == "broken":
                 body = [finding.statement, finding.seen, finding.counterexample, *(c.value for c in finding.causes)]
-                failure = ElementTree.SubElement(case, "failure", message=_printable(finding.seen))
-                failure.text = _printable("\n".join(line for line in body if line))
+                failure = ElementTree.SubElement(case, "failure", message=readable(finding.seen))
+                failure.text = readable("\n".join(line for line in body if line))
             elif finding.verdict == "not tested":
-                ElementTree.SubElement(case, "skipped", message=_printable(finding.seen))
+                ElementTree.SubElement(case, "skipped", message=readable(finding.seen))
     _write(root, path)
 
 
@@ -147,11 +148,6 @@ def _write(root: ElementTree.Element, path: Path) -> None:
         ElementTree.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
     except OSError as error:
         raise UserError(f"--junit {path}: cannot write it: {error.strerror}") from None
-
-
-def _printable(text: str) -> str:
-    """Without the control characters that XML 1.0 has no place for."""
-    return "".join(c if c in "\t\n" or ord(c) >= 32 else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def dumps(reports: Sequence[Report]) -> str:

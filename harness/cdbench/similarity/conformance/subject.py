@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cdbench.errors import UserError
 from cdbench.similarity import StreamingCKA, cka_matrix, linear_cka
-from cdbench.similarity.conformance.broken import Broken
+from cdbench.similarity.conformance.broken import Broken, told
 from cdbench.similarity.conformance.causes import Cause
 
 Arrays = Literal["torch", "numpy"]
@@ -77,16 +77,22 @@ class Subject:
         try:
             one, two = torch.autograd.grad(result.sum(), (x, y), allow_unused=True)
         except (Exception, SystemExit) as error:
-            raise Broken(f"the backward pass raised on {_shapes(x, y)}: {error}", Cause.GRADIENT) from error
+            raise Broken(f"the backward pass raised on {_shapes(x, y)}: {told(error)}", Cause.GRADIENT) from error
         return one, two
 
     def _result(self, x: Tensor, y: Tensor, debiased: bool) -> object:
         try:
             return self.call(x, y, debiased)
         except (Exception, SystemExit) as error:
-            text = f"raised {type(error).__name__} on {_shapes(x, y)}: {error}"
-            # A tensor that requires a gradient does not turn into a number or an array: the graph ends there.
-            raise Broken(text, *([Cause.DETACHED] if x.requires_grad else [])) from error
+            said = told(error)
+            text = f"raised {type(error).__name__} on {_shapes(x, y)}: {said}"
+            causes = []
+            if x.requires_grad and "leaf Variable" in said:
+                causes = [Cause.IN_PLACE]
+            elif x.requires_grad and "requires grad" in said:
+                # A tensor that requires a gradient does not turn into a number or an array: the graph ends there.
+                causes = [Cause.DETACHED]
+            raise Broken(text, *causes) from error
 
 
 def _shapes(x: Tensor, y: Tensor) -> str:
@@ -102,7 +108,7 @@ def number_of(result: object) -> float | None:
     try:
         return _value_of(result)
     except Exception as error:
-        raise Broken(f"returned a {type(result).__name__} that is no number: {error}") from error
+        raise Broken(f"returned a {type(result).__name__} that is no number: {told(error)}") from error
 
 
 def _value_of(result: object) -> float | None:
@@ -205,17 +211,18 @@ def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
     is_stream = inspect.isclass(found)
     if is_stream and not (callable(getattr(found, "update", None)) and callable(getattr(found, "compute", None))):
         raise UserError(f"--impl {place}: the class needs update(x, y) and compute()")
-    _require_signature(place, found.update if is_stream else found, 3 if is_stream else 2)
     switch = _switch(found.compute if is_stream else found)
+    asked = {} if is_stream or not switch else {switch: True}  # which we give whether it has a default or not
+    _require_signature(place, found.update if is_stream else found, 3 if is_stream else 2, asked)
     estimators = _estimators(place, switch, estimator)
     if is_stream:
         return Subject(place, fed_in_batches(found, switch, arrays == "numpy"), estimators, arrays, "stream", False)
     return Subject(place, _function(found, switch, arrays), estimators, arrays, "function", gradient)
 
 
-def _require_signature(place: str, function: Callable[..., object], count: int) -> None:
+def _require_signature(place: str, function: Callable[..., object], count: int, asked: Mapping[str, bool]) -> None:
     try:
-        inspect.signature(function).bind(*range(count))
+        inspect.signature(function).bind(*range(count), **asked)
     except TypeError as error:
         raise UserError(f"--impl {place}: cannot be called as (x, y): {error}") from None
     except ValueError:  # a builtin without a signature
