@@ -402,6 +402,21 @@ def test_a_claim_about_what_the_teacher_cannot_do_is_not_tested() -> None:
     assert one(claim, *rows).outcome == "not tested here"
 
 
+@pytest.mark.parametrize("last", [[20.0, 19.0], [19.0, 20.0]])
+def test_trends_are_decided_by_their_signs_however_perfect_they_are(last: list[float]) -> None:
+    """Three correlations of exactly 1, or just below: Student's t would decide the latter and not the former."""
+    claim = forms.Trend(id="T.t", says="", source="", decided_by="trend", task=TASK, row="kl", series="loss/kl", sign=1)
+    group = row("kl", 0.9, seeds=3)
+    logged = [{"step": float(i), "loss/kl": v} for i, v in enumerate([*map(float, range(1, 19)), *last], 1)]
+    vars(group)["histories"] = [
+        logged,
+        logged,
+        [*logged[:-2], *[{**r_, "loss/kl": 30.0 + r_["step"]} for r_ in logged[-2:]]],
+    ]
+    found = one(claim, group)
+    assert found.outcome == "inconclusive" and found.p_holm == pytest.approx(0.25)
+
+
 def test_how_much_an_alignment_term_can_do_is_told_beside_what_it_did() -> None:
     """By hand: 0.01 of gradients of 3 and 1 beside whole ones of 2 and 4: 0.015 and 0.0025, in the mean 0.9 %."""
     group = row("atp_cd", 0.9, seeds=3)

@@ -40,6 +40,17 @@ def test_two_runs_are_compared_problem_by_problem(cli: Cli, args: list[str], tmp
     assert told.returncode == 0 and "note: the two were judged by different versions of the evaluator" in told.stdout
 
 
+def test_runs_of_other_models_differ_in_more_than_their_methods(world: World) -> None:
+    from cdbench.compare_command import _other_models
+
+    other = world.profile.model_copy(update={"student": world.profile.student.model_copy(update={"layers": 3})})
+    assert _other_models(world.profile, world.profile) == []
+    (note,) = _other_models(world.profile, other)
+    assert "two states of profile micro, with other models (student)" in note
+    (note,) = _other_models(world.profile, other.model_copy(update={"name": "mine"}))
+    assert "profiles micro and mine" in note
+
+
 def test_what_cannot_be_compared_is_said(cli: Cli, args: list[str], tmp_path: Path) -> None:
     assert cli("run", "base", *args).returncode == 0
     mine = run_ids(tmp_path)["base"]

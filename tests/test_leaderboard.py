@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from cdbench import record
+from cdbench.plan import places
 from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
-from cdbench.report.leaderboard import as_markdown, read_boards
+from cdbench.report.leaderboard import _row, as_markdown, read_boards
 from conftest import Cli, World
 
 
@@ -281,6 +283,19 @@ def test_the_same_code_at_another_commit_makes_the_same_row(written: Path, cli: 
         path.write_text(json.dumps(table))
     done = cli("leaderboard", "check")
     assert done.returncode == 0, done.stdout
+
+
+def test_a_key_that_the_profile_has_got_since_is_no_setting(written: Path, tmp_path: Path) -> None:
+    """As a record of before there was `student.stop_at`: the row says so, and prints no option that would be refused."""
+    where = places(str(tmp_path / "runs"), None)
+    found = [record.read(path.parent) for path in where.records.glob("*/record.json")]
+    trained = next(each for each in found if each.spec.method not in ("teacher", "base"))
+    student = trained.spec.profile.student.model_copy(update={"stop_at": None})
+    profile = trained.spec.profile.model_copy(update={"name": "tiny", "student": student})
+    older = trained.model_copy(update={"spec": trained.spec.model_copy(update={"profile": profile})})
+    row = _row([older], 0, "", where)
+    assert "None" not in row.name + row.command and "--set student.layers=" in row.command
+    assert "tiny as it was" in row.name and f"# profile as of {trained.code.commit[:12]}" in row.command
 
 
 def test_the_same_answers_by_other_code_are_a_note_and_not_a_fault(written: Path, cli: Cli, tmp_path: Path) -> None:

@@ -123,6 +123,9 @@ def moderated(spreads: Sequence[Spread], most: float) -> list[Spread]:
     are estimated from how far the variances lie apart. Where they differ by more than chance explains, d0 is small, and each is
     left nearly to itself; where they differ by no more, all count as one. `most`: degrees of freedom that all rows have together,
     above which no comparison can have any.
+
+    More careful than limma in two things, as a few rows here may differ from seed to seed many times as much as the rest: no
+    variance is lent below its own, and of d0 only half counts. Else boards of equal rows were called different in up to 7 %.
     """
     known = [(each.of_seeds, each.seeds - 1) for each in spreads if each.of_seeds > 0 and each.seeds > 1]
     if len(known) < _LEAST_KNOWN:
@@ -144,7 +147,8 @@ def moderated(spreads: Sequence[Spread], most: float) -> list[Spread]:
             continue
         own = each.seeds - 1
         shrunk = common if math.isinf(prior) else (prior * common + own * each.of_seeds) / (prior + own)
-        found.append(each._replace(of_seeds=shrunk, freedom=max(own, min(prior + own, most))))
+        freedom_lent = max(own, min(prior / 2 + own, most))
+        found.append(each._replace(of_seeds=max(shrunk, each.of_seeds), freedom=freedom_lent))
     return found
 
 

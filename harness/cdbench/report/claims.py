@@ -608,7 +608,13 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
             found.append(float(distributions.spearmanr(x, y).statistic))
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
     evidence = _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
-    return replace(evidence, interval=evidence.interval.within(-1.0, 1.0))
+    # Correlations of a trend crowd at 1, where their spread says nothing: three at 0.99 would decide, three at 1 not.
+    return replace(
+        evidence,
+        interval=evidence.interval.within(-1.0, 1.0),
+        p=None if evidence.p is None else sign_p(found, 0.0),
+        seeds_needed=runs_by_signs,
+    )
 
 
 _BLOCKS = 20

@@ -89,15 +89,29 @@ def _drawing(width: float, height: float, panels: int = 1) -> Iterator[tuple[Fig
         yield figure, list(axes.flat[:panels])
 
 
+_LEAST_SCALE = 0.6
+"""Of letters of 9 to 10 points this leaves 7 to 8 pixels."""
+
+
+def _course(curves: Sequence[Sequence[float]]) -> str:
+    """Where a mean curve begins, is midway, and ends."""
+    first, middle, last = (
+        float(np.mean([y[round(share * (len(y) - 1))] for y in curves])) for share in (0.0, 0.5, 1.0)
+    )
+    return f"from {first:.3g} over {middle:.3g} to {last:.3g}"
+
+
 def _svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_PAPER, "var(--bg, #fff)")
-    # A fixed size would overflow a phone: shrink to the page, keep the proportions, never grow beyond the drawn size.
+    # A fixed size would overflow a phone: shrink to the page, keep the proportions, never grow beyond the drawn size. Nor shrink
+    # until nothing can be read: what is wider then scrolls in its own frame.
     pixels = round(figure.get_figwidth() * 96)
-    size = f' style="width:100%;height:auto;max-width:{pixels}px;min-width:min({pixels}px,30rem)"'
+    least = min(pixels, max(480, round(_LEAST_SCALE * pixels)))
+    size = f' style="width:100%;height:auto;max-width:{pixels}px;min-width:{least}px"'
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', rf"\1{size}", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -232,8 +246,7 @@ def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: 
         figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns, fontsize=9)
         svg = _svg(figure, name)
     told = "; ".join(
-        f"{title}: "
-        + ", ".join(f"{row} ends at {np.mean([y[-1] for _, y in seeds]):.3g}" for row, seeds in panel.items())
+        f"{title}: " + ", ".join(f"{row} {_course([y for _, y in seeds])}" for row, seeds in panel.items())
         for panel, title in zip(curves, titles, strict=True)
     )
     data: list[Mark] = []
@@ -302,19 +315,29 @@ def heat_maps(
                     # Inside its cell, and so nothing that the layout need measure: a third of the drawing.
                     one.text(j, i, _two_digits(value), ha="center", va="center", color=ink, fontsize=9, in_layout=False)
         svg = _svg(figure, name)
-    told = " ".join(
-        f"{title}: "
-        + "; ".join(
-            f"{row}: "
-            + ", ".join(f"{column} {_two_digits(value)}" for column, value in zip(each.columns, line, strict=True))
-            for row, line in zip(each.rows, each.values, strict=True)
-        )
-        + "."
-        for title, each in matrices.items()
-    )
+    told = " ".join(f"{title}: {_in_words(each)}." for title, each in matrices.items())
     return Picture(f"figure-{name}", svg, caption, told, _cells(matrices, labels))
 
 
+def _in_words(each: Named) -> str:
+    """A small matrix cell by cell; of a large one what a look would find. The file beside it has all of it."""
+    lines = list(zip(each.rows, each.values, strict=True))
+    if sum(len(line) for line in each.values) <= _SPOKEN:
+        return "; ".join(
+            f"{row}: " + ", ".join(f"{column} {_two_digits(v)}" for column, v in zip(each.columns, line, strict=True))
+            for row, line in lines
+        )
+    best = {row: max(zip(line, each.columns, strict=True), key=lambda cell: cell[0]) for row, line in lines}
+    values = [value for line in each.values for value in line]
+    return (
+        f"{len(lines)} by {len(each.columns)} values from {_two_digits(min(values))} to {_two_digits(max(values))}; "
+        "highest of each row: "
+        + ", ".join(f"{row} {_two_digits(value)} at {column}" for row, (value, column) in best.items())
+    )
+
+
+_SPOKEN = 24
+"""Cells of a matrix that somebody can listen to."""
 _CELLS = 144
 """Cells of a matrix in which numbers can still be read."""
 _SHORT = 3
