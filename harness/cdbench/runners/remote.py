@@ -126,9 +126,12 @@ class Attempt:
     def __init__(self, home: Path, work: Path) -> None:
         self.home, self.work = home, work
         self._lock, self._open = threading.Lock(), True
+        self._given: dict[str, tuple[int, int]] = {}
         with explained(work, "the run"):
             work.mkdir(parents=True)
-            self._given = {file.name: _state(Path(shutil.copy2(file, work / file.name))) for file in _files(home)}
+            for file in _files(home):
+                with suppress(FileNotFoundError):  # another step of the same folder has just ended
+                    self._given[file.name] = _state(Path(shutil.copy2(file, work / file.name)))
 
     def take_over(self) -> None:
         """What the try wrote or removed, once it has ended."""
@@ -150,7 +153,7 @@ class Attempt:
         with self._lock:
             for name in _RESUMED if self._open else ():
                 made = self.work / name
-                if made.is_file() and (state := _state(made)) != self._given.get(name):
+                if made.is_file() and not made.is_symlink() and (state := _state(made)) != self._given.get(name):
                     spare = self.home / f".{name}.{self.work.name}"
                     with explained(self.home, "the checkpoint"):
                         os.link(made, spare)
@@ -166,7 +169,8 @@ class Attempt:
 
 
 def _files(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink()]
+    """But for links, and for what is only half written."""
+    return [path for path in folder.iterdir() if path.is_file() and not path.is_symlink() and path.name[:1] != "."]
 
 
 def _state(file: Path) -> tuple[int, int]:
