@@ -247,7 +247,6 @@ def test_what_an_exception_is_due_to_is_guessed_from_its_words_alone(cli: Cli, h
 
     assert causes("in_place", "gradient") == {"in_place"}
     assert "detached" not in causes("fussy", "gradient")
-    assert causes("fussy", "determinism") == {"no_number"}
 
 
 @pytest.mark.parametrize("name", ["asked", "asked_by_name"])

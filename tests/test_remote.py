@@ -2,8 +2,9 @@
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,13 @@ class CutOff(RemoteRunner):
         (self.first / "checkpoint.pt").write_bytes(b"no checkpoint")
         (self.first / "train.stdout.log").write_text("printed before it was lost")
         raise ConnectionError("the node is gone")
+
+
+@pytest.fixture(autouse=True)
+def no_fork_server_stays() -> Iterator[None]:
+    """It would keep this environment for whoever starts steps in this process later."""
+    yield
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
 
 
 def study(world: World, runs: Path) -> tuple[Places, Plan]:
