@@ -177,12 +177,13 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> T
             readers.append((f"blocks.{i}.hook_{letter}_input", multiply(first, own)))
         readers.append((f"blocks.{i}.hook_mlp_in", multiply(mlp, column + 3 * graph.heads)))
     readers.append((f"blocks.{graph.layers - 1}.hook_resid_post", multiply(len(graph.nodes), scores.shape[1] - 1)))
-    with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, -1)) for name, where in sources]):
+    added, taken = ([(name, add(where, sign)) for name, where in sources] for sign in (1, -1))
+    with torch.no_grad(), bridge.hooks(fwd_hooks=taken):
         bridge(pairs.corrupt)
     far = -moved[:, :, 0].clone()
     # With one step the clean prompt is the one that gradients are taken at; with more it is run for its outputs alone.
     if steps > 1:
-        with torch.no_grad(), bridge.hooks(fwd_hooks=[(name, add(where, 1)) for name, where in sources]):
+        with torch.no_grad(), bridge.hooks(fwd_hooks=added):
             bridge(pairs.clean)
     for k in range(steps):
         share = k / steps if steps > 1 else 1.0
@@ -190,8 +191,7 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> T
         def embedding(value: Tensor, hook: Any, share: float = share) -> Tensor:
             return (far + share * (value.detach() - far)).requires_grad_()
 
-        live: list[tuple[str, Any]] = [("hook_embed", embedding)]
-        live += [(name, add(where, 1)) for name, where in sources] if steps == 1 else []
+        live = [("hook_embed", embedding), *(added if steps == 1 else [])]
         with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
             logits = bridge(pairs.clean)
             pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()

@@ -28,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,20 @@ top_k = 2
 
 def quiet(step: int, steps: int, note: str) -> None:
     """Progress that nobody looks at."""
+
+
+class Silent:
+    """A display of the schedule's that shows nothing."""
+
+    def update(self, running: list[Any], waiting: int) -> None: ...
+
+    def finished(self, run: object, result: object) -> None: ...
+
+    def prepared(self, job: object) -> None: ...
+
+    def retried(self, job: object, why: str) -> None: ...
+
+    def noted(self, job: object, text: str) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -17,19 +17,7 @@ from cdbench.record import Record, failure_file
 from cdbench.runners import End, Handle, Runner, WatchedHandle, schedule
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.remote import Attempt, Order, RemoteRunner
-from conftest import World
-
-
-class Silent:
-    def update(self, running: object, waiting: int) -> None: ...
-
-    def finished(self, run: object, result: object) -> None: ...
-
-    def prepared(self, job: object) -> None: ...
-
-    def retried(self, job: object, why: str) -> None: ...
-
-    def noted(self, job: object, text: str) -> None: ...
+from conftest import Silent, World
 
 
 class CutOff(RemoteRunner):

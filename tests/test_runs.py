@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import Cli, World
+from conftest import Cli, Silent, World
 
 Write = Callable[[str, str, str], Path]
 
@@ -138,22 +138,14 @@ def test_a_run_that_never_ends_is_stopped_at_its_time_limit(
     study = single_run_study("crashes", "addition_2digit", str(world.profile_file), [0])
     plan = make_plan(study, where, flags=["method.how=sleep", "timeout_minutes=1"])
 
-    class Silent:
+    class Hurried(Silent):
         def update(self, running: list[schedule.Job], waiting: int) -> None:
             for job in running:
                 if job.step == "train":  # what it needs may take its time, on a machine that is busy
                     job.started -= 20  # a minute passes in three looks
 
-        def finished(self, run: object, result: object) -> None: ...
-
-        def prepared(self, job: object) -> None: ...
-
-        def retried(self, job: object, why: str) -> None: ...
-
-        def noted(self, job: object, text: str) -> None: ...
-
     with schedule.exclusive(where):
-        done = schedule.Schedule(plan, where, LocalRunner(), Silent(), 1).run()
+        done = schedule.Schedule(plan, where, LocalRunner(), Hurried(), 1).run()
     assert done[plan.run_ids[1]].status == "timeout"
     assert "no end after 1 minutes" in done[plan.run_ids[1]].error
 

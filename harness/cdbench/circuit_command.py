@@ -145,14 +145,20 @@ def discover(model: str, **options: Any) -> None:
     contrasts, told = studied.contrasts(wanted, "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = _work(f"{search.by} of {search.level}s", options["batch_size"])
-    scores = discovery.discover(studied.model, contrasts, studied.encoded(examples), search, work)
+    split = studied.encoded(examples)
+    scores = discovery.discover(studied.model, contrasts, split, search, work)
     graph = Graph.of(studied.model)
     values = discovery.flat(scores.mean, graph, search.level)
     saved.require_finite(values, f"{model} on {told.named}")
     if (options["top"] or 1) > len(values):
         raise UserError(f"--top {options['top']}: the model has {len(values)} {search.level}s")
     count = options["top"] or min(_SHOWN, len(values))
-    checked = _checked(studied, contrasts, scores, search, count, options["batch_size"])
+    slopes = scores
+    if search.by != "attribution":  # which is held against exact patching whatever ranks
+        work = _work("attribution", options["batch_size"])
+        slopes = discovery.discover(studied.model, contrasts, split, discovery.Search(level=search.level), work)
+    work = _work("exact patching of the top", options["batch_size"])
+    checked = discovery.agreement(studied.model, contrasts, slopes, discovery.strongest(scores, graph, count), work)
     folder = options["out"] or _folder(studied, search, wanted)
     table: dict[str, object] = {
         "cdbench": __version__,
@@ -257,19 +263,6 @@ def _ends(studied: "Studied", contrasts: Any) -> dict[str, float]:
     graph = Graph.of(studied.model)
     metric = circuit_metric(studied.model, contrasts, [Circuit.whole(graph), Circuit.empty(graph)]).double().mean(1)
     return {"metric_clean": metric[0].item(), "metric_corrupt": metric[1].item()}
-
-
-def _checked(studied: "Studied", contrasts: Any, scores: "Scores", search: Any, count: int, batch_size: int) -> Any:
-    """Attribution beside exact patching, on the items that the search puts on top."""
-    from cdbench.circuits.attribution import attribute
-    from cdbench.circuits.discovery import agreement, strongest
-    from cdbench.circuits.graph import Graph
-
-    work = _work("exact patching of the top", batch_size)
-    items, slopes = strongest(scores, Graph.of(studied.model), count), scores
-    if search.by != "attribution":
-        slopes = attribute(studied.model, contrasts, search.level, work=_work("attribution", batch_size))
-    return agreement(studied.model, contrasts, slopes, items, work)
 
 
 def _top(scores: "Scores", graph: Any, items: tuple[int, ...], checked: Any = None) -> list[dict[str, Any]]:

@@ -58,9 +58,8 @@ def result_line(run: PlannedRun, result: Record) -> str:
 def _log(job: Job, stream: Stream) -> Path:
     """Where a step prints: beside its progress while it works, if it works elsewhere."""
     name = log_file(job.step, stream)
-    if job.handle and (elsewhere := job.handle.folder / name).exists():
-        return elsewhere
-    return job.folder / name
+    beside = job.watched / name
+    return beside if beside.exists() else job.folder / name
 
 
 class Logs:

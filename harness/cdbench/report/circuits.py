@@ -42,25 +42,25 @@ def measured(group: Group, name: str) -> Measured | None:
 
 def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
     """What whoever reads the tables of circuits should know, a sentence each; for every form of the report."""
-    told = []
-    for row in rows[-1:]:
-        if row["kept"]:
-            told.append(
-                f"Of {row['of']} nodes the ten sizes keep {', '.join(map(str, row['kept']))}: with few nodes their areas rest "
-                f"on one or two sizes, and those of {row['edges'] or 'the'} edges say more."
-            )
+    if not rows:
+        return []
+    told, first, last = [], rows[0], rows[-1]
+    if last["kept"]:
+        told.append(
+            f"Of {last['of']} nodes the ten sizes keep {', '.join(map(str, last['kept']))}: with few nodes their areas rest "
+            f"on one or two sizes, and those of {last['edges'] or 'the'} edges say more."
+        )
     told += [
         f"{row['name']}: in {row['on_noise']} of its runs the problems do not show that the model does better than nothing, "
         "and f divides by chance."
         for row in rows
         if row["on_noise"]
     ]
-    for row in rows[:1]:
-        if row["found_on"]:
-            told.append(
-                f"Circuits are found on {row['found_on']} training problems; of these and the held-out ones {row['left_out']} "
-                "have no counterfactual of the same layout and are left out."
-            )
+    if first["found_on"]:
+        told.append(
+            f"Circuits are found on {first['found_on']} training problems; of these and the held-out ones {first['left_out']} "
+            "have no counterfactual of the same layout and are left out."
+        )
     if worked := [group.name for group in data.groups if group.metric("worked")]:
         told.append(
             "Faithfulness, accuracy alone, interchange and perplexity are of bare answers. A row that works its problems out "

@@ -44,7 +44,7 @@ from cdbench.inference import (
 )
 from cdbench.record import value_at
 from cdbench.report.circuits import even_heads, judged
-from cdbench.report.collect import UNTRAINED, Group, StudyData, hits_of, paired
+from cdbench.report.collect import UNTRAINED, Group, StudyData, gradient_share, hits_of, paired
 from cdbench.report.formats import p_value, percent, points
 from cdbench.report.ledger import (
     WEIGHT,
@@ -510,13 +510,9 @@ _ALIKE = "all runs gave the same number: no spread, no interval; the test counts
 
 
 def gradient_shares(group: Group, weight: float, term: str, of: str) -> list[float]:
-    """weight·‖∇term‖ / ‖∇of‖ of each run, mean over the probed steps."""
-    shares = []
-    for logged in group.histories:
-        rows = [row for row in logged if row.get(f"grad/{of}") and f"grad/{term}" in row]
-        if rows:
-            shares.append(float(np.mean([weight * row[f"grad/{term}"] / row[f"grad/{of}"] for row in rows])))
-    return shares
+    """`gradient_share` of each run that has one."""
+    found = (gradient_share(logged, weight, term, of) for logged in group.histories)
+    return [share for share in found if share is not None]
 
 
 def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:

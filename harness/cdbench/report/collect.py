@@ -81,16 +81,14 @@ class Group:
     @cached_property
     def alignment_share(self) -> float | None:
         """λ |∇ alignment| / |∇ all terms|, the mean over probed steps and seeds: how much the term can do; None without one."""
-        shares = []
-        for record in self.records:
-            weight = record.params.get("alignment_weight")
-            if not isinstance(weight, int | float):
-                continue
-            logged = self.histories[self.records.index(record)]
-            of = [(row.get("grad/cka", row.get("grad/global_cka")), row.get("grad/total")) for row in logged]
-            found = [weight * term / total for term, total in of if term is not None and total]
-            shares += [float(np.mean(found))] if found else []
-        return mean_of(shares)
+        weights = [record.params.get("alignment_weight") for record in self.records]
+        weighted = [(i, weight) for i, weight in enumerate(weights) if isinstance(weight, int | float)]
+        shares = [
+            gradient_share(self.histories[i], weight, term, "total")
+            for i, weight in weighted
+            for term in _ALIGNMENT_TERMS
+        ]
+        return mean_of([share for share in shares if share is not None])
 
     def values(self, name: str) -> list[float]:
         """A number of the CKA or mask summary of each run that has it."""
@@ -107,6 +105,15 @@ class Group:
     def metric_cost(self, name: str) -> float | None:
         """Mean over seeds of a cost; None where no run has it."""
         return mean_of([r.cost[name] for r in self.records if name in r.cost])
+
+
+_ALIGNMENT_TERMS = ("cka", "global_cka")
+
+
+def gradient_share(logged: Sequence[dict[str, float]], weight: float, term: str, of: str) -> float | None:
+    """weight·‖∇term‖ / ‖∇of‖, the mean over a run's probed steps; None where it has none."""
+    rows = [row for row in logged if row.get(f"grad/{of}") and f"grad/{term}" in row]
+    return mean_of([weight * row[f"grad/{term}"] / row[f"grad/{of}"] for row in rows])
 
 
 def mean_of(values: Sequence[float]) -> float | None:

@@ -68,11 +68,15 @@ class Job:
     started: float = 0.0
     tries: int = 0
 
+    @property
+    def watched(self) -> Path:
+        """Where its progress can be seen: while it works perhaps not in its own folder."""
+        return self.handle.folder if self.handle else self.folder
+
     def progress(self) -> Told:
         """The last progress that the step told, or nothing. Where a method is locked in, it could have written this."""
-        folder = self.handle.folder if self.handle else self.folder
         try:
-            return Told.model_validate_json(read_plain(folder / record.progress_file(self.step), _PROGRESS_BYTES))
+            return Told.model_validate_json(read_plain(self.watched / record.progress_file(self.step), _PROGRESS_BYTES))
         except (OSError, ValidationError):
             return Told(step=self.step)
 

@@ -10,8 +10,8 @@ import click
 
 from cdbench import __version__
 from cdbench.errors import UserError
+from cdbench.files import printable
 from cdbench.similarity.conformance.battery import Finding, Report
-from cdbench.similarity.conformance.broken import readable
 from cdbench.similarity.conformance.causes import Cause
 
 _MARKS = {"held": ("held   ", "green"), "broken": ("BROKEN ", "red"), "not tested": ("skipped", "yellow")}
@@ -120,10 +120,11 @@ def write_junit(reports: Sequence[Report], path: Path) -> None:
             case = ElementTree.SubElement(suite, "testcase", classname=report.subject, name=name)
             if finding.verdict == "broken":
                 body = [finding.statement, finding.seen, finding.counterexample, *(c.value for c in finding.causes)]
-                failure = ElementTree.SubElement(case, "failure", message=readable(finding.seen))
-                failure.text = readable("\n".join(line for line in body if line))
+                failure = ElementTree.SubElement(case, "failure", message=printable(finding.seen, len(finding.seen)))
+                text = "\n".join(line for line in body if line)
+                failure.text = printable(text, len(text))
             elif finding.verdict == "not tested":
-                ElementTree.SubElement(case, "skipped", message=readable(finding.seen))
+                ElementTree.SubElement(case, "skipped", message=printable(finding.seen, len(finding.seen)))
     _write(root, path)
 
 
