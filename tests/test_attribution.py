@@ -1,5 +1,6 @@
 """Attribution patching: its definition by hooks and finite differences, its laws, and where it is exact."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -209,6 +210,19 @@ def test_bootstrap_intervals_hold_the_mean_and_stability_knows_signal_from_noise
     assert few.interval() is None
 
 
+def test_stability_over_draws_is_the_mean_rank_correlation_of_every_two() -> None:
+    """Four items: 1234 and 1243 correlate at 0.8, each with 4321 at −1 and −0.8; items that do not exist count nowhere."""
+    from cdbench.circuits.scores import single, stability_over
+
+    draws = [
+        single("node", torch.tensor([*map(float, digits), extra]))
+        for digits, extra in (("1234", 9.0), ("1243", -9.0), ("4321", 0.0))
+    ]
+    exists = torch.tensor([True] * 4 + [False])
+    assert stability_over(draws, exists) == pytest.approx((0.8 - 1 - 0.8) / 3)
+    assert math.isnan(stability_over(draws[:1], exists))
+
+
 def test_bootstrap_intervals_of_scores_cover_their_mean() -> None:
     """By simulation: 95 % intervals of 40 problems cover the mean in 88 to 99 of 100 draws (percentiles run short)."""
     from cdbench.circuits.scores import Scores
@@ -235,10 +249,17 @@ def test_intervals_weigh_folds_by_their_sizes() -> None:
 
 
 @pytest.mark.parametrize("level", ["edge", "neuron"])
-def test_folds_hold_each_problem_once_whatever_the_batch(level: str) -> None:
-    """53 problems in 20 folds of 2 or 3: sums of folds are the nodes' sums over the same problems."""
+def test_rows_are_of_problems_or_of_folds_that_hold_each_once_whatever_the_batch(
+    level: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A row a problem that sums to the nodes' row; of large models 53 problems in 20 folds of 2 or 3, to the same sums."""
     model, pairs = llama(), contrasts(n=53)
     nodes = attribute(model, pairs)
+    for size in (7, 100):
+        each = attribute(model, pairs, level, work=Work(batch_size=size))  # type: ignore[arg-type]
+        assert each.sizes.tolist() == [1] * 53
+        torch.testing.assert_close(each.rows.sum(2), nodes.rows, rtol=1e-3, atol=1e-4)
+    monkeypatch.setattr("cdbench.circuits.attribution._PER_PROBLEM", 53 * each.rows[0].numel() - 1)
     for size in (7, 100):
         found = attribute(model, pairs, level, work=Work(batch_size=size))  # type: ignore[arg-type]
         assert found.sizes.sum() == 53 and len(found.sizes) == 20 and set(found.sizes.tolist()) == {2, 3}
@@ -247,6 +268,7 @@ def test_folds_hold_each_problem_once_whatever_the_batch(level: str) -> None:
             expected = nodes.rows[first : first + count].mean(0)
             torch.testing.assert_close(row, expected, rtol=1e-3, atol=1e-4)
             first += count
+        torch.testing.assert_close(found.mean, each.mean, rtol=1e-4, atol=1e-5)
 
 
 def test_an_edge_into_a_query_a_key_or_a_value_is_the_derivative_there() -> None:

@@ -57,6 +57,7 @@ def test_discover_shows_what_it_found_how_sure_and_how_exact(cli: Cli, args: lis
     assert done.stdout.count("   exact ") == 5
     assert "attribution against exact patching on these: same sign" in done.stdout
     assert "stability of the ranking between halves of the problems: rank correlation" in done.stdout
+    assert "stability of the ranking between 4 draws of the counterfactuals: rank correlation" in done.stdout
     folder = tmp_path / "runs" / "circuits" / "teacher-micro-addition_2digit-node-attribution"
     assert lines[-1] == f"written to {folder}; next: cdbench circuit evaluate {folder}"
     table, scores = saved.read(folder)
@@ -108,7 +109,7 @@ def test_discover_by_other_measures(
     assert {"exact": "exact patching: logit difference lost", "ablation": "accuracy lost"}[by] in done.stdout
     assert "attribution against exact patching on these: same sign" in done.stdout
     table, scores = saved.read(tmp_path / by)
-    assert scores.level == level and scores.rows.any()
+    assert scores.level == level and scores.rows.any() and table.draws == 0
     for item in table.top:
         assert item.attribution is not None and item.exact is not None
         if by == "exact":
@@ -199,6 +200,14 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "../x@" + "ab" * 20], "../x is neither a folder nor a name that a model can have on the hub"),
         (["discover", "teacher", "--revision", "main"], "--revision main: only MIB's data on the hub have one"),
         (["discover", "teacher", "--by", "exact", "--steps", "3"], "--by exact has no steps"),
+        (
+            ["discover", "teacher", "--by", "ablation", "--draws", "2"],
+            "--draws 2: mean ablation ranks without counterfactuals",
+        ),
+        (
+            ["discover", "teacher", "--data", "mib-generated", "--draws", "1"],
+            "MIB's problems come with their counterfactuals",
+        ),
         (["discover", "teacher", "--top", "0"], "--top"),
         (["discover", "teacher", "--top", "17"], "--top 17: the model has 16 nodes"),
         (["discover", "teacher", "--problems", "0"], "--problems"),

@@ -29,6 +29,7 @@ _KINDS = ["random", *_VARIABLES]
 _SAID_EVERY = 10
 """Seconds between two words of progress where there is no terminal."""
 _SHOWN = 10
+_DRAWS = 3
 
 
 @click.group()
@@ -113,6 +114,11 @@ def _data_options(command: Command) -> Command:
     "-n", "--problems", type=click.IntRange(1), default=500, show_default=True, help="Training problems to use."
 )
 @click.option("--top", type=click.IntRange(1), help="Items to show, and to patch exactly [10, or all there are].")
+@click.option(
+    "--draws",
+    type=click.IntRange(0),
+    help="Draws more of a task's counterfactuals, to tell how far the ranking hangs on the draw [3 by attribution, else 0].",
+)
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Where to write it [RUNS/circuits/NAME].")
 @_data_options
 @_model_options
@@ -133,6 +139,7 @@ def discover(model: str, **options: Any) -> None:
     """
     from cdbench.circuits import discovery, saved
     from cdbench.circuits.graph import Graph
+    from cdbench.circuits.scores import stability_over
 
     wanted = _data(options)
     studied = _studied(model, options)
@@ -142,6 +149,7 @@ def discover(model: str, **options: Any) -> None:
         raise UserError(
             f"--steps {search.steps}: integrated gradients are attribution's; --by {search.by} has no steps"
         )
+    draws = _draws(search, wanted, options["draws"])
     contrasts, told = studied.contrasts(wanted, "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = _work(f"{search.by} of {search.level}s", options["batch_size"])
@@ -157,6 +165,12 @@ def discover(model: str, **options: Any) -> None:
     if search.by != "attribution":  # which is held against exact patching whatever ranks
         work = _work("attribution", options["batch_size"])
         slopes = discovery.discover(studied.model, contrasts, split, discovery.Search(level=search.level), work)
+    exists = graph.edge_mask if search.level == "edge" else _all(scores)
+    redrawn = [scores]
+    for draw in range(1, draws + 1):
+        work = _work(f"draw {draw} of {draws} more", options["batch_size"])
+        others, _ = studied.contrasts(wanted, "train", options["problems"], draw)
+        redrawn.append(discovery.discover(studied.model, others, split, search, work))
     work = _work("exact patching of the top", options["batch_size"])
     checked = discovery.agreement(studied.model, contrasts, slopes, discovery.strongest(scores, graph, count), work)
     folder = options["out"] or _folder(studied, search, wanted)
@@ -167,7 +181,9 @@ def discover(model: str, **options: Any) -> None:
         "by": search.by,
         "level": search.level,
         "steps": search.steps,
-        "stability": _number(scores.stability(graph.edge_mask if search.level == "edge" else _all(scores))),
+        "stability": _number(scores.stability(exists)),
+        "draws": draws,
+        "stability_over_draws": _number(stability_over(redrawn, exists)),
         "spearman_with_exact": _number(checked.spearman),
         "same_sign_as_exact": checked.same_sign,
         "top": _top(scores, graph, checked.items, checked),
@@ -180,6 +196,22 @@ def discover(model: str, **options: Any) -> None:
         return
     show_discovery(made, len(values))
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
+
+
+def _draws(search: Any, wanted: "Data", asked: int | None) -> int:
+    """How often to draw the counterfactuals anew.
+
+    Raises:
+        UserError: asked of what has none to draw.
+    """
+    fixed = (
+        "mean ablation ranks without counterfactuals" if search.by == "ablation" else
+        "MIB's problems come with their counterfactuals" if wanted.source != "task" else None
+    )  # fmt: skip
+    if asked and fixed:
+        raise UserError(f"--draws {asked}: {fixed}; there is none to draw anew")
+    default = _DRAWS if search.by == "attribution" and not fixed else 0
+    return default if asked is None else asked
 
 
 def _data(options: dict[str, Any]) -> "Data":

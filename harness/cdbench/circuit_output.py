@@ -44,6 +44,10 @@ def show_discovery(made: "SavedCircuit", items: int) -> None:
         click.echo(f"\nattribution against exact patching on these: same sign {same}{ranked}")
     stable = "too few problems to say" if made.stability is None else f"rank correlation {made.stability:.2f}"
     click.echo(f"stability of the ranking between halves of the problems: {stable}")
+    if made.draws:
+        over = made.stability_over_draws
+        said = "not defined" if over is None else f"rank correlation {over:.2f}"
+        click.echo(f"stability of the ranking between {made.draws + 1} draws of the counterfactuals: {said}")
 
 
 def dropped(told: "Problems") -> str:

@@ -216,8 +216,10 @@ class Studied:
         """Problems as tokens."""
         return encode(self.tokenizer, examples)
 
-    def contrasts(self, wanted: Data, split: str, n: int) -> tuple[Contrasts, Problems]:
+    def contrasts(self, wanted: Data, split: str, n: int, draw: int = 0) -> tuple[Contrasts, Problems]:
         """At most `n` problems with counterfactuals, from the task, MIB's data, or data made like MIB's.
+
+        `draw` counts draws of the counterfactuals of a task's problems; MIB's stand beside theirs.
 
         Raises:
             UserError: there is no contrast, or the tokenizer does not fit.
@@ -226,7 +228,7 @@ class Studied:
         kind, without = wanted.counterfactual, 0
         if wanted.source == "task":
             examples = self.examples(split, n)
-            rng = rng_for("circuit", self.workspace.task, kind, split)
+            rng = rng_for("circuit", self.workspace.task, kind, split, *([draw] if draw else []))
             pairs, without = make_pairs(examples, kind, lambda prompt: prompt_ids(self.tokenizer, prompt), rng)
             if not pairs:
                 raise UserError(

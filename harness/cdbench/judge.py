@@ -178,7 +178,7 @@ def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores, work: Wo
     names = list(graph.names(level))
     some = found.take(torch.arange(min(_CHECKED_PROBLEMS, len(found))))
     top_items = flat(scores.mean, graph, level).abs().argsort(descending=True, stable=True)[:_CHECKED].tolist()
-    # Rows of edges are means over folds, so that some problems' scores are asked for anew.
+    # Rows of many edges are means over folds, so that some problems' scores are asked for anew.
     checked = agreement(model, some, attribute(model, some, level, work=work), top_items, work)
     return ExactCheck(
         items=[names[i] for i in checked.items],

@@ -9,6 +9,7 @@ attribution patching, whose gradient is the clean run's. The metric is summed ov
 problem's scores do not depend on its neighbours.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -24,6 +25,8 @@ from cdbench.circuits.scores import Scores
 Progress = Callable[[int, int], None]
 """(problems done, of how many)."""
 _FOLDS = 20
+_PER_PROBLEM = 1 << 24
+"""Up to so many scores (64 MB) a row is kept for each problem; beyond, for a twentieth of them."""
 
 
 def quiet(done: int, total: int) -> None:
@@ -119,18 +122,21 @@ def attribute(
     steps: int = 1,
     work: Work = QUIETLY,
 ) -> Scores:
-    """Importance of all nodes (a row a problem), edges or neurons (a row a twentieth of the problems, in their order).
+    """Importance of all nodes, edges or neurons, a row a problem: of a large model's edges or neurons a row is the mean over a
+    twentieth of the problems, in their order.
 
-    Nodes: [n, nodes]. Edges: [20, nodes, readers], 0 where there is no edge; a node's edges sum to the node. Neurons:
-    [20, nodes, width]; a node's sum to the node.
+    Nodes: [n, nodes]. Edges: [n or 20, nodes, readers], 0 where there is no edge; a node's edges sum to the node. Neurons:
+    [n or 20, nodes, width]; a node's sum to the node.
 
     Raises:
         UserError: the model is not a Llama or in training mode.
     """
     forward, n = Forward(model), len(contrasts)
-    folds = n if level == "node" else min(_FOLDS, n)
+    shape = forward.graph.shape(level)
+    each = level == "node" or n * math.prod(shape) <= _PER_PROBLEM
+    folds = n if each else min(_FOLDS, n)
     fold = torch.arange(n) * folds // n
-    rows = torch.zeros(folds, *forward.graph.shape(level), dtype=wide(model.lm_head.weight).dtype)
+    rows = torch.zeros(folds, *shape, dtype=wide(model.lm_head.weight).dtype)
     score = {"node": _nodes, "edge": _edges, "neuron": _neurons}[level]
     for indices in torch.arange(n).split(work.batch_size):
         found, counts = torch.unique_consecutive(fold[indices], return_counts=True)
@@ -176,10 +182,14 @@ def _edges(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) ->
 
     def fill(column: int, gradient: Tensor) -> None:
         """Edges of all that is written so far into the readers [r, b, t, width] from `column` on."""
-        sources, reads = moved[:written].split(groups, dim=1), wide(gradient).split(groups, dim=1)
-        for group, (source, read) in enumerate(zip(sources, reads, strict=True)):
-            block = source.reshape(written, -1) @ read.reshape(len(read), -1).T
-            scores[group, :written, column : column + len(read)] = block
+        block = scores[:, :written, column : column + len(gradient)]
+        source, read = moved[:written].flatten(2), wide(gradient).flatten(2)
+        if len(groups) == len(batch):  # a row each: one product
+            block[:] = torch.einsum("sbk,rbk->bsr", source, read)
+            return
+        parts = zip(source.split(groups, dim=1), read.split(groups, dim=1), strict=True)
+        for row, (some, their) in zip(block, parts, strict=True):
+            torch.mm(some.flatten(1), their.flatten(1).T, out=row)
 
     for i in range(graph.layers):
         column = i * (3 * graph.heads + 1)

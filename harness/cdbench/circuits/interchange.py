@@ -17,11 +17,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from cdbench.api import Example
 from cdbench.circuits.arithmetic import Variable, answer_with, operator, value_of
 from cdbench.circuits.attribution import QUIETLY, Work
-from cdbench.circuits.forward import Forward, Outputs, wide
-from cdbench.circuits.patching import exchanged
+from cdbench.circuits.forward import Forward, Outputs
+from cdbench.circuits.patching import exchanged, hits_at
 from cdbench.data import Layout, layout
 from cdbench.errors import UserError
-from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
+from cdbench.tokens import Encoded, encode, prompt_ids
 from cdbench.zoo import exact_match
 
 
@@ -124,9 +124,7 @@ def interchange_hits(
         found = torch.zeros(len(batch), len(place), dtype=torch.bool)
         for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
             for node, end in zip(some, ends, strict=True):
-                predicted = wide(model.lm_head(model.model.norm(end))).argmax(-1)
-                right = (predicted == batch.answer_tokens) | (batch.answer_tokens == IGNORE)
-                found[:, place[node]] = right.all(1).cpu()
+                found[:, place[node]] = hits_at(forward, end, batch).cpu()
         parts.append(found)
         done += len(batch)
         work.progress(done, len(problems))

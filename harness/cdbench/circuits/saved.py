@@ -93,6 +93,10 @@ class SavedCircuit(Closed):
     """The same with the counterfactual prompt."""
     stability: float | None
     """Mean Spearman correlation of the scores of two halves of the problems."""
+    draws: int = 0
+    """How often the counterfactuals were drawn anew."""
+    stability_over_draws: float | None = None
+    """Mean Spearman correlation of the scores under two draws of the counterfactuals; None where nothing was drawn anew."""
     spearman_with_exact: float | None
     same_sign_as_exact: int | None
     top: list[Item]

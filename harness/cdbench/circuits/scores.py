@@ -1,6 +1,9 @@
 """Importance scores with what is needed to say how sure they are."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -71,6 +74,16 @@ class Scores:
             half = len(order) // 2
             found.append(spearman(self.mean_of(order[:half])[exists], self.mean_of(order[half:])[exists]))
         return sum(found) / len(found)
+
+
+def stability_over(draws: Sequence[Scores], exists: Tensor) -> float:
+    """Mean Spearman rank correlation between the scores under each two draws of the counterfactuals; NaN for fewer than 2.
+
+    `exists` as in `Scores.stability`, which asks the same of the problems.
+    """
+    means = [draw.mean[exists] for draw in draws]
+    found = [spearman(one, other) for one, other in combinations(means, 2)]
+    return sum(found) / len(found) if found else math.nan
 
 
 def single(level: Level, scores: Tensor) -> Scores:
