@@ -95,16 +95,16 @@ def test_without_a_circuit_of_nothing_the_model_is_whole(held, monkeypatch: pyte
     assert "share = 0" in found.not_judged["cka"]
 
 
-def test_what_the_circuit_is_needed_for_is_held_against_as_many_nodes_at_random(
+def test_what_the_circuit_is_needed_and_enough_for_is_held_against_as_many_nodes_at_random(
     held, judgement: CircuitJudgement
 ) -> None:  # type: ignore[no-untyped-def]
-    """By hand: the same number of nodes at their mean, drawn three times, never the embedding."""
+    """By hand: the same number of nodes at their mean, or as they are, drawn three times, the embedding always as it is."""
     workspace, test = held
     model = workspace.teacher.model()
     found = judge_circuit(model, workspace, test, reference=True)
     calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
     means, split = placed_means(model, encode(workspace.tokenizer, calibration)), encode(workspace.tokenizer, test)
-    graph, whole, hits = Graph.of(model), int(exact_match(model, split).sum()), []
+    graph, whole, hits, alone = Graph.of(model), int(exact_match(model, split).sum()), [], []
     out = len(set(found.circuit) - {"input"})
     for draw in range(3):
         order = torch.randperm(
@@ -114,6 +114,13 @@ def test_what_the_circuit_is_needed_for_is_held_against_as_many_nodes_at_random(
         assert len(exchanged) == out and 0 not in exchanged
         kept = torch.tensor([i not in exchanged for i in range(len(graph.nodes))])
         hits.append(int(circuit_hits(model, split, [Circuit(graph, kept)], means.at).sum()))
+        among = {0, *(1 + i for i in order[: len(found.circuit) - 1])}
+        assert len(among) == len(found.circuit)
+        some = torch.tensor([i in among for i in range(len(graph.nodes))])
+        alone.append(int(circuit_hits(model, split, [Circuit(graph, some)], means.at).sum()))
+    assert found.random_alone_share == pytest.approx(sum(alone) / 3 / whole)
+    assert found.alone_share is not None and found.random_alone_share is not None
+    assert found.suffices_beyond_chance == pytest.approx(found.alone_share - found.random_alone_share)
     assert found.random_ablated_share == pytest.approx(sum(hits) / 3 / whole)
     assert found.ablated_share is not None and found.random_ablated_share is not None
     assert found.needed_beyond_chance == pytest.approx(found.random_ablated_share - found.ablated_share)

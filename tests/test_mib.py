@@ -56,6 +56,49 @@ def test_the_pt_file_has_what_mibs_reader_asks_for(tmp_path: Path) -> None:
     assert int(table["neurons_in_graph"].sum()) == 9
 
 
+THEIRS = Path(__file__).parent / "data" / "mib"
+"""Written by EAP-IG's own `graph.py` from the scores in expected.json: to_pt and, of edges, to_json of hannamw/EAP-IG at 8fd10d9;
+to_json of nodes and neurons, which breaks there, of the fork jasonshaoshun/dfa-circuits at d048d07. All heads' neurons of a layer
+stand under each of its heads there."""
+
+
+def expected_of(level: Level) -> torch.Tensor:
+    told = json.loads((THEIRS / "expected.json").read_text())[f"{level}s"]
+    values = torch.tensor(
+        [told[name] for name in GRAPH.names(level)] if level != "neuron" else [told[n] for n in GRAPH.nodes]
+    )
+    return torch.zeros(GRAPH.shape("edge")).masked_scatter_(GRAPH.edge_mask, values) if level == "edge" else values
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("ending", [".json", ".pt"])
+def test_files_that_eap_igs_own_code_wrote_are_read(level: Level, ending: str) -> None:
+    one, every = (mib.read(THEIRS / f"{name}{ending}") for name in (f"{level}s", "all"))
+    assert one.graph == every.graph == GRAPH
+    assert torch.equal(one.scores[level], expected_of(level)) and list(one.scores) == [level]
+    assert set(every.scores) == set(LEVELS)
+    assert torch.equal(every.scores[level], expected_of(level))
+
+
+def test_neurons_are_written_as_eap_igs_own_code_has_them(tmp_path: Path) -> None:
+    """Its reader gives each head of a layer the block that stands under it; one head's scores alone it gives to all."""
+    chosen = top(expected_of("neuron"), 13, GRAPH, "neuron", absolute=True)
+    mib.write(tmp_path / "x.json", GRAPH, "neuron", expected_of("neuron"), chosen)
+    ours, theirs = (json.loads(path.read_text())["nodes"] for path in (tmp_path / "x.json", THEIRS / "neurons.json"))
+    for name in GRAPH.nodes:
+        assert ours[name] == {key: theirs[name][key] for key in ours[name]}, name
+
+
+def test_a_level_that_cannot_be_read_does_not_hide_another(tmp_path: Path) -> None:
+    table = json.loads((THEIRS / "all.json").read_text())
+    table["nodes"]["m1"]["neurons_scores"] = [1.0]
+    (tmp_path / "x.json").write_text(json.dumps(table))
+    assert torch.equal(mib.read(tmp_path / "x.json", "edge").scores["edge"], expected_of("edge"))
+    for level in (None, "neuron"):
+        with pytest.raises(UserError, match=r"neurons_scores of m1 are \(1,\), not \(4,\)"):
+            mib.read(tmp_path / "x.json", level)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

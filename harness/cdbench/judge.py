@@ -104,17 +104,10 @@ def judge_circuit(
     low, high = scores.interval() or (scores.mean, scores.mean)
     rest = ~circuit.nodes
     rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
-    random = [_others_ablated(rest, draw) for draw in range(_DRAWS)]
-    whole, alone, ablated, *by_chance = (
-        circuit_hits(
-            model,
-            split,
-            [Circuit.whole(graph), circuit, *(Circuit(graph, kept) for kept in (rest, *random))],
-            means.at,
-        )
-        .sum(1)
-        .tolist()
-    )
+    by_chance = [Circuit(graph, _drawn(kept, draw)) for kept in (rest, circuit.nodes) for draw in range(_DRAWS)]
+    circuits = [Circuit.whole(graph), circuit, Circuit(graph, rest), *by_chance]
+    whole, alone, ablated, *hits = circuit_hits(model, split, circuits, means.at).sum(1).tolist()
+    others_ablated, others_alone = (sum(part) / _DRAWS for part in (hits[:_DRAWS], hits[_DRAWS:]))
     reasons = _Reasons()
     own = components(graph, scores)
     return CircuitJudgement(
@@ -132,8 +125,10 @@ def judge_circuit(
         ablated=wilson(ablated, len(test)),
         alone_share=alone / whole if whole else None,
         ablated_share=ablated / whole if whole else None,
-        random_ablated_share=sum(by_chance) / _DRAWS / whole if whole else None,
-        needed_beyond_chance=(sum(by_chance) / _DRAWS - ablated) / whole if whole else None,
+        random_alone_share=others_alone / whole if whole else None,
+        random_ablated_share=others_ablated / whole if whole else None,
+        suffices_beyond_chance=(alone - others_alone) / whole if whole else None,
+        needed_beyond_chance=(others_ablated - ablated) / whole if whole else None,
         attention=_attention(model, workspace, test, scores),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
@@ -142,12 +137,12 @@ def judge_circuit(
     )
 
 
-def _others_ablated(rest: Tensor, draw: int) -> Tensor:
-    """As many nodes left as in `rest`, drawn anew; the embedding is always left."""
-    order = 1 + torch.randperm(len(rest) - 1, generator=generator_for("judge-ablated", len(rest), draw))
-    kept = torch.zeros_like(rest)
+def _drawn(like: Tensor, draw: int) -> Tensor:
+    """As many nodes as in `like`, at random; the embedding is always among them: without it no model knows its problem."""
+    order = 1 + torch.randperm(len(like) - 1, generator=generator_for("judge-ablated", len(like), draw))
+    kept = torch.zeros_like(like)
     kept[0] = True
-    kept[order[: int(rest.sum()) - 1]] = True
+    kept[order[: max(int(like.sum()) - 1, 0)]] = True
     return kept
 
 

@@ -215,6 +215,10 @@ class CircuitJudgement(_Model):
     """The two as shares of the whole model's accuracy (bare answers); None where that is 0."""
     random_ablated_share: float | None = None
     """The same with as many nodes at their mean, drawn at random, the embedding never among them: mean over three draws."""
+    random_alone_share: float | None = None
+    """As `alone_share`, of as many nodes drawn at random, the embedding always among them: mean over three draws."""
+    suffices_beyond_chance: float | None = None
+    """How much more of the whole model's accuracy the circuit keeps than as many nodes at random."""
     needed_beyond_chance: float | None = None
     """How much more of the whole model's accuracy is lost without the circuit than without as many nodes at random."""
     attention: AttentionJudgement | None = None

@@ -262,7 +262,7 @@ def curves(
 ) -> list[Curve]:
     """Faithfulness of the top circuits of each ranking at MIB's sizes, all in one pass over the problems.
 
-    Nodes and neurons are not pruned, as MIB's code does not prune them (there every node of a circuit counts as fed).
+    Nodes and neurons are not pruned: in MIB's code, too, every one that is chosen stays (only edges into others go).
 
     Raises:
         UserError: the model has the same metric with and without its activations.

@@ -84,6 +84,11 @@ class Graph:
             own[place[reader.partition("<")[0]], column] = True
         return own
 
+    def heads_beside(self, node: int) -> list[int] | None:
+        """The places of all heads of a head's layer, its own among them; None for the input or an MLP."""
+        layer, place = divmod(node - 1, self.heads + 1)
+        return None if node == 0 or place == self.heads else [self.head(layer, h) for h in range(self.heads)]
+
     def shape(self, level: Level) -> tuple[int, ...]:
         """The shape of scores at a level: [nodes], [nodes, readers] or [nodes, width]."""
         last = {"node": (), "edge": (len(self.readers),), "neuron": (self.width,)}[level]
@@ -135,7 +140,8 @@ class Circuit:
 def top(scores: Tensor, n: int, graph: Graph, level: Level, *, absolute: bool = False) -> Circuit:
     """The circuit of the `n` items of largest score, or largest |score|; equal scores in the order of the graph.
 
-    Edges that lead nowhere are pruned as in MIB: a node needs an edge in (the input excepted) and an edge out.
+    Edges that lead nowhere are pruned: a node needs an edge in (the input excepted) and an edge out. MIB's code goes over them
+    once, and may leave some that lead nowhere; no number depends on those.
 
     Raises:
         ValueError: `n` is negative or above all, the scores are of another shape, or not finite.

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cdbench.circuits.graph import Circuit, Graph, Level
+from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.errors import UserError, first_line
 from cdbench.files import read_json, write_atomic
 
@@ -51,14 +51,21 @@ def _config(graph: Graph) -> dict[str, int | bool]:
 def _as_json(
     graph: Graph, level: Level, scores: Tensor, nodes: Tensor, edges: Tensor, neurons: Tensor | None
 ) -> dict[str, Any]:
+    none = torch.zeros(graph.shape("neuron"), dtype=torch.bool)
+    kept = none if neurons is None else neurons
+
+    def block(values: Tensor, node: int) -> Tensor:
+        """A node's own; under each head those of all heads of its layer, as MIB's code writes and reads them."""
+        own = graph.heads_beside(node)
+        return values[node] if own is None else values[own]
+
     table: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(graph.nodes):
         table[name] = {"in_graph": bool(nodes[i])}
         if level == "node":
             table[name]["score"] = float(scores[i])
         if level == "neuron":
-            kept = torch.zeros(graph.width, dtype=torch.bool) if neurons is None else neurons[i]
-            table[name] |= {"neurons": kept.tolist(), "neurons_scores": scores[i].tolist()}
+            table[name] |= {"neurons": block(kept, i).tolist(), "neurons_scores": block(scores, i).tolist()}
     table["logits"] = {"in_graph": True}
     values = scores if level == "edge" else torch.zeros(graph.shape("edge"))
     places = graph.edge_mask.nonzero().tolist()
@@ -103,7 +110,7 @@ def read(path: Path, level: Level | None = None) -> Importances:
     if path.suffix == ".pt":
         graph, scores = _read_pt(path)
     elif path.suffix == ".json":
-        graph, scores = _read_json(path)
+        graph, scores = _read_json(path, level)
     else:
         raise UserError(f"{path}: MIB knows .json and .pt files")
     if level is not None and level not in scores:
@@ -130,7 +137,7 @@ def _graph(config: object, path: Path) -> Graph:
     return Graph(config["n_layers"], config["n_heads"], config["d_model"])
 
 
-def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
+def _read_json(path: Path, level: Level | None) -> tuple[Graph, dict[Level, Tensor]]:
     if path.is_dir():
         raise UserError(f"{path} is a folder; a circuit file of MIB is expected")
     table = read_json(path, "circuit file")
@@ -143,29 +150,46 @@ def _read_json(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     ]
     if unknown:
         raise UserError(f"{path}: '{unknown[0]}' is no node or edge of a model of {_size(graph)}")
-    try:
-        found = _scores_of(graph, nodes, edges)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: a score is missing or no number ({error})") from None
+    found: dict[Level, Tensor] = {}
+    for each in LEVELS:
+        try:
+            scores = _scores_of(graph, nodes, edges, each)
+        except (KeyError, TypeError, ValueError) as error:
+            if level in (None, each):
+                raise UserError(f"{path}: a score of {each}s is missing or no number ({error})") from None
+            continue
+        if scores is not None:
+            found[each] = scores
     if not found:
         raise UserError(f"{path}: no level has a score for each of its items")
     return graph, found
 
 
-def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any]) -> dict[Level, Tensor]:
-    found: dict[Level, Tensor] = {}
-    if all("score" in nodes.get(name, {}) for name in graph.nodes):
-        found["node"] = torch.tensor([float(nodes[name]["score"]) for name in graph.nodes])
-    if all("neurons_scores" in nodes.get(name, {}) for name in graph.nodes):
-        found["neuron"] = torch.tensor([nodes[name]["neurons_scores"] for name in graph.nodes]).float()
-        if found["neuron"].shape != graph.shape("neuron"):
-            raise ValueError(f"neurons_scores are {tuple(found['neuron'].shape)}")
-    if edges and any(float(edge["score"]) != 0 for edge in edges.values()):
+def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any], level: Level) -> Tensor | None:
+    """Scores of a level; None where not each of its items has one, or all edges have 0."""
+    if level == "edge":
+        if not any(float(edge["score"]) != 0 for edge in edges.values()):
+            return None
         if absent := [name for name in graph.edges if name not in edges]:
             raise ValueError(f"{len(absent)} edges have none, the first of them '{absent[0]}'")
-        found["edge"] = torch.zeros(graph.shape("edge"))
-        found["edge"][graph.edge_mask] = torch.tensor([float(edges[name]["score"]) for name in graph.edges])
-    return found
+        values = torch.tensor([float(edges[name]["score"]) for name in graph.edges])
+        return torch.zeros(graph.shape("edge")).masked_scatter_(graph.edge_mask, values)
+    key = "score" if level == "node" else "neurons_scores"
+    if not all(key in nodes.get(name, {}) for name in graph.nodes):
+        return None
+    if level == "node":
+        return torch.tensor([float(nodes[name][key]) for name in graph.nodes])
+    return torch.stack([_own(torch.tensor(nodes[name][key]), graph, i) for i, name in enumerate(graph.nodes)])
+
+
+def _own(values: Tensor, graph: Graph, node: int) -> Tensor:
+    """A node's scores [width]; MIB's code writes those of all heads of a layer, [heads, width], under each of them."""
+    beside = graph.heads_beside(node)
+    if beside is not None and tuple(values.shape) == (graph.heads, graph.width):
+        values = values[beside.index(node)]
+    if tuple(values.shape) != (graph.width,):
+        raise ValueError(f"neurons_scores of {graph.nodes[node]} are {tuple(values.shape)}, not {(graph.width,)}")
+    return values.float()
 
 
 def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
