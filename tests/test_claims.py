@@ -1,6 +1,6 @@
 """The ledger's verdicts on rows whose truth is known, and the ledger's own file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -244,7 +244,7 @@ def test_what_is_lost_from_two_digits_to_more_is_told_seed_by_seed() -> None:
 
 def test_points_of_a_sweep_are_compared_by_name() -> None:
     low, high = {"training.lr": 1e-4}, {"training.lr": 2e-4}
-    claim = difference("cka_cd", "cka_cd", 0.0).model_copy(update={"high_at": low, "low_at": high})
+    claim = difference("cka_cd", "kl", 0.0).model_copy(update={"low": "cka_cd", "high_at": low, "low_at": high})
     rows = row("cka_cd", 0.9, point=low), replace(row("cka_cd", 0.5, point=high))
     assert one(claim, *rows).outcome == "supported"
     least = forms.AtPoint(
@@ -259,39 +259,85 @@ def test_points_of_a_sweep_are_compared_by_name() -> None:
 
 
 def test_a_number_is_known_by_its_path_in_a_record() -> None:
-    for name in ("circuit.edges.faithfulness.cpr", "masks.student.binary", "perplexity.test", "accuracy.value"):
+    for name in ("circuit.edges.faithfulness.cpr", "masks.student.binary", "perplexity.test", "accuracy.value",
+                 "parameters_changed_share", "circuit.edges.faithfulness.smallest_faithful"):  # fmt: skip
         assert forms.is_number(name), name
     for name in ("circuit.edges.faithfulnes.cpr", "circuit", "accuracy", "first_prompt", "masks", ""):
         assert not forms.is_number(name), name
 
 
+def read_changed(change: Callable[[str], str], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What is said of the ledger after a change."""
+    text = (forms.reports_folder() / "claims.toml").read_text()
+    assert change(text) != text
+    (folder / "claims.toml").write_text(change(text))
+    monkeypatch.setattr(forms, "reports_folder", lambda: folder)
+    with pytest.raises(UserError) as caught:
+        read_ledger()
+    assert str(folder / "claims.toml") in str(caught.value)
+    return str(caught.value)
+
+
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("old", "new", "words"),
     [
-        ('margin = 0.02', "unknown key"),
-        ('decided_by = "difference"', "claim"),
-        ('id = "A.cka-over-kl"', "two claims are called A.cka-over-base"),
-        ("\n[[claim]]\n", "cannot be read"),
-        ('metric = "masks.student.sparsity"', "claim A.masks-sparse, metric: a record has no number 'masks.student.sparse'"),
-        ('law = "invertible_map"', "claim A.cka-invariant, law: there is no 'invertible_maps'; there are"),
+        ('id = "A.cka-over-kl"', 'id = "A.cka-over-base"', "two claims are called A.cka-over-base"),
+        ("\n[[claim]]\n", "\n[[claim\n", "cannot be read"),
+        ('metric = "masks.student.sparsity"', 'metric = "masks.student.sparse"',
+         "claim A.masks-sparse, metric: a record has no number 'masks.student.sparse'"),
+        ('law = "invertible_map"', 'law = "invertible_maps"', "claim A.cka-invariant, law: there is no 'invertible_maps'"),
+        ('control = "circuit.random_ablated_share"', 'control = "circuit.random_ablated"',
+         "claim B.circuit-needed, control: a record has no number 'circuit.random_ablated'"),
+        ('marks = "circuit.interchange.marks"', 'marks = "circuit.interchange.mark"',
+         "claim C.component-interventions, marks: a record has no text 'circuit.interchange.mark'"),
+        ("paper = 0.516\n", "paper = 51.6\n", "table1 number 2, paper = 51.6: "),
     ],
 )  # fmt: skip
 def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
-    change: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    old: str, new: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    new = {
-        "margin = 0.02": "margn = 0.02", 'decided_by = "difference"': 'decided_by = "taste"',
-        'id = "A.cka-over-kl"': 'id = "A.cka-over-base"', "\n[[claim]]\n": "\n[[claim\n",
-        'metric = "masks.student.sparsity"': 'metric = "masks.student.sparse"',
-        'law = "invertible_map"': 'law = "invertible_maps"',
-    }[change]  # fmt: skip
-    text = (forms.reports_folder() / "claims.toml").read_text()
-    assert change in text
-    (tmp_path / "claims.toml").write_text(text.replace(change, new, 1))
+    assert words in read_changed(lambda text: text.replace(old, new, 1), tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("claim", "old", "new", "words"),
+    [
+        ("A.cka-over-kl", "margin = ", "margn = ", "unknown key 'claim A.cka-over-kl, margn'"),
+        ("A.cka-over-kl", 'decided_by = "difference"', 'decided_by = "taste"', "claim A.cka-over-kl: Input tag 'taste'"),
+        ("A.cka-over-kl", 'low = "kl"\n', "", "key 'claim A.cka-over-kl, low' is missing"),
+        ("A.cka-over-kl", 'low = "kl"', 'low = "cka_cd"', "claim A.cka-over-kl: high and low are both cka_cd"),
+        ("A.cka-over-kl", "margin = ", "margin = -", "claim A.cka-over-kl, margin = -0.02: "),
+        ("A.masks-near-prior", "at_most = 0.15", "at_most = 0.01", "A.masks-near-prior: nothing lies between at_least"),
+        ("A.masks-near-prior", "at_most = 0.15", "at_most = 15", "claim A.masks-near-prior, at_most = 15: "),
+        ("A.masks-near-prior", "at_least = 0.05\nat_most = 0.15", "", "claim A.masks-near-prior: at_least, at_most or both"),
+        ("B.circuit-needed", 'control = "circuit.random_ablated_share"\n', "", "B.circuit-needed: control and control_at_least"),
+        ("B.maintained3", 'split = "addition_3digit"', 'split = "test"', "B.maintained3: split must name a length-shift set"),
+        ("A.cka-invariant", "law_says = false", 'law_says = "no"', "claim A.cka-invariant, law_says = 'no': "),
+        ("B.circuit-sparse", "at_most", 'split = "test"\nat_most', "unknown key 'claim B.circuit-sparse, split'"),
+    ],
+)  # fmt: skip
+def test_a_claim_that_says_nothing_or_something_else_than_it_seems_is_named_by_its_id(
+    claim: str, old: str, new: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(text: str) -> str:
+        before, marker, after = text.partition(f'id = "{claim}"\n')
+        return before + marker + after.replace(old, new, 1)
+
+    assert words in read_changed(change, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ["missing", "a folder", "not text"])
+def test_a_ledger_that_is_no_file_of_text_is_a_users_error(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "claims.toml"
+    if kind == "a folder":
+        path.mkdir()
+    if kind == "not text":
+        path.write_bytes(b"\xff\xfe")
     monkeypatch.setattr(forms, "reports_folder", lambda: tmp_path)
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=r"claims\.toml cannot be read"):
         read_ledger()
-    assert words in str(caught.value) and "claims.toml" in str(caught.value)
 
 
 def test_the_ledgers_schema_is_closed() -> None:

@@ -8,7 +8,7 @@ import itertools
 import os
 import reprlib
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from importlib import resources
 from pathlib import Path
@@ -233,14 +233,22 @@ def _dotted_key(place: Iterable[int | str]) -> str:
     return ".".join(str(part) for part in place if part not in ("zoo", "hub", "folder"))
 
 
-def explain(error: ValidationError, where: str, model: type[BaseModel] | None = None) -> UserError:
-    """A pydantic error as one sentence: file, key, what was wrong. With the `model`, an unknown key is told what there is."""
+def explain(
+    error: ValidationError,
+    where: str,
+    model: type[BaseModel] | None = None,
+    name: Callable[[tuple[int | str, ...]], str] = _dotted_key,
+) -> UserError:
+    """A pydantic error as one sentence: file, key, what was wrong. With the `model`, an unknown key is told what there is.
+
+    `name` says what a key is called.
+    """
     faults = error.errors()
     first = faults[0]
-    key = _dotted_key(first["loc"]) or "the file"
+    key = name(first["loc"]) or "the file"
     if first["type"] == "extra_forbidden":
         return UserError(f"{where}: unknown key '{key}'{_known_instead(key, model)}")
-    missing = [f"'{_dotted_key(fault['loc'])}'" for fault in faults if fault["type"] == "missing"]
+    missing = [f"'{name(fault['loc'])}'" for fault in faults if fault["type"] == "missing"]
     if first["type"] == "missing":
         what = f"key {missing[0]} is" if len(missing) == 1 else f"keys {', '.join(missing)} are"
         return UserError(f"{where}: {what} missing")

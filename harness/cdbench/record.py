@@ -90,6 +90,9 @@ class Baseline(_Model):
     cmd: float
 
 
+_FAITHFUL = 0.9
+
+
 class Faithfulness(_Model):
     """Faithfulness of the circuits of MIB's ten sizes (`circuits.faithfulness`), chosen by score and by |score|."""
 
@@ -110,6 +113,13 @@ class Faithfulness(_Model):
     random: Baseline | None = None
     on_noise: bool = False
     """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
+
+    @property
+    def smallest_faithful(self) -> float | None:
+        """Of the shares of items that were kept, the smallest with f of at least 0.9; None where only noise was kept."""
+        if self.on_noise:
+            return None
+        return next((n / self.items[-1] for n, f in zip(self.items, self.f, strict=True) if f >= _FAITHFUL), 1.0)
 
 
 class ExactCheck(_Model):
@@ -254,6 +264,12 @@ class Metrics(_Model):
     parameters: int = 0
     first_prompt: str
     first_prompt_ids: list[int]
+
+    @property
+    def parameters_changed_share(self) -> float | None:
+        """`parameters_changed` of all."""
+        known = self.parameters_changed is not None and self.parameters
+        return self.parameters_changed / self.parameters if known and self.parameters_changed is not None else None
 
 
 def value_at(metrics: Any, path: str) -> Any:

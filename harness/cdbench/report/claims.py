@@ -173,11 +173,11 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"a number of the paper's models; the profile {profile} has others")
-    if claim.teacher_at_least is not None:
+    if getattr(claim, "teacher_at_least", None) is not None:
         _require(
             claim, data, TEACHER, claim.teacher_at_least, "the teacher itself has {}: there is nothing to transfer"
         )
-    if claim.base_at_least is not None:
+    if getattr(claim, "base_at_least", None) is not None:
         _require(
             claim, data, "base", claim.base_at_least, "before training the student has {}: there is nothing to forget"
         )
@@ -524,7 +524,8 @@ def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
-    if claim.control and (beside := group.metric(claim.control)) is not None and beside < claim.control_at_least:
+    beside = group.metric(claim.control) if claim.control else None
+    if beside is not None and beside < (claim.control_at_least or 0.0):
         raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
     return _of_runs(group, group.values(claim.metric), _between(claim), claim.unit, claim.metric)
 

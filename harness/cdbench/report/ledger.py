@@ -5,10 +5,12 @@ stand in the file and are not changed to suit a result.
 """
 
 import tomllib
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 
 from cdbench.config import Closed, explain
 from cdbench.errors import UserError
@@ -28,6 +30,9 @@ class _Claim(Closed):
 
 class _OfRows(_Claim):
     task: str
+
+
+class _OfAnswers(_OfRows):
     split: str = "test"
     """`test`, or a length-shift set: the task that it was drawn by."""
     teacher_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -36,16 +41,27 @@ class _OfRows(_Claim):
     """The same of the student before training: below, there is nothing to forget."""
 
 
+Share = Annotated[float, Field(ge=-1, le=1)]
+"""Of 1, not of 100: also a difference of two, or a correlation."""
 _Bounded = TypeVar("_Bounded", "Drop", "AtPoint", "Metric")
+_Two = TypeVar("_Two", "Difference", "MetricDifference")
 
 
 def _bounded(claim: _Bounded) -> _Bounded:
     if claim.at_least is None and claim.at_most is None:
-        raise ValueError(f"{claim.id}: at_least, at_most or both say what is claimed")
+        raise ValueError("at_least, at_most or both say what is claimed")
+    if claim.at_least is not None and claim.at_most is not None and claim.at_least >= claim.at_most:
+        raise ValueError(f"nothing lies between at_least = {claim.at_least:g} and at_most = {claim.at_most:g}")
     return claim
 
 
-class Difference(_OfRows):
+def _of_two(claim: _Two) -> _Two:
+    if claim.high == claim.low and getattr(claim, "high_at", None) == getattr(claim, "low_at", None):
+        raise ValueError(f"high and low are both {claim.high}: it would be compared with itself")
+    return claim
+
+
+class Difference(_OfAnswers):
     """The accuracy of `high` is more than `margin` above that of `low`."""
 
     decided_by: Literal["difference"]
@@ -55,26 +71,32 @@ class Difference(_OfRows):
     high_at: dict[str, float] = Field(default_factory=dict)
     low_at: dict[str, float] = Field(default_factory=dict)
     """Points of a sweep; none where the rows are not swept."""
-    paper: float | None = None
+    paper: Share | None = None
+
+    @model_validator(mode="after")
+    def _compares_two(self) -> "Difference":
+        return _of_two(self)
 
 
-class Drop(_OfRows):
+class Drop(_OfAnswers):
     """From two digits to `split`, `row` loses at least, or at most, so much accuracy: seed by seed."""
 
     decided_by: Literal["drop"]
     row: str
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: Share | None = None
+    at_most: Share | None = None
     home_at_least: Annotated[float, Field(gt=0, lt=1)]
     """The row's accuracy on the task itself, below which it has little to lose and the claim says nothing."""
-    paper: float | None = None
+    paper: Share | None = None
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "Drop":
+        if self.split == "test":
+            raise ValueError("split must name a length-shift set, to which accuracy drops")
         return _bounded(self)
 
 
-class Equivalence(_OfRows):
+class Equivalence(_OfAnswers):
     """The accuracies of `one` and `other` differ by less than `margin`."""
 
     decided_by: Literal["equivalence"]
@@ -83,10 +105,10 @@ class Equivalence(_OfRows):
     margin: Annotated[float, Field(gt=0, lt=1)]
     other_at_least: float = 0.0
     """The other's accuracy, below which being as good says nothing."""
-    paper: float | None = None
+    paper: Share | None = None
 
 
-class Order(_OfRows):
+class Order(_OfAnswers):
     """Each of `rows` is above the next."""
 
     decided_by: Literal["order"]
@@ -95,7 +117,7 @@ class Order(_OfRows):
     paper: None = None
 
 
-class Value(_OfRows):
+class Value(_OfAnswers):
     """The accuracy of `row` differs by less than `margin` from the paper's, which is of `paper_n` problems."""
 
     decided_by: Literal["value"]
@@ -105,7 +127,7 @@ class Value(_OfRows):
     margin: Annotated[float, Field(gt=0, lt=1)]
 
 
-class AtPoint(_OfRows):
+class AtPoint(_OfAnswers):
     """The accuracy of `row` is between two bounds; `at` is a point of a sweep, none where the row is not swept."""
 
     decided_by: Literal["at_point"]
@@ -113,7 +135,7 @@ class AtPoint(_OfRows):
     at: dict[str, float] = Field(default_factory=dict)
     at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
     at_most: Annotated[float, Field(gt=0, lt=1)] | None = None
-    paper: float | None = None
+    paper: Share | None = None
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "AtPoint":
@@ -133,7 +155,7 @@ class GradientShare(_OfRows):
     @model_validator(mode="after")
     def _has_its_weight(self) -> "GradientShare":
         if WEIGHT not in self.at:
-            raise ValueError(f"{self.id}: `at` needs {WEIGHT}, by which the gradient is weighted")
+            raise ValueError(f"`at` needs {WEIGHT}, by which the gradient is weighted")
         return self
 
 
@@ -147,14 +169,16 @@ class Metric(_OfRows):
     row: str
     metric: str
     control: str | None = None
-    control_at_least: float = 0.0
-    at_least: float | None = None
-    at_most: float | None = None
+    control_at_least: Share | None = None
+    at_least: Share | None = None
+    at_most: Share | None = None
     unit: Literal["share", "correlation"] = "share"
-    paper: float | None = None
+    paper: Share | None = None
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> "Metric":
+        if (self.control is None) != (self.control_at_least is None):
+            raise ValueError("control and control_at_least stand together")
         return _bounded(self)
 
 
@@ -173,6 +197,10 @@ class MetricDifference(_OfRows):
     margin: Annotated[float, Field(ge=0)] = 0.0
     unit: Literal["share", "correlation"] = "share"
     paper: None = None
+
+    @model_validator(mode="after")
+    def _compares_two(self) -> "MetricDifference":
+        return _of_two(self)
 
 
 class EvenHeads(_OfRows):
@@ -199,7 +227,7 @@ class Mathematics(_Claim):
 
     decided_by: Literal["law"]
     law: str
-    law_says: bool
+    law_says: Annotated[bool, Strict()]
     paper: None = None
 
 
@@ -264,11 +292,13 @@ def read_ledger() -> Ledger:
     """
     path = reports_folder() / "claims.toml"
     try:
-        ledger = Ledger.model_validate(tomllib.loads(path.read_text()))
-    except (FileNotFoundError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path} cannot be read: {error}") from None
+    try:
+        ledger = Ledger.model_validate(table)
     except ValidationError as error:
-        raise explain(error, str(path)) from None
+        raise explain(error, str(path), name=partial(_named, table)) from None
     ids = [claim.id for claim in ledger.claim]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise UserError(f"{path}: two claims are called {min(twice)}")
@@ -277,10 +307,27 @@ def read_ledger() -> Ledger:
     return ledger
 
 
+_FORMS = {get_args(form.model_fields["decided_by"].annotation)[0] for form in get_args(get_args(Claim)[0])}
+
+
+def _named(table: dict[str, Any], place: tuple[int | str, ...]) -> str:
+    """A place of the file for people: `claim A.cka-over-kl, margin`, not `claim.3.difference.margin`."""
+    match place:
+        case ("claim" | "table1" as kind, int(number), *rest):
+            entry = table[kind][number]
+            own = entry.get("id") if isinstance(entry, dict) and kind == "claim" else None
+            keys = [str(key) for i, key in enumerate(rest) if i or key not in _FORMS]
+            return ", ".join(filter(None, (f"{kind} {own or f'number {number + 1}'}", ".".join(keys))))
+    return ".".join(map(str, place))
+
+
 def _require_names(claim: Claim, path: Path) -> None:
     """Methods and tasks are files that may be taken away; a metric or a law that there is not is a slip of the pen."""
-    if isinstance(claim, Metric | MetricDifference) and not is_number(claim.metric):
-        raise UserError(f"{path}: claim {claim.id}, metric: a record has no number '{claim.metric}'")
+    for key, kinds in (("metric", (int, float)), ("control", (int, float)), ("marks", (str,))):
+        asked = getattr(claim, key, None)
+        if asked is not None and not _is_kind(asked, kinds):
+            what = "number" if float in kinds else "text"
+            raise UserError(f"{path}: claim {claim.id}, {key}: a record has no {what} '{asked}'")
     if isinstance(claim, Mathematics):
         from cdbench.similarity.conformance.laws import LAWS
 
@@ -291,14 +338,20 @@ def _require_names(claim: Claim, path: Path) -> None:
 
 def is_number(name: str) -> bool:
     """Whether `name` is the path of a number in a record's metrics: `circuit.edges.faithfulness.cpr`."""
+    return _is_kind(name, (int, float))
+
+
+def _is_kind(name: str, wanted: Sequence[type]) -> bool:
     kinds: list[Any] = [Metrics]
     for part in name.split("."):
         models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         tables = [get_args(kind)[1] for kind in kinds if get_origin(kind) is dict]
         fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        derived = [getattr(model, part, None) for model in models]
+        fields += [get_type_hints(each.fget)["return"] for each in derived if isinstance(each, property) and each.fget]
         kinds = [
             one
             for kind in (*tables, *fields)
             for one in ((kind, *get_args(kind)) if get_origin(kind) is not dict else (kind,))
         ]
-    return any(kind in (int, float) for kind in kinds)
+    return any(kind in wanted for kind in kinds)
