@@ -58,6 +58,7 @@ from cdbench.report.ledger import (
     Mathematics,
     Metric,
     MetricDifference,
+    OfAnswers,
     Order,
     Trend,
     Undecidable,
@@ -173,11 +174,11 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"a number of the paper's models; the profile {profile} has others")
-    if getattr(claim, "teacher_at_least", None) is not None:
+    if isinstance(claim, OfAnswers) and claim.teacher_at_least is not None:
         _require(
             claim, data, TEACHER, claim.teacher_at_least, "the teacher itself has {}: there is nothing to transfer"
         )
-    if getattr(claim, "base_at_least", None) is not None:
+    if isinstance(claim, OfAnswers) and claim.base_at_least is not None:
         _require(
             claim, data, "base", claim.base_at_least, "before training the student has {}: there is nothing to forget"
         )

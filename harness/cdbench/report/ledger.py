@@ -32,7 +32,9 @@ class _OfRows(_Claim):
     task: str
 
 
-class _OfAnswers(_OfRows):
+class OfAnswers(_OfRows):
+    """A claim of accuracy, on the task's held-out problems or on others."""
+
     split: str = "test"
     """`test`, or a length-shift set: the task that it was drawn by."""
     teacher_at_least: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -61,7 +63,7 @@ def _of_two(claim: _Two) -> _Two:
     return claim
 
 
-class Difference(_OfAnswers):
+class Difference(OfAnswers):
     """The accuracy of `high` is more than `margin` above that of `low`."""
 
     decided_by: Literal["difference"]
@@ -78,7 +80,7 @@ class Difference(_OfAnswers):
         return _of_two(self)
 
 
-class Drop(_OfAnswers):
+class Drop(OfAnswers):
     """From two digits to `split`, `row` loses at least, or at most, so much accuracy: seed by seed."""
 
     decided_by: Literal["drop"]
@@ -96,7 +98,7 @@ class Drop(_OfAnswers):
         return _bounded(self)
 
 
-class Equivalence(_OfAnswers):
+class Equivalence(OfAnswers):
     """The accuracies of `one` and `other` differ by less than `margin`."""
 
     decided_by: Literal["equivalence"]
@@ -108,7 +110,7 @@ class Equivalence(_OfAnswers):
     paper: Share | None = None
 
 
-class Order(_OfAnswers):
+class Order(OfAnswers):
     """Each of `rows` is above the next."""
 
     decided_by: Literal["order"]
@@ -117,7 +119,7 @@ class Order(_OfAnswers):
     paper: None = None
 
 
-class Value(_OfAnswers):
+class Value(OfAnswers):
     """The accuracy of `row` differs by less than `margin` from the paper's, which is of `paper_n` problems."""
 
     decided_by: Literal["value"]
@@ -127,7 +129,7 @@ class Value(_OfAnswers):
     margin: Annotated[float, Field(gt=0, lt=1)]
 
 
-class AtPoint(_OfAnswers):
+class AtPoint(OfAnswers):
     """The accuracy of `row` is between two bounds; `at` is a point of a sweep, none where the row is not swept."""
 
     decided_by: Literal["at_point"]
@@ -346,7 +348,7 @@ def _is_kind(name: str, wanted: Sequence[type]) -> bool:
     for part in name.split("."):
         models = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
         tables = [get_args(kind)[1] for kind in kinds if get_origin(kind) is dict]
-        fields = [model.model_fields[part].annotation for model in models if part in model.model_fields]
+        fields: list[Any] = [model.model_fields[part].annotation for model in models if part in model.model_fields]
         derived = [getattr(model, part, None) for model in models]
         fields += [get_type_hints(each.fget)["return"] for each in derived if isinstance(each, property) and each.fget]
         kinds = [
