@@ -46,5 +46,9 @@ else
   "$venv/bin/python" -m pip check
   echo "$want" > "$venv/.cdbench-lock"
 fi
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable "$here/.."
+if [ -f "$here/../pyproject.toml" ]; then
+  "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation --editable "$here/.."
+else  # in a bundle or a wheel the package lies beside, and PYTHONPATH says where
+  echo "setup: libraries only; cdbench itself is taken from PYTHONPATH"
+fi
 echo "setup: done. Activate with: source $venv/bin/activate"

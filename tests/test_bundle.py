@@ -1,5 +1,6 @@
 """A study as one file: read by the library of the standard, checked by sha256sum, worked on by our own commands."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from rocrate.rocrate import ROCrate
 
+from cdbench import bundle, record
 from conftest import Cli, World
 
 STUDY = """
@@ -86,6 +88,7 @@ def test_the_packed_code_is_the_code_that_the_records_name(runs: Path, cli: Cli,
     assert cli("bundle", "two_rows", "--runs", runs, "-o", "x.zip", "--no-weights").returncode == 0
     folder = unpacked(tmp_path / "x.zip", tmp_path / "x")
     assert not list(folder.rglob("*.safetensors"))
+    assert "cdbench verify" not in (folder / "README.md").read_text()  # there is nothing to verify
     code = (
         "import json, sys\nfrom pathlib import Path\nfrom cdbench.config import RunSpec\nfrom cdbench.provenance import code_of\n"
         "r = json.loads(Path(sys.argv[1]).read_text())\nassert 'crate-code' in __import__('cdbench').__file__\n"
@@ -103,20 +106,39 @@ def test_the_commands_of_its_readme_repeat_it_with_the_packed_code(
 ) -> None:
     assert cli("bundle", "two_rows", "--runs", runs, "-o", "x.zip").returncode == 0
     folder = unpacked(tmp_path / "x.zip", tmp_path / "x")
-    shutil.copytree(world.store, folder / "store")  # models would be trained anew
+    # An environment that matches the lock, so that nothing is downloaded; all else is done as the README says.
+    locks = sorted((folder / "code/cdbench/plugins/docker").glob("requirements.*.txt"))
+    wanted = hashlib.sha256(b"".join(lock.read_bytes() for lock in locks)).hexdigest()[:16]
+    python = folder / "env" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    (folder / "env" / ".cdbench-lock").write_text(
+        f"cdbench-env {'CUDA' if shutil.which('nvidia-smi') else 'CPU'} {wanted}\n"
+    )
     text = (folder / "README.md").read_text()
-    commands = [line.strip() for line in text.splitlines() if line.startswith("    ") and "install-env.sh" not in line]
+    commands = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     ours = [line for line in commands if line.startswith("env/bin/python -m cdbench")]
     assert [line.split()[3] for line in ours] == ["score", "report", "verify"]
     script = "\n".join(["set -e", *(line for line in commands if "reproduce" not in line)])
-    script = script.replace("env/bin/python", sys.executable).replace("export", "rm -r two_rows/report; export")
-    script += f"\n{sys.executable} -c 'import cdbench; print(cdbench.__file__)'"
+    script = script.replace("export", "rm -r two_rows/report; export")
+    script += "\nenv/bin/python -c 'import cdbench; print(cdbench.__file__)'"
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "libraries only" in done.stdout and "a second run gave the same bytes" in done.stdout
     assert done.stdout.splitlines()[-1].startswith(str(folder / "code"))
     assert (folder / "two_rows" / "report" / "index.html").is_file()
     for each in ("cpu.Dockerfile", "install-env.sh", "requirements.cpu.txt"):
         assert (folder / "code" / "cdbench" / "plugins" / "docker" / each).is_file()
+
+
+def test_a_run_of_a_container_is_repeated_in_an_image_by_its_tag(runs: Path) -> None:
+    """Its id no engine has but the one that built it."""
+    done = record.read(next(runs.glob("records/*")))
+    for tag, build in (("cdbench:cpu-0123", "cdbench build "), ("cdbench:host-0123", "cdbench build --from-host ")):
+        made = done.model_copy(update={"environment": {"container": {"image": tag, "image_id": "sha256:00"}}})
+        told = bundle._verify(made)
+        assert build in told and f"--image {tag}" in told and "sha256" not in told
 
 
 def test_what_cannot_be_packed_is_said(runs: Path, cli: Cli, tmp_path: Path) -> None:

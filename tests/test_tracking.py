@@ -84,6 +84,12 @@ def test_a_person_finds_compares_and_plots_the_runs_in_a_browser(study: Path, se
         page.get_by_role("gridcell").filter(has_text="paper_a-micro").locator("button").first.click()  # its +
         page.get_by_text("/ addition_2digit / seed").nth(3).wait_for()  # the rows that are in view
         page.get_by_text(re.compile(r"\([1-9]\d*\)")).first.wait_for()  # charts: "final (8)"
+        chart = page.locator(".js-plotly-plot").first
+        chart.locator(".barlayer .point path").first.wait_for(state="attached")
+        drawn = chart.locator("text.bartext").all_text_contents()  # a bar a run, with its number
+        known = [r.data.metrics["final/accuracy"] for r in runs if "final/accuracy" in r.data.metrics]
+        assert len(drawn) > 3, drawn
+        assert all(any(abs(float(text) - value) < 0.006 for value in known) for text in drawn), (drawn, known)
         chosen = urllib.parse.quote(json.dumps([r.info.run_id for r in kl]))
         page.goto(f"{server}/#/compare-runs?runs={chosen}&experiments={urllib.parse.quote(json.dumps([experiment]))}")
         for seed in (0, 1):

@@ -163,6 +163,33 @@ def test_a_term_that_pulls_no_more_is_noted_beside_the_result(world: World, tmp_
     assert honest.notes == []
 
 
+class Scheduled(Term):
+    """Weighs nothing from the sixth step on."""
+
+    name = "scheduled"
+    student_sites = ()
+    signals = ()
+
+    def __init__(self) -> None:
+        self._calls = 0
+
+    @property
+    def weight(self) -> float:  # type: ignore[override]
+        return 1.0 if self._calls < 5 else 1e-9
+
+    def loss(self, inputs: TermInputs) -> Tensor:
+        self._calls += 1
+        return CrossEntropy().loss(inputs)
+
+
+def test_a_term_whose_weight_a_schedule_takes_away_is_noted_beside_the_result(world: World, tmp_path: Path) -> None:
+    """The gradient that is probed is unweighted: it alone would say that all is well."""
+    made = problem(world, tmp_path, probe_every=4)
+    made.fit([Scheduled(), Kl()])
+    told = "term 'scheduled' weighed 1 on the first step and less than a thousandth of that on 11 of 16 steps, first on step 6"
+    assert made.notes == [told]
+
+
 def test_a_loss_that_is_not_finite_names_step_term_and_batch(world: World, tmp_path: Path) -> None:
     with pytest.raises(RunFailed, match=r"cross_entropy became inf at step \d+, batch of 32 problems beginning .*="):
         fit(world, tmp_path, [Explodes()])

@@ -39,8 +39,7 @@ A cdbench study, packed by `cdbench bundle {name}` (cdbench {version}). `ro-crat
     export PYTHONPATH=$PWD/code                                              # the code that ran
     env/bin/python -m cdbench score {run} --runs .             # a run's predictions, scored again; needs no model
     env/bin/python -m cdbench report {name} --runs .                         # the report again, from the records alone
-    env/bin/python -m cdbench verify {run} --rerun --runs . --store store    # trained again from its spec, held byte for byte
-
+{verify}
 The runs are in `records/`. They were made by
 
     {command}
@@ -114,13 +113,27 @@ def _collect(folder: Path, saved: SavedStudy, where: Places, records: list[Recor
     shutil.copytree(reports_folder(), own / "reports", ignore=skipped)
     told = "The students' weights are in `records/*/student.safetensors`."
     if not weights:
-        told = "Weights were left out (`--no-weights`); their SHA-256 sums are in the records."
+        told = "Weights were left out (`--no-weights`): nothing can be verified. Their SHA-256 sums are in the records."
     trained = next((done for done in records if done.status == "ok" and done.spec.method not in UNTRAINED), records[0])
     text = _README.format(
         title=saved.study.title, name=saved.name, version=__version__, command=saved.command, weights=told,
-        run=trained.run_id,
+        run=trained.run_id, verify=_verify(trained) if weights else "",
     )  # fmt: skip
     (folder / "README.md").write_text(text)
+
+
+def _verify(trained: Record) -> str:
+    """How a run is trained again; in an image of the same recipe where it was made in a container."""
+    container = trained.environment.get("container") or {}
+    command = f"    env/bin/python -m cdbench verify {trained.run_id} --rerun --runs . --store store"
+    if "image" not in container:
+        return f"{command}    # trained again from its spec, held byte for byte\n"
+    image = container["image"]
+    from_host = " --from-host" if ":host-" in image else ""
+    return (
+        f"    env/bin/python -m cdbench build{from_host}    # the image that the runs were made in; built anew it has this tag\n"
+        f"{command} --image {image}    # trained again there\n"
+    )
 
 
 def _describe(folder: Path, saved: SavedStudy, records: list[Record]) -> None:

@@ -422,13 +422,14 @@ def verify(run_id: str, rerun: bool, as_json: bool, **options: Any) -> None:
     from cdbench import session
 
     where = plan.places(options["runs"], options["store"])
-    differences = session.verify(where, run_id)
-    if rerun:
-        container = record.read(where.run(run_id)).environment.get("container") or {}
+    container = session.require_result(where, run_id).environment.get("container") or {}
+    again: list[str] = []
+    if rerun:  # first: it makes what the store lacks, a bundle's for one, and the weights are judged with that
         runner = session.make_runner(
             container.get("runner", "local"), options["image"] or container.get("image_id"), options["gpus"]
         )
-        differences += session.rerun(where, run_id, runner)
+        again = session.rerun(where, run_id, runner)
+    differences = session.verify(where, run_id) + again
     if as_json:
         click.echo(json.dumps({"run_id": run_id, "verified": not differences, "differences": differences}, indent=1))
     for line in [] if as_json else differences:
@@ -436,8 +437,8 @@ def verify(run_id: str, rerun: bool, as_json: bool, **options: Any) -> None:
     if differences:
         raise AnswerBad(f"run {run_id} is not what its record says ({len(differences)} differences)")
     if not as_json:
-        again = "; a second run gave the same bytes" if rerun else ""
-        click.echo(f"run {run_id}: weights, predictions and metrics are what the record says{again}")
+        too = "; a second run gave the same bytes" if rerun else ""
+        click.echo(f"run {run_id}: weights, predictions and metrics are what the record says{too}")
 
 
 @main.command()

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdbench.files import printable
+from cdbench.files import open_plain, printable
 from cdbench.plan import PlannedRun
 from cdbench.record import STREAMS, Record, Stream, log_file
 from cdbench.runners.schedule import Display, Job
@@ -56,10 +56,10 @@ def result_line(run: PlannedRun, result: Record) -> str:
 
 
 def _log(job: Job, stream: Stream) -> Path:
-    """Where a step prints: beside its progress while it works, if it works elsewhere."""
+    """Where what a step prints is kept: elsewhere perhaps, while it works elsewhere."""
     name = log_file(job.step, stream)
-    beside = job.watched / name
-    return beside if beside.exists() else job.folder / name
+    there = job.logs / name
+    return there if os.path.lexists(there) else job.folder / name
 
 
 class Logs:
@@ -82,7 +82,8 @@ class Logs:
     def _show(self, job: Job, *, to_the_end: bool) -> None:
         for stream in STREAMS:
             place = (job.name, stream)
-            with contextlib.suppress(FileNotFoundError), _log(job, stream).open("rb") as file:
+            # Outside a container a method could put anything in its log's place.
+            with contextlib.suppress(OSError), open_plain(_log(job, stream)) as file:
                 known, size = self._read.get(place, 0), os.fstat(file.fileno()).st_size
                 # A step that is started again begins its log anew.
                 known = file.seek(known if known <= size else 0)

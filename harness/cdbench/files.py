@@ -10,6 +10,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from cdbench.errors import EnvironmentLacks, UserError
 
@@ -101,12 +102,23 @@ def read_plain(path: Path, limit: int) -> bytes:
     Raises:
         OSError: missing, or not a plain file of at most `limit` bytes.
     """
-    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode) or found.st_size > limit:
-            raise OSError(errno.EINVAL, f"{path} is not a plain file of at most {limit} bytes")
+    with open_plain(path) as file:
+        if os.fstat(file.fileno()).st_size > limit:
+            raise OSError(errno.EFBIG, f"{path} has more than {limit} bytes")
         return file.read(limit)
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Opens such a file for reading.
+
+    Raises:
+        OSError: missing, or not a plain file.
+    """
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, f"{path} is not a plain file")
+    return file
 
 
 def printable(text: str, limit: int = 2000) -> str:

@@ -221,6 +221,18 @@ def _sync(console: Console, saved: SavedStudy, settings: Settings) -> None:
     _say(console, f"{'MLflow' if ok else 'warning: MLflow'}: {last.removeprefix('cdbench: ')}")
 
 
+def require_result(where: Places, run_id: str) -> Record:
+    """The record of a run that has a result.
+
+    Raises:
+        UserError: no such run, or it has no result to verify.
+    """
+    done = record.read(where.run(run_id))
+    if done.metrics is None:
+        raise UserError(f"run {run_id} has status {done.status} ({done.error}); there is no result to verify")
+    return done
+
+
 def verify(where: Places, run_id: str) -> list[str]:
     """Evaluates a run's weights again, in a process that imports no plug-in; what differs, one line each.
 
@@ -228,9 +240,7 @@ def verify(where: Places, run_id: str) -> list[str]:
         UserError: no such run, or it has no result to verify.
     """
     folder = where.run(run_id)
-    done = record.read(folder)
-    if done.metrics is None:
-        raise UserError(f"run {run_id} has status {done.status} ({done.error}); there is no result to verify")
+    done = require_result(where, run_id)
     differences = [f"{name} is missing or was altered" for name in record.damaged_artefacts(folder, done)]
     with tempfile.TemporaryDirectory(prefix="cdbench-verify-") as name:
         copy = Path(name)
@@ -239,7 +249,13 @@ def verify(where: Places, run_id: str) -> list[str]:
                 shutil.copyfile(folder / file, copy / file)
         handle = LocalRunner().start("evaluate", copy, where.store, done.spec)
         wait([handle.waitable])
-        if handle.ended() != End(0):
+        end = handle.ended()
+        if end != End(0):
+            if end and not (copy / record.failure_file("evaluate")).exists():
+                how = f"killed by signal {-end.code}" if end.code < 0 else f"exit code {end.code}"
+                raise EnvironmentLacks(
+                    f"run {run_id} cannot be evaluated again: the evaluator left without a word ({how})"
+                )
             failure = read_json(copy / record.failure_file("evaluate"), "failure")
             if failure["status"] != "refused":
                 raise UserError(

@@ -47,6 +47,10 @@ from cdbench.zoo import exact_match
 Progress = Callable[[int, int, str], None]
 
 
+_FADED = 1e-3
+"""Below this part of what a term weighed on the first step, nothing is left of it."""
+
+
 class History:
     """The run's history, JSON lines: {"step": 3, "time": <ms since 1970>, "loss/kl": 0.5}. Values must be finite."""
 
@@ -246,6 +250,9 @@ class Loop:
         self.step = 0
         self.without_gradient: dict[str, list[int]] = {}
         """Term -> probed steps at which it had a weight and no gradient."""
+        self.first_weights: dict[str, float] = {}
+        self.faded: dict[str, list[int]] = {}
+        """Term -> steps at which next to nothing was left of the weight that it had on the first."""
 
     def _open_signals(self) -> dict[Signal, Tensor]:
         wanted = list(dict.fromkeys(signal for term in self.terms for signal in term.signals))
@@ -289,13 +296,17 @@ class Loop:
         inputs = _StepInputs(batch, rows, logits, found, self.signals)
         probe = self.step % self.config.probe_every == 0
         values: dict[str, Tensor] = {}
+        weights = {term.name: term.weight for term in self.terms}  # read once: a schedule may move them
         for term in self.terms:
-            with torch.set_grad_enabled(term.weight != 0 or probe):
+            if abs(weights[term.name]) < _FADED * abs(self.first_weights.setdefault(term.name, weights[term.name])):
+                self.faded.setdefault(term.name, []).append(self.step + 1)
+            with torch.set_grad_enabled(weights[term.name] != 0 or probe):
                 values[term.name] = term.loss(inputs)
         logged: dict[str, float] = {}
         if probe:
             logged.update(self._probe(values))
-        total = sum((term.weight * values[term.name] for term in self.terms if term.weight != 0), logits.new_zeros(()))
+        pulling = (weight * values[name] for name, weight in weights.items() if weight != 0)
+        total = sum(pulling, logits.new_zeros(()))
         losses = {f"loss/{name}": value.item() for name, value in values.items()} | {"loss/total": total.item()}
         self._require_finite(losses, rows)
         self.optimizer.zero_grad(set_to_none=True)
@@ -331,13 +342,17 @@ class Loop:
         return norms
 
     def _spectators(self) -> list[str]:
-        """Terms that had a gradient on the first step and none later: a schedule may have taken their weight away."""
+        """Terms that had a gradient on the first step and none later, or whose weight a schedule has taken away."""
         probes = -(-self.steps // self.config.probe_every)
         weights = {term.name: term.weight for term in self.terms}
         return [
             f"term '{name}' (weight {weights[name]:g}) gave the student no gradient at {len(steps)} of {probes} probed "
             f"steps, first at step {steps[0]}"
             for name, steps in self.without_gradient.items()
+        ] + [
+            f"term '{name}' weighed {self.first_weights[name]:g} on the first step and less than a thousandth of that on "
+            f"{len(steps)} of {self.steps} steps, first on step {steps[0]}"
+            for name, steps in self.faded.items()
         ]
 
     def _require_finite(self, values: Mapping[str, float], rows: Tensor) -> None:
@@ -375,6 +390,8 @@ class Loop:
             "learned": [tensor.detach() for tensor in self.learned],
             "best": self.best,
             "without_gradient": self.without_gradient,
+            "first_weights": self.first_weights,
+            "faded": self.faded,
         }
         scratch = self.problem.checkpoint.with_suffix(".partial")
         with explained(self.problem.checkpoint, "the checkpoint"):
@@ -399,6 +416,7 @@ class Loop:
             tensor.data.copy_(before)
         self.step, self.best = state["step"], state["best"]
         self.without_gradient = state["without_gradient"]
+        self.first_weights, self.faded = state["first_weights"], state["faded"]
         self.problem.history.rewind(self.step)
 
 

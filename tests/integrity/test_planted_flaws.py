@@ -52,10 +52,11 @@ CAUGHT = {
 }
 IMPOSSIBLE = [
     "reads_the_test_split", "talks_to_the_engine", "kills_its_parent", "prints_a_forged_record", "patches_everything",
-    "changes_the_tokenizer", "patches_what_it_exports_with", "wants_the_moon",
+    "changes_the_tokenizer", "patches_what_it_exports_with", "wants_the_moon", "hangs_who_watches",
 ]  # fmt: skip
 FLAGGED = {
-    "schedules_the_weight_to_zero": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
+    "fades_its_gradient": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
+    "schedules_the_weight_to_zero": "weighed 0.5 on the first step and less than a thousandth of that on 12 of 16",
 }
 RERUN = "seeds_from_the_clock"
 LIMITS = """
@@ -92,7 +93,7 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) 
     (root / "runs").mkdir()
     env = os.environ | {"CDBENCH_PLUGINS": str(PLUGINS)}
     command = [sys.executable, "-m", "cdbench", "reproduce", "battery.toml", "--runner", "docker", "--image", image.tag]
-    command += ["--store", str(world.store), "--jobs", "3"]  # some only sleep
+    command += ["--store", str(world.store), "--jobs", "3", "--logs"]  # some only sleep
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 1, done.stderr[-3000:]
     found = [json.loads(path.read_text()) for path in (root / "runs" / "records").glob("*/record.json")]
@@ -171,6 +172,12 @@ def test_a_seed_from_the_clock_shows_when_the_run_is_repeated(study: Study, worl
 
 def test_a_signal_that_nobody_can_make_costs_the_study_nothing(study: Study) -> None:
     assert "note   signals / addition_2digit: not made (site 'mlp.99.out': the model has layers 0 to 2)" in study.stderr
+
+
+def test_who_watches_sees_what_is_printed_and_nothing_that_is_put_in_its_place(study: Study) -> None:
+    lines = [line for line in study.stderr.splitlines() if line.startswith("hangs_who_watches ")]
+    assert any(line.endswith(", train | what it really prints") for line in lines), lines
+    assert Path("/etc/passwd").read_text().splitlines()[0] not in study.stderr
 
 
 def test_hostile_words_are_fit_for_a_terminal_and_a_record(study: Study) -> None:

@@ -95,7 +95,8 @@ def find(client: Any, flavours: Sequence[Flavour], named: str | None) -> Image:
             return _read(client.images.get(named), named)
         except ImageNotFound:
             raise EnvironmentLacks(
-                f"there is no image {named} on this engine: build it (cdbench build) or load it"
+                f"there is no image {named} on this engine: build it (cdbench build) or load it; one that is built anew has "
+                "another id and goes by its tag (--image TAG)"
             ) from None
     for flavour in flavours:
         wanted = [f"{_LABEL}flavour={flavour}", f"{_LABEL}recipe={recipe(flavour)}"]

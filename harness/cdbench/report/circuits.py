@@ -84,6 +84,8 @@ _NUMBERS = {
     "cpr": "faithfulness.cpr",
     "cmd": "faithfulness.cmd",
     "alone": "accuracy.value",
+    "alone_share": "alone_share",
+    "alone_random": "random_alone_share",
     "without": "ablated.value",
     "without_share": "ablated_share",
     "without_random": "random_ablated_share",

@@ -33,7 +33,12 @@ class Handle(ABC):
     """A step under way."""
 
     folder: Path
-    """Where its progress and logs can be watched."""
+    """Where its progress can be watched; where a method is locked in, it may have written whatever is there."""
+
+    @property
+    def logs(self) -> Path:
+        """Where what it prints is kept as it comes; where a method is locked in, it cannot write there."""
+        return self.folder
 
     @property
     @abstractmethod

@@ -209,6 +209,10 @@ class DockerHandle(WatchedHandle):
         self._stop = threading.Event()
         self._thread.start()
 
+    @property
+    def logs(self) -> Path:
+        return self._target
+
     def stop(self) -> None:
         self._stop.set()
         self._thread.join()

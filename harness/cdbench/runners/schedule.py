@@ -33,6 +33,8 @@ from cdbench.store import Store
 
 _POLL_SECONDS = 0.25
 _PROGRESS_BYTES = 1 << 16
+_MOST = 1 << 53
+"""Steps that a float counts exactly; a method could say that it takes more."""
 _AGAIN_SECONDS = (1, 4, 10, 20)
 _TRIES = 3
 """How often a step is started that the machine or the engine fails."""
@@ -47,10 +49,10 @@ class Told(BaseModel):
     """How far a step is; `total` 0 where no end is known."""
 
     step: str
-    done: int = Field(default=0, ge=0)
-    total: int = Field(default=0, ge=0)
+    done: int = Field(default=0, ge=0, le=_MOST)
+    total: int = Field(default=0, ge=0, le=_MOST)
     note: str = ""
-    begun: float = 0.0
+    begun: float = Field(default=0.0, allow_inf_nan=False)
 
 
 @dataclass
@@ -72,6 +74,11 @@ class Job:
     def watched(self) -> Path:
         """Where its progress can be seen: while it works perhaps not in its own folder."""
         return self.handle.folder if self.handle else self.folder
+
+    @property
+    def logs(self) -> Path:
+        """Where what it prints is kept while it works."""
+        return self.handle.logs if self.handle else self.folder
 
     def progress(self) -> Told:
         """The last progress that the step told, or nothing. Where a method is locked in, it could have written this."""
