@@ -264,7 +264,7 @@ def verify(where: Places, run_id: str) -> list[str]:
                 )
             return [*differences, f"the weights cannot be evaluated: {failure['error']}"]
         again = read_json(copy / "metrics.json", "metrics")["metrics"]
-    assert isinstance(again, dict)
+    assert isinstance(again, dict) and done.metrics
     return differences + _compare(done.metrics.model_dump(mode="json"), again, "the weights say")
 
 
