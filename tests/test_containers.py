@@ -323,8 +323,11 @@ def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
     assert containers(tmp_path) == []
     assert records(tmp_path)["waits"]["status"] == "interrupted"
     assert not any((tmp_path / "runs" / "scratch").iterdir())
+    folder = tmp_path / "runs" / "records" / records(tmp_path)["waits"]["run_id"]
+    (folder / "checkpoint.pt").write_bytes(b"of the training that was stopped")
     done = cli(*command[3:])
     assert done.returncode == 0, done.stderr
+    assert not (folder / "checkpoint.pt").exists()  # it may be as large as three models
 
 
 def test_a_promise_that_the_engine_dropped_is_named(world: World, image: Image, tmp_path: Path) -> None:

@@ -414,6 +414,8 @@ class Schedule:
             }
             result = result.model_copy(update={"environment": result.environment | inside})
             record.write(folder, result)
+            if status == "ok":  # in a container a copy of it was gone on from
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
         return result
 
 
