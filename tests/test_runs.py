@@ -335,7 +335,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("free_kib", [100, 500, 3000])
+@pytest.mark.parametrize("free_kib", [100, 500, 3400])
 def test_a_full_disk_ends_in_a_sentence_and_keeps_finished_records(
     free_kib: int, cli: Cli, world: World, small_disk: Path
 ) -> None:
