@@ -268,8 +268,9 @@ class Metrics(_Model):
     @property
     def parameters_changed_share(self) -> float | None:
         """`parameters_changed` of all."""
-        known = self.parameters_changed is not None and self.parameters
-        return self.parameters_changed / self.parameters if known and self.parameters_changed is not None else None
+        if self.parameters_changed is None or not self.parameters:
+            return None
+        return self.parameters_changed / self.parameters
 
 
 def value_at(metrics: Any, path: str) -> Any:

@@ -304,7 +304,7 @@ class Loop:
                 values[term.name] = term.loss(inputs)
         logged: dict[str, float] = {}
         if probe:
-            logged.update(self._probe(values))
+            logged.update(self._probe(values, weights))
         pulling = (weight * values[name] for name, weight in weights.items() if weight != 0)
         total = sum(pulling, logits.new_zeros(()))
         losses = {f"loss/{name}": value.item() for name, value in values.items()} | {"loss/total": total.item()}
@@ -322,20 +322,20 @@ class Loop:
         self.problem.history.add(self.step, losses | logged | {"lr": self.optimizer.param_groups[0]["lr"]})
         self.problem.progress(self.step, self.steps, f"loss {losses['loss/total']:.4f}")
 
-    def _probe(self, values: Mapping[str, Tensor]) -> dict[str, float]:
+    def _probe(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
         """Each term's gradient norm, unweighted. On the first step a weighted term without gradient is an error."""
         norms: dict[str, float] = {}
         for term in self.terms:
-            value = values[term.name]
+            value, weight = values[term.name], weights[term.name]
             norm = 0.0
             if value.requires_grad:
                 grads = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
                 norm = math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
-            if term.weight != 0 and norm == 0.0:
+            if weight != 0 and norm == 0.0:
                 self.without_gradient.setdefault(term.name, []).append(self.step + 1)
-            if self.step == 0 and term.weight != 0 and norm == 0.0:
+            if self.step == 0 and weight != 0 and norm == 0.0:
                 raise RunFailed(
-                    f"term '{term.name}' has weight {term.weight:g} but no gradient to the student: it is a spectator "
+                    f"term '{term.name}' has weight {weight:g} but no gradient to the student: it is a spectator "
                     "(detached activations, or a target that the student already meets exactly)"
                 )
             norms[f"grad/{term.name}"] = norm
