@@ -166,11 +166,12 @@ def test_scores_do_not_depend_on_padding(level: str) -> None:
     torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.15)])
-def test_scores_hardly_depend_on_the_type(dtype: torch.dtype, tolerance: float) -> None:
+def test_scores_hardly_depend_on_the_type(dtype: torch.dtype, tolerance: float, level: str) -> None:
     pairs = contrasts()
-    expected = attribute(llama(), pairs).mean
-    found = attribute(llama().to(dtype), pairs).mean
+    expected = attribute(llama(), pairs, level).mean  # type: ignore[arg-type]
+    found = attribute(llama().to(dtype), pairs, level).mean  # type: ignore[arg-type]
     assert ((found - expected).norm() / expected.norm()).item() < tolerance
 
 

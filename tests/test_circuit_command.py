@@ -58,7 +58,7 @@ def test_discover_shows_what_it_found_how_sure_and_how_exact(cli: Cli, args: lis
     assert "attribution against exact patching on these: same sign" in done.stdout
     assert "stability of the ranking between halves of the problems: rank correlation" in done.stdout
     assert "stability of the ranking between 4 draws of the counterfactuals: rank correlation" in done.stdout
-    folder = tmp_path / "runs" / "circuits" / "teacher-micro-addition_2digit-node-attribution"
+    folder = tmp_path / "runs" / "circuits" / "teacher-micro-addition_2digit-node-attribution-n100"
     assert lines[-1] == f"written to {folder}; next: cdbench circuit evaluate {folder}"
     table, scores = saved.read(folder)
     assert scores.rows.shape == (table.data.problems, 16)  # per-example scores are kept
@@ -211,6 +211,7 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--top", "0"], "--top"),
         (["discover", "teacher", "--top", "17"], "--top 17: the model has 16 nodes"),
         (["discover", "teacher", "--problems", "0"], "--problems"),
+        (["interchange", "teacher", "--top", "17"], "--top 17: the model has 16 nodes"),
         (["interchange", "teacher", "--variable", "hundreds"], "hundreds"),
         (["import", "none.json", "--model", "teacher"], "does not exist"),
     ],
@@ -240,6 +241,7 @@ def test_mibs_data_that_are_not_there_are_named_with_exit_code_4(
         (["export", "FOUND", "--out", "x.json", "--keep", "17"], "--keep 17: a circuit of 1 to 16 nodes"),
         (["export", "FOUND", "--out", "x.csv"], ".json and .pt files"),
         (["export", "nothing", "--out", "x.json"], "nothing is no circuit"),
+        (["export", "FOUND", "--out", "FOUND/circuit.json"], "is the circuit itself"),
         (["attention", "FOUND", "--out", "x.png"], ".svg file"),
     ],
 )
@@ -247,9 +249,10 @@ def test_circuits_that_cannot_be_used_are_told(
     command: Command, args: list[str], found: Path, words: list[str], told: str
 ) -> None:
     where = args[2:] if words[0] == "attention" else []
-    done = command("circuit", *[str(found) if word == "FOUND" else word for word in words], *where)
+    done = command("circuit", *[word.replace("FOUND", str(found)) for word in words], *where)
     assert done.exit_code == 2, done.stderr
     assert told in done.stderr
+    saved.read(found)
 
 
 @pytest.fixture
@@ -377,13 +380,18 @@ def test_a_folder_in_hugging_face_format_is_a_model(
 
 
 def test_another_search_does_not_replace_the_first(command: Command, args: list[str], tmp_path: Path) -> None:
-    for more in ([], ["--counterfactual", "ones_op1"], ["--steps", "2"], ["--level", "edge"]):
-        assert command("circuit", "discover", "student", *args, "-n", "30", *more).exit_code == 0
+    searches = {
+        "node-attribution": ["--top", "1"],
+        "node-attribution-n30": ["-n", "30"],
+        "node-attribution-n30-0draws": ["-n", "30", "--draws", "0"],
+        "node-attribution-ones_op1": ["--counterfactual", "ones_op1"],
+        "node-attribution-2steps": ["--steps", "2"],
+        "edge-attribution": ["--level", "edge"],
+    }
+    for words in searches.values():
+        assert command("circuit", "discover", "student", *args, *words).exit_code == 0
     names = {path.name for path in (tmp_path / "runs" / "circuits").iterdir()}
-    base = "student-micro-addition_2digit-"
-    assert names == {
-        base + "node-attribution", base + "node-attribution-ones_op1", base + "node-attribution-2steps", base + "edge-attribution"
-    }  # fmt: skip
+    assert names == {f"student-micro-addition_2digit-{name}" for name in searches}
 
 
 def test_a_run_whose_student_is_gone_is_not_taken_for_the_untrained_one(
@@ -439,6 +447,26 @@ def test_too_few_problems_have_no_interval(command: Command, args: list[str]) ->
     assert done.exit_code == 0, done.stderr
     table = json.loads(done.stdout)
     assert table["top"][0]["low"] is None and table["stability"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_missed_and_nothing_else_of_the_profile(
+    command: Command, args: list[str], reader: Path
+) -> None:
+    """A model of one's own needs no model of the profile, and as much memory as it needs."""
+    for words, told in (
+        (["--device", "cuda"], "--device cuda needs a CUDA GPU: none is visible"),
+        (["--profile", "paper"], "profile paper needs a CUDA GPU: none is visible"),
+    ):
+        done = command("circuit", "discover", reader, *args, "--data", "mib-generated", *words)
+        assert done.exit_code == 4
+        assert told in done.stderr
+    done = command(
+        "circuit", "discover", reader, *args, "--profile", "paper", "--device", "cpu", "--data", "mib-generated",
+        "-n", "8", "--top", "1", "--out", "own",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.stderr
+    assert command("circuit", "evaluate", "own", "--device", "cuda").exit_code == 4
 
 
 def test_a_run_is_studied_under_its_own_profile(cli: Cli, args: list[str], tmp_path: Path, world: World) -> None:

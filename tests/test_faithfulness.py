@@ -1,7 +1,9 @@
 """Faithfulness as MIB's code has it: limits, three levels against each other, areas, pruning."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +25,7 @@ from cdbench.circuits.faithfulness import (
     magnitude,
     random_scores,
 )
-from cdbench.circuits.graph import LEVELS, Circuit, Graph, prune, top
+from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level, prune, top
 from cdbench.circuits.patching import mean_outputs
 from cdbench.circuits.scores import Scores, single, spearman
 from cdbench.errors import UserError
@@ -47,6 +49,51 @@ def test_all_is_the_model_and_nothing_is_the_counterfactual(level: str, kind: di
     f = curve(model, pairs, single(level, scores)).faithfulness()  # type: ignore[arg-type]
     assert f[-1].item() == pytest.approx(1, abs=1e-4)
     assert f[0].item() == pytest.approx(0, abs=1e-4)
+
+
+MIBS = json.loads((Path(__file__).parent / "data" / "mib" / "faithfulness.json").read_text())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_cpr_and_cmd_are_those_of_mibs_code_on_a_model(level: Level) -> None:
+    """What EAP-IG's `apply_topn`, `prune` and `evaluate_graph` (hannamw/EAP-IG at 81770db, carried over to TransformerLens 4.3's
+    bridge) and MIB's `evaluate_area_under_curve` gave for this model, these problems and these scores, to six digits.
+    """
+    model, pairs = llama(num_key_value_heads=4), contrasts(n=24, seed=3)
+    theirs, graph = MIBS[level], Graph.of(model)
+    scores = single(level, torch.tensor(theirs["scores"]).reshape(graph.shape(level)))
+    for name, found in zip(
+        ("signed", "absolute"), curves(model, pairs, [Ranking(scores), Ranking(scores, absolute=True)]), strict=True
+    ):
+        f = found.faithfulness()
+        assert f.tolist() == pytest.approx(theirs[name]["f"], abs=1e-5)
+        assert cpr(f).item() == pytest.approx(theirs[name]["cpr"], abs=5e-6)
+        assert cmd(f).item() == pytest.approx(theirs[name]["cmd"], abs=5e-6)
+    assert found.whole.mean().item() == pytest.approx(MIBS["whole"], abs=1e-5)
+    assert found.empty.mean().item() == pytest.approx(MIBS["empty"], abs=1e-5)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_limits_hold_in_half_precision(level: Level) -> None:
+    """Heads summed apart and summed together round apart: the whole model is measured as its circuits are."""
+    model, pairs = llama().to(torch.bfloat16), contrasts(ragged=True)
+    scores = random_scores(Graph.of(model), level, 0)
+    whole = curve(model, pairs, scores)
+    assert whole.faithfulness()[-1].item() == 1
+    assert whole.faithfulness()[0].item() == 0
+    exact = metric(llama(), pairs.clean, pairs).detach()
+    assert ((whole.whole - exact).norm() / exact.norm()).item() < 0.05
+    full = curve(llama(), pairs, scores)
+    gap = full.whole.mean() - full.empty.mean()
+    apart = (whole.metric.mean(1) - full.metric.mean(1)).abs().max() / gap.abs()
+    assert apart.item() < 0.1
+
+
+def test_rankings_of_two_levels_have_no_curve_together() -> None:
+    model, pairs = llama(), contrasts()
+    rankings = [Ranking(random_scores(Graph.of(model), level, 0)) for level in LEVELS[:2]]
+    with pytest.raises(ValueError, match="f is of one level"):
+        curves(model, pairs, rankings)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -175,12 +222,13 @@ def test_a_whole_curve_is_what_mibs_procedure_gives_step_by_step() -> None:
 
 
 def test_f_is_a_ratio_of_means_not_a_mean_of_ratios() -> None:
-    found = Curve((1,), torch.tensor([[1.0, 3.0]]), whole=torch.tensor([2.0, 10.0]), empty=torch.tensor([0.0, 0.0]))
+    whole = torch.tensor([2.0, 2.0, 10.0, 10.0])
+    found = Curve((1,), torch.tensor([[1.0, 1.0, 3.0, 3.0]]), whole=whole, empty=torch.zeros(4))
     assert found.faithfulness().tolist() == [pytest.approx(4 / 12)]  # the mean of ratios would be 0.4
     draws = found.bootstrap()
     assert draws.shape == (1000, 1)
-    # Two problems: each draw holds the first twice (1/2), the second twice (3/10), or both (1/3).
-    assert {round(x, 4) for x in draws.flatten().tolist()} == {0.5, 0.3, 0.3333}
+    # Two kinds of problems: of four drawn, 4, 3, 2, 1 or none are of the first: 4/8, 6/16, 8/24, 10/32 or 12/40.
+    assert {round(x, 4) for x in draws.flatten().tolist()} == {0.5, 0.375, 0.3333, 0.3125, 0.3}
 
 
 def test_a_model_that_does_as_well_with_nothing_has_no_faithfulness() -> None:
@@ -376,9 +424,18 @@ def test_a_denominator_that_may_be_nothing_is_told() -> None:
     assert noise.stands_on_noise
     assert not Curve((1,), noise.metric, noise.whole + 5, noise.empty).stands_on_noise
     # Draws in which both problems are the first have no f; the others are kept.
-    half = Curve((1,), torch.tensor([[1.0, 1.0]]), whole=torch.tensor([1.0, 2.0]), empty=torch.tensor([1.0, 0.0]))
+    half = Curve((1,), torch.ones(1, 4), whole=torch.tensor([1.0, 1.0, 1.0, 2.0]), empty=torch.ones(4))
     assert bool(torch.isfinite(half.bootstrap()).all())
-    assert 600 < len(half.bootstrap()) < 900
+    assert 600 < len(half.bootstrap()) < 750  # one of four is in 1 − (3/4)⁴ = 68 % of draws
+
+
+def test_three_problems_have_no_interval_and_show_nothing() -> None:
+    few = Curve((1,), torch.ones(1, 3), whole=torch.full((3,), 2.0), empty=torch.zeros(3))
+    assert few.bootstrap().shape == (0, 1)
+    assert few.stands_on_noise
+    four = Curve((1,), torch.ones(1, 4), whole=torch.full((4,), 2.0), empty=torch.zeros(4))
+    assert four.bootstrap().shape == (1000, 1)
+    assert not four.stands_on_noise
 
 
 def test_the_evaluation_of_a_circuit_is_finite_and_holds_its_baselines() -> None:

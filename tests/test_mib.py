@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cdbench.circuits import mib, mib_data
-from cdbench.circuits.arithmetic import KINDS, carry
+from cdbench.circuits.arithmetic import KINDS, Operator, carry
 from cdbench.circuits.graph import LEVELS, Graph, Level, top
 from cdbench.errors import EnvironmentLacks, UserError
 from hub_cache import cached
@@ -216,8 +216,18 @@ def test_generated_splits_share_no_problem_and_no_twin() -> None:
     sides = []
     for split in ("train", "test"):
         rows = mib_data.generate(Random(0), 300, split)
-        sides.append({tuple(sorted((row["operand1"], row["operand2"]))) for row in rows})
-    assert not sides[0] & sides[1]
+        sides.append([tuple(sorted((row["operand1"], row["operand2"]))) for row in rows])
+    assert [len(set(side)) for side in sides] == [300, 300]
+    assert not set(sides[0]) & set(sides[1])
+
+
+@pytest.mark.parametrize("op", ["+", "-"])
+def test_more_rows_than_there_are_problems_end_where_these_do(op: Operator) -> None:
+    """90 · 91 / 2 unordered pairs of two-digit numbers."""
+    rows = [row for split in ("train", "test") for row in mib_data.generate(Random(0), 10_000, split, op)]
+    problems = {tuple(sorted((row["operand1"], row["operand2"]))) for row in rows}
+    assert len(problems) == len(rows)
+    assert 2500 < len(rows) <= 4095  # some have no counterfactual of some kind
 
 
 def test_one_level_of_a_file_can_be_read_where_another_was_not_scored(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from cdbench.circuits.attribution import Work
 from cdbench.circuits.discovery import Search, agreement, discover, exact_scores, flat
 from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.forward import Forward
-from cdbench.circuits.graph import Circuit, Graph, Level
+from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.circuits.patching import (
     ablated_hits,
     all_nodes,
@@ -119,6 +119,16 @@ def test_exact_scores_of_single_items_agree_between_levels() -> None:
     torch.testing.assert_close(
         last, exact_scores(model, pairs, "node", (graph.mlp(2),)), rtol=1e-4, atol=1e-4, check_dtype=False
     )
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-4), (torch.bfloat16, 0.15)])
+def test_exact_scores_hardly_depend_on_the_type(dtype: torch.dtype, tolerance: float, level: Level) -> None:
+    """Neurons are each a small part of a node, and rounding is not: those of the embedding, which are large."""
+    pairs, graph = contrasts(), Graph.of(llama())
+    items = range(16 if level == "neuron" else graph.items(level))
+    expected, found = (exact_scores(model, pairs, level, items) for model in (llama(), llama().to(dtype)))
+    assert ((found - expected).norm() / expected.norm()).item() < tolerance
 
 
 def test_agreement_is_computed_on_the_top_items() -> None:

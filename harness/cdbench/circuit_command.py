@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cdbench import __version__, plan
-from cdbench.circuit_output import ELSE, draw_attention, dropped, show_discovery, show_evaluation, show_interchange
+from cdbench.circuit_output import (
+    ELSE,
+    draw_attention,
+    dropped,
+    require_svg,
+    show_discovery,
+    show_evaluation,
+    show_interchange,
+)
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,7 +37,9 @@ _KINDS = ["random", *_VARIABLES]
 _SAID_EVERY = 10
 """Seconds between two words of progress where there is no terminal."""
 _SHOWN = 10
+_PROBLEMS = 500
 _DRAWS = 3
+_HEADS = 4
 
 
 @click.group()
@@ -45,6 +55,11 @@ def circuit() -> None:
 def _where_options(command: Command) -> Command:
     command = click.option("--store", help="Folder of shared artefacts [CDBENCH_STORE; RUNS/store].")(command)
     command = click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")(command)
+    command = click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Where the model runs [as the profile says: all but paper on the CPU].",
+    )(command)
     return click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")(command)
 
 
@@ -111,7 +126,7 @@ def _data_options(command: Command) -> Command:
     "--steps", type=click.IntRange(1), default=1, show_default=True, help="Steps of integrated gradients; 1: none."
 )
 @click.option(
-    "-n", "--problems", type=click.IntRange(1), default=500, show_default=True, help="Training problems to use."
+    "-n", "--problems", type=click.IntRange(1), default=_PROBLEMS, show_default=True, help="Training problems to use."
 )
 @click.option("--top", type=click.IntRange(1), help="Items to show, and to patch exactly [10, or all there are].")
 @click.option(
@@ -135,31 +150,30 @@ def discover(model: str, **options: Any) -> None:
     cdbench circuit discover student --level edge --by exact
     cdbench circuit discover 3f2a9c0d1b7e4f60 --level edge --steps 5
     cdbench circuit discover ./my-llama --counterfactual ones_carry --json
-    cdbench circuit discover meta-llama/Llama-3.2-1B --data mib    # from the local hub cache
+    cdbench circuit discover meta-llama/Llama-3.2-1B --data mib --device cuda    # from the local hub cache
     """
     from cdbench.circuits import discovery, saved
     from cdbench.circuits.graph import Graph
     from cdbench.circuits.scores import stability_over
 
     wanted = _data(options)
-    studied = _studied(model, options)
-    studied.start()
     search = discovery.Search(options["by"], options["level"], options["steps"])
     if search.by != "attribution" and search.steps > 1:
         raise UserError(
             f"--steps {search.steps}: integrated gradients are attribution's; --by {search.by} has no steps"
         )
     draws = _draws(search, wanted, options["draws"])
+    studied = _studied(model, options)
+    studied.start()
+    graph = Graph.of(studied.model)
+    _require_top("--top", options["top"] or 1, graph.items(search.level), f"{search.level}s")
     contrasts, told = studied.contrasts(wanted, "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = _work(f"{search.by} of {search.level}s", options["batch_size"])
     split = studied.encoded(examples)
     scores = discovery.discover(studied.model, contrasts, split, search, work)
-    graph = Graph.of(studied.model)
     values = discovery.flat(scores.mean, graph, search.level)
     saved.require_finite(values, f"{model} on {told.named}")
-    if (options["top"] or 1) > len(values):
-        raise UserError(f"--top {options['top']}: the model has {len(values)} {search.level}s")
     count = options["top"] or min(_SHOWN, len(values))
     slopes = scores
     if search.by != "attribution":  # which is held against exact patching whatever ranks
@@ -173,7 +187,7 @@ def discover(model: str, **options: Any) -> None:
         redrawn.append(discovery.discover(studied.model, others, split, search, work))
     work = _work("exact patching of the top", options["batch_size"])
     checked = discovery.agreement(studied.model, contrasts, slopes, discovery.strongest(scores, graph, count), work)
-    folder = options["out"] or _folder(studied, search, wanted)
+    folder = options["out"] or _folder(studied, search, wanted, options)
     table: dict[str, object] = {
         "cdbench": __version__,
         "model": studied.subject,
@@ -196,6 +210,12 @@ def discover(model: str, **options: Any) -> None:
         return
     show_discovery(made, len(values))
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
+
+
+def _require_top(option: str, asked: int, there: int, what: str) -> None:
+    """Raises UserError where more are asked for than there are: fewer would be shown in silence."""
+    if asked > there:
+        raise UserError(f"{option} {asked}: the model has {there} {what}")
 
 
 def _draws(search: Any, wanted: "Data", asked: int | None) -> int:
@@ -231,7 +251,7 @@ def _studied(model: str, options: dict[str, Any]) -> "Studied":
 
     where = plan.places(options["runs"], options["store"])
     task = options["task"] or "addition_2digit"
-    studied = Studied(model, options["profile"] or "tiny", task, where, _told("models"))
+    studied = Studied(model, options["profile"] or "tiny", task, where, _told("models"), options["device"])
     if studied.is_run and options["task"] not in (None, studied.workspace.task):
         raise UserError(f"run {model} was made on task '{studied.workspace.task}'; it is studied on no other")
     asked = options["profile"] and Path(options["profile"]).stem
@@ -268,13 +288,17 @@ def _clear() -> None:
         click.echo("\r\033[K", nl=False, err=True)
 
 
-def _folder(studied: "Studied", search: Any, wanted: "Data") -> Path:
+def _folder(studied: "Studied", search: Any, wanted: "Data", options: dict[str, Any]) -> Path:
     """A name of its own for each search; of a model without a short name, with the first digits of its content."""
     name = studied.name if "/" not in studied.name else f"{Path(studied.name).name.split('@')[0]}-{studied.content[:8]}"
     own = [] if studied.is_run or studied.profile.name == "tiny" else [studied.profile.name]
     parts = [name, *own, studied.workspace.task if wanted.source == "task" else wanted.source, search.level, search.by]
     kind = wanted.counterfactual
     parts += [f"{search.steps}steps"] * (search.steps > 1) + [kind] * (kind != "random")
+    n, draws, commit = options["problems"], options["draws"], options["revision"]
+    parts += (
+        [f"n{n}"] * (n != _PROBLEMS) + [f"{draws}draws"] * (draws is not None) + [(commit or "")[:8]] * bool(commit)
+    )
     return studied.where.runs / "circuits" / "-".join(parts)
 
 
@@ -352,7 +376,7 @@ def evaluate(folder: Path, **options: Any) -> None:
     wanted = _data_of(made)
     contrasts, told = studied.contrasts(wanted, "test", options["problems"])
     # Means and magnitudes are found where scores are: on the training problems of the search, if the circuit says how many.
-    training, _ = studied.contrasts(wanted, "train", made.data.problems or options["problems"])
+    training, _ = studied.contrasts(wanted, "train", made.data.drawn or options["problems"])
     means = None
     if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
         means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
@@ -404,7 +428,7 @@ def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
 @click.option(
     "-n", "--problems", type=click.IntRange(4), default=500, show_default=True, help="Held-out problems to use."
 )
-@click.option("--top", type=click.IntRange(1), default=10, show_default=True, help="Nodes to show.")
+@click.option("--top", type=click.IntRange(1), help="Nodes to show [10, or all there are].")
 @click.option("--all", "every", is_flag=True, help="Also problems that the model gets wrong.")
 @_source_options
 @_model_options
@@ -426,6 +450,8 @@ def interchange(model: str, **options: Any) -> None:
 
     studied = _studied(model, options)
     studied.start()
+    names = Graph.of(studied.model).nodes
+    _require_top("--top", options["top"] or 1, len(names), "nodes")
     # Sources are drawn here, so that a problem needs no counterfactual of the variable's kind.
     wanted = _data({**options, "counterfactual": "random"})
     drawn = studied.prompts(wanted, options["problems"])
@@ -439,7 +465,6 @@ def interchange(model: str, **options: Any) -> None:
     variable = options["variable"]
     rng = rng_for("interchange", studied.workspace.task, variable)
     problems = make_interchanges(studied.tokenizer, examples, variable, rng)
-    names = Graph.of(studied.model).nodes
     hits = interchange_hits(studied.model, problems, range(len(names)), _work("interchange", options["batch_size"]))
     _clear()
     shares = [wilson(int(k), len(hits)) for k in hits.sum(0).tolist()]
@@ -449,7 +474,8 @@ def interchange(model: str, **options: Any) -> None:
     control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
     (base, source), expected = problems.pairs[0], problems.expected[0]
     table = {
-        "model": model, "variable": variable, "problems": len(hits), "not_solved": len(drawn) - len(examples),
+        "model": model, "variable": variable, "problems": len(hits), 
+        "not_solved": None if options["every"] else len(drawn) - len(examples),  # which they are with --all is not asked
         "without_source": len(examples) - len(hits),
         "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],
         "best": names[best], "judged_on": len(held), "accuracy": judged.model_dump(), "median_node": float(others.median()),
@@ -463,7 +489,7 @@ def interchange(model: str, **options: Any) -> None:
     what = studied.workspace.task if wanted.source == "task" else f"--data {wanted.source}"
     click.echo(f"{model} on {what}: {len(examples)} of {len(drawn)} held-out problems{which}, "
                f"{len(hits)} with a source that differs in {variable}")  # fmt: skip
-    show_interchange(table, options["top"])
+    show_interchange(table, options["top"] or _SHOWN)
 
 
 def _control_of(
@@ -486,9 +512,7 @@ def _control_of(
 
 @circuit.command()
 @click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
-@click.option(
-    "--heads", type=click.IntRange(1, 8), default=4, show_default=True, help="How many heads, most important first."
-)
+@click.option("--heads", type=click.IntRange(1, 8), help="How many heads, most important first [4, or all there are].")
 @click.option(
     "-n", "--problems", type=click.IntRange(1), default=500, show_default=True, help="Held-out problems to use."
 )
@@ -505,12 +529,14 @@ def attention(folder: Path, **options: Any) -> None:
     from cdbench.circuits.attention import attention_pattern, top_heads
 
     made, scores = saved.read(folder)
+    graph, mean = made.model.graph, scores.mean
+    _require_top("--heads", options["heads"] or 1, graph.layers * graph.heads, "heads")
+    require_svg(options["out"])
     studied = _again(made, options)
     prompts = studied.prompts(_data_of(made), options["problems"])
     pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
-    graph, mean = made.model.graph, scores.mean
     size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
-    heads = top_heads(graph, size, options["heads"])
+    heads = top_heads(graph, size, options["heads"] or _HEADS)
     shown = {name: pattern.weights[layer, head] for name, (layer, head) in heads.items()}
     if options["out"]:
         draw_attention(options["out"], shown, pattern, made.model.name)
@@ -553,6 +579,8 @@ def export(folder: Path, form: str, out: Path | None, keep: int | None, as_json:
         raise UserError(f"--keep {keep}: a circuit of 1 to {graph.items(made.level)} {made.level}s can be marked")
     chosen = None if keep is None else top(scores.mean, keep, graph, made.level)
     out = out or folder / f"{form}.json"
+    if out.resolve() in {(folder / own).resolve() for own in (saved.CIRCUIT, saved.SCORES)}:
+        raise UserError(f"--out {out} is the circuit itself; take another name")
     mib.write(out, graph, made.level, scores.mean, chosen)
     kept = None if chosen is None else len(chosen)
     if as_json:
@@ -587,6 +615,9 @@ def import_(file: Path, form: str, **options: Any) -> None:
 
     wanted = _data(options)
     found = mib.read(file, options["level"])
+    level = options["level"] or next(iter(found.scores))
+    if options["level"] is None and len(found.scores) > 1:
+        raise UserError(f"{file} has scores of {' and '.join(found.scores)}s; say which with --level")
     studied = _studied(options["model"], options)
     studied.start()
     graph = Graph.of(studied.model)
@@ -595,9 +626,6 @@ def import_(file: Path, form: str, **options: Any) -> None:
             f"{file} is of another model: {found.graph.layers} layers, {found.graph.heads} heads, width {found.graph.width}; "
             f"{options['model']} has {graph.layers}, {graph.heads}, {graph.width}"
         )
-    level = options["level"] or next(iter(found.scores))
-    if options["level"] is None and len(found.scores) > 1:
-        raise UserError(f"{file} has scores of {' and '.join(found.scores)}s; say which with --level")
     folder = options["out"] or studied.where.runs / "circuits" / file.stem
     scores = single(level, found.scores[level])
     data = {

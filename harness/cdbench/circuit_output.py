@@ -1,5 +1,6 @@
 """What `cdbench circuit` shows: text for people, drawings."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,20 +65,23 @@ ELSE = {"resample": "from the counterfactual", "mean": "at its mean", "zero": "z
 
 
 def _plain(value: float) -> str:
-    """0.123; what rounds to nothing has no sign."""
-    return f"{round(value, 3) + 0.0:.3f}"
+    """0.123; what rounds to nothing has no sign; a dash where there is no number."""
+    return f"{round(value, 3) + 0.0:.3f}" if math.isfinite(value) else "–"
 
 
 def show_evaluation(result: dict[str, Any], level: str) -> None:
     """Faithfulness over sizes, CPR and CMD, beside the rankings that know nothing."""
     whole, empty = result["metric_whole"], result["metric_empty"]
+    mine, size, chance = result["circuit"], result["magnitude"], result["random"]
     click.echo(
         f"logit difference of the whole model {whole:+.2f}, of nothing {empty:+.2f}; f is 1 for the one, 0 for the other"
     )
+    low, _ = mine["cpr_95"]
+    if not math.isfinite(low):
+        click.echo("note: these problems are too few for an interval")
     if result["on_noise"]:
         click.echo("note: these problems do not show that the model does better than nothing; f divides by chance")
     click.echo()
-    mine, size, chance = result["circuit"], result["magnitude"], result["random"]
     click.echo(f"  {'kept':>7}  {level + 's':>8}  {'f':>6}  {'95 %':>15}  {'magnitude':>9}  {'random':>7}")
     for i, share in enumerate(result["sizes"]):
         low, high = mine["f_95"][i]
@@ -85,7 +89,7 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
                    f"{_plain(size['f'][i]):>9}  {_plain(chance['f'][i]):>7}")  # fmt: skip
     for key, name, better in (("cpr", "CPR", "higher is better"), ("cmd", "CMD", "lower is better")):
         (low, high), (least, most) = mine[f"{key}_95"], chance[f"{key}_range"]
-        click.echo(f"{name}  {mine[key]:.3f} [{low:.3f}, {high:.3f}]   magnitude {size[key]:.3f}   "
+        click.echo(f"{name}  {mine[key]:.3f} [{_plain(low)}, {_plain(high)}]   magnitude {size[key]:.3f}   "
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
 
 
@@ -109,17 +113,17 @@ def show_interchange(table: dict[str, Any], most: int) -> None:
                f"({control['n']} pairs); of what carries {variable} and nothing else, it always does")  # fmt: skip
 
 
-def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model: str) -> None:
-    """Attention of some heads as heat maps, into an .svg file.
+def require_svg(file: Path | None) -> None:
+    """Raises UserError where a drawing is asked for in another kind of file."""
+    if file and file.suffix != ".svg":
+        raise UserError(f"--out {file}: the drawing is an .svg file")
 
-    Raises:
-        UserError: another kind of file.
-    """
+
+def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model: str) -> None:
+    """Attention of some heads as heat maps, into an .svg file."""
     from cdbench.files import write_atomic
     from cdbench.report import figures
 
-    if file.suffix != ".svg":
-        raise UserError(f"--out {file}: the drawing is an .svg file")
     caption = f"Mean attention of {model}'s heads"
     maps = {name: figures.Named(weights.tolist(), pattern.roles, pattern.roles) for name, weights in shown.items()}
     picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -22,7 +23,7 @@ from cdbench.evaluate import load_student
 from cdbench.files import sha256
 from cdbench.models import Checkpoint, hub_or_folder, prepare
 from cdbench.plan import Places
-from cdbench.requirements import hub_main, missing
+from cdbench.requirements import gpu_missing, hub_main
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store
 from cdbench.tokens import Encoded, encode, prompt_ids
@@ -70,6 +71,7 @@ class Studied:
 
     `name` is "teacher", "student" (of the profile), a run's id (its trained student), a folder in Hugging Face format, or
     owner/name[@revision] on the hub (without a revision: what the local cache has as main, and then named by its commit).
+    It runs where `asked_device` says, else where the profile does.
     """
 
     name: str
@@ -77,6 +79,7 @@ class Studied:
     task: str
     where: Places
     progress: Progress
+    asked_device: Literal["cpu", "cuda"] | None = None
 
     @cached_property
     def profile(self) -> Profile:
@@ -140,18 +143,27 @@ class Studied:
     def start(self) -> None:
         """Readies this process as the profile wants it, and loads the model.
 
+        How much memory a GPU must have no profile says: its figure is for training its own two models.
+
         Raises:
-            EnvironmentLacks: the machine has not what the profile needs.
+            EnvironmentLacks: there is no GPU where one is asked for, or the model is not in the hub's cache.
         """
-        if self.profile.device == "cuda" and (lacks := missing(self.profile)):
-            raise EnvironmentLacks(f"profile {self.profile.name} needs {lacks[0]}")
-        prepare(self.profile)
+        if self.device == "cuda" and (lack := gpu_missing()):
+            raise EnvironmentLacks(
+                f"{'--device cuda' if self.asked_device else f'profile {self.profile.name}'} needs {lack}"
+            )
+        prepare(self.profile.model_copy(update={"device": self.device}))
         _ = self.model
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"]:
+        """Where the model runs."""
+        return self.asked_device or self.profile.device
 
     @cached_property
     def model(self) -> LlamaForCausalLM:
         """The model, in eval mode."""
-        model = self._checkpoint.model(self.profile.device)
+        model = self._checkpoint.model(self.device)
         model = load_student(model, self._weights) if self._weights else model
         for name, value in model.named_parameters():
             if not bool(value.isfinite().all()):
@@ -245,14 +257,14 @@ class Studied:
         return contrasts, told
 
     def prompts(self, wanted: Data, n: int) -> tuple[Example, ...]:
-        """At most `n` held-out problems.
+        """At most `n` held-out problems, none twice.
 
         Raises:
             EnvironmentLacks: MIB's data are not in the cache.
         """
         if wanted.source == "task":
             return self.examples("test", n)
-        return tuple(clean for clean, _ in wanted.mib_pairs("test", n)[0])
+        return tuple({clean.prompt: clean for clean, _ in wanted.mib_pairs("test", n)[0]}.values())
 
     def _of_one_layout(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
         """Pairs of one layout, and how many are not."""

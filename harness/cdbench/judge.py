@@ -1,7 +1,8 @@
 """What the evaluator says of a model's circuit (paper B, 5.2): how faithful it is, what it can do alone, what it carries.
 
 The circuit is found on the training split and judged on held-out problems, in the same way for every row: attribution patching
-ranks the nodes and the edges of the trained student. The first half of the nodes, by score, is its circuit.
+ranks the nodes and the edges of the trained student. The embedding and then the first nodes by score, half of all together, are
+its circuit.
 """
 
 import math
@@ -95,7 +96,7 @@ def judge_circuit(
         raise NotJudged(f"no two problems of '{workspace.task}' have the same layout and different answers")
     graph, scores = Graph.of(model), attribute(model, found)
     try:
-        circuit = top(scores.mean, math.ceil(SHARE * len(graph.nodes)), graph, "node")
+        circuit = top(_embedding_first(scores.mean), math.ceil(SHARE * len(graph.nodes)), graph, "node")
     except ValueError as error:
         raise NotJudged(f"the nodes cannot be ranked: {error}") from None
     calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
@@ -135,6 +136,13 @@ def judge_circuit(
         cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own, SHARE)),
         not_judged=reasons.missing,
     )
+
+
+def _embedding_first(scores: Tensor) -> Tensor:
+    """The scores [nodes] with the embedding's above all: without it no model knows its problem, whatever else is kept."""
+    first = scores.clone()
+    first[0] = scores.abs().max() + 1
+    return first
 
 
 def _drawn(like: Tensor, draw: int) -> Tensor:
@@ -216,7 +224,9 @@ def _faithfulness(
     found = evaluate(model, held, scores, Rivals(_DRAWS, magnitude(model, chosen_on, scores.level, work)), work=work)
     own = found["circuit"]
     if math.isnan(own["cpr_95"][0]) or math.isnan(own["cmd_95"][0]):
-        raise UserError(f"on draws of the {len(held)} problems f is 0 divided by 0: it has no interval")
+        raise UserError(
+            f"f has no interval on {len(held)} problems: they are too few, or on draws of them f is 0 divided by 0"
+        )
     return Faithfulness(
         items=found["items"],
         **own,

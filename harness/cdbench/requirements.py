@@ -81,22 +81,22 @@ def nvidia_driver() -> str | None:
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
 
 
+def gpu_missing(least_gib: int = 0) -> str | None:
+    """What a machine without a GPU, or with one of less memory, lacks; None where nothing."""
+    import torch
+
+    wanted = "a CUDA GPU" + (f" with at least {least_gib} GiB" if least_gib else "")
+    if not torch.cuda.is_available():
+        build = " (this torch is a CPU build: run `make setup` on a machine with an NVIDIA GPU)"
+        return f"{wanted}: none is visible" + (build if torch.version.cuda is None else " (check nvidia-smi)")
+    have = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return f"{wanted}: this one has {have:.0f} GiB" if have < least_gib else None
+
+
 def missing(profile: Profile, *, gpu: bool = True) -> list[str]:
     """What this machine lacks for a profile, one sentence each; empty when it can run. `gpu` False: that is seen elsewhere."""
-    lacks: list[str] = []
-    if gpu and profile.device == "cuda":
-        import torch
-
-        if not torch.cuda.is_available():
-            build = " (this torch is a CPU build: run `make setup` on a machine with an NVIDIA GPU)"
-            lacks.append(
-                f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: none is visible"
-                + (build if torch.version.cuda is None else " (check nvidia-smi)")
-            )
-        else:
-            have = torch.cuda.get_device_properties(0).total_memory / 2**30
-            if have < profile.gpu_memory_gib:
-                lacks.append(f"a CUDA GPU with at least {profile.gpu_memory_gib} GiB: this one has {have:.0f} GiB")
+    lack = gpu_missing(profile.gpu_memory_gib) if gpu and profile.device == "cuda" else None
+    lacks = [lack] if lack else []
     models: list[ModelConfig] = [profile.teacher, profile.student]
     lacks += [weights_sentence(m) for m in models if isinstance(m, HubModel) and hub_snapshot(m) is None]
     return lacks

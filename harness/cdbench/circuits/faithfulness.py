@@ -21,7 +21,7 @@ from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.forward import Forward, Outputs, Part, wide
 from cdbench.circuits.graph import Circuit, Graph, Level, top
 from cdbench.circuits.patching import expanded, hits_at
-from cdbench.circuits.scores import Scores, single
+from cdbench.circuits.scores import LEAST_ROWS, Scores, single
 from cdbench.errors import UserError
 from cdbench.seeds import generator_for
 from cdbench.tokens import Encoded
@@ -65,8 +65,11 @@ def circuit_metric(
     parts, done = [], 0
     for batch in contrasts.batches(work.batch_size, model.device):
         stand_in = _stand_in(forward, batch, exchange)
-        ends = [circuit_end(forward, forward.embed(batch.clean), stand_in, circuit) for circuit in circuits]
-        parts.append(torch.stack([batch.difference(forward.logits(end, batch.last)) for end in ends]).cpu())
+        embedding, found = forward.embed(batch.clean), []
+        for circuit in circuits:
+            end = circuit_end(forward, embedding, stand_in, circuit)
+            found.append(batch.difference(forward.logits(end, batch.last)))
+        parts.append(torch.stack(found).cpu())
         done += len(batch)
         work.progress(done, len(contrasts))
     metric = torch.cat(parts, dim=1)
@@ -222,13 +225,23 @@ class Curve:
         return torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
 
     def bootstrap(self) -> Tensor:
-        """[1,000, sizes] f over problems drawn anew; draws in which f is 0 divided by 0 have no f, and are left out."""
+        """[1,000, sizes] f over problems drawn anew; draws in which f is 0 divided by 0 have no f, and are left out.
+
+        Of fewer than 4 problems there is none.
+        """
+        if len(self.whole) < LEAST_ROWS:
+            return torch.empty(0, len(self.items), dtype=torch.float64)
         f = self.faithfulness(self._drawn())
         return f[torch.isfinite(f).all(1)]
 
     @property
     def stands_on_noise(self) -> bool:
-        """Whether the problems do not show that the model does better than nothing: then f divides by chance."""
+        """Whether the problems do not show that the model does better than nothing: then f divides by chance.
+
+        Fewer than 4 show nothing.
+        """
+        if len(self.whole) < LEAST_ROWS:
+            return True
         gap = (self.whole - self.empty).double()[self._drawn()].mean(1)
         low, high = torch.quantile(gap, torch.tensor([0.025, 0.975], dtype=gap.dtype)).tolist()
         return bool(low <= 0 <= high)
@@ -266,12 +279,16 @@ def curves(
 
     Raises:
         UserError: the model has the same metric with and without its activations.
-        ValueError: scores of another model, or not finite.
+        ValueError: scores of another model, of several levels, or not finite.
     """
     graph = Forward(model).graph
-    circuits, items = [Circuit.whole(graph), Circuit.empty(graph)], []
+    (level, *others) = {ranking.scores.level for ranking in rankings}
+    if others:
+        raise ValueError(f"rankings of {level}s and of {others[0]}s; f is of one level")
+    # Of the rankings' own level: in half precision sums of all heads and of each round apart, and f(all) would not be 1.
+    circuits, items = [Circuit.whole(graph, level), Circuit.empty(graph, level)], []
     for ranking in rankings:
-        level, mean = ranking.scores.level, ranking.scores.mean
+        mean = ranking.scores.mean
         items.append(tuple(int(size * graph.items(level)) for size in SIZES))
         circuits += [top(mean, n, graph, level, absolute=ranking.absolute) for n in items[-1]]
     # Small sizes of few items are one circuit, and so are rankings that agree.
@@ -328,23 +345,30 @@ def _moved(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Wo
     for batch in contrasts.batches(work.batch_size, model.device):
         trace, corrupt = forward.trace(forward.embed(batch.clean)), forward.trace(forward.embed(batch.corrupt)).outputs
         clean = trace.outputs
-        moved, written, read = [(clean.embedding - corrupt.embedding)[:, :, None]], [clean.embedding], []
+        real = torch.arange(batch.clean.shape[1], device=batch.clean.device)[None] <= batch.last[:, None]
+        found: list[Tensor] = []
+
+        def add(moved: Tensor, stream: Tensor, real: Tensor = real, found: list[Tensor] = found) -> None:
+            """Nodes [b, t, k, width] that write into a stream [b, t, width]: a layer at a time, as all would be large."""
+            moved = wide(moved).masked_fill(~real[:, :, None, None], 0.0)
+            if level == "edge":
+                found.append(moved.norm(dim=-1))
+                return
+            moved = moved / _length(stream)[:, :, None, None]
+            found.append((moved.abs() if level == "neuron" else moved.norm(dim=-1)).sum((0, 1)))
+
+        add((clean.embedding - corrupt.embedding)[:, :, None], clean.embedding)
         for i, after in enumerate((*trace.before[1:], trace.end)):
-            moved += [
-                forward.write(i, clean.heads[i] - corrupt.heads[i]),
-                (clean.mlps[i] - corrupt.mlps[i])[:, :, None],
-            ]
-            written += [*[trace.middle[i]] * graph.heads, after]
-            read += [*[trace.before[i]] * 3 * graph.heads, trace.middle[i]]
-        every = wide(torch.cat(moved, dim=2))
-        real = (torch.arange(every.shape[1], device=every.device)[None] <= batch.last[:, None])[:, :, None, None]
-        every = every.masked_fill(~real, 0.0)
+            add(forward.write(i, clean.heads[i] - corrupt.heads[i]), trace.middle[i])
+            add((clean.mlps[i] - corrupt.mlps[i])[:, :, None], after)
         if level == "edge":
-            found = torch.einsum("btn,btr->nr", every.norm(dim=-1), 1 / _lengths([*read, trace.end]))
+            read: list[Tensor] = []
+            for before, middle in zip(trace.before, trace.middle, strict=True):
+                read += [_length(before)] * (3 * graph.heads) + [_length(middle)]
+            lengths = torch.stack([*read, _length(trace.end)], dim=-1)
+            total += torch.einsum("btn,btr->nr", torch.cat(found, dim=2), 1 / lengths).cpu()
         else:
-            every = every / _lengths(written)[..., None]
-            found = every.abs().sum((0, 1)) if level == "neuron" else every.norm(dim=-1).sum((0, 1))
-        total += found.cpu()
+            total += torch.cat(found).cpu()
     return total / len(contrasts)
 
 
@@ -370,9 +394,10 @@ def greedy_order(scores: Tensor, graph: Graph) -> Tensor:
     return order
 
 
-def _lengths(streams: Sequence[Tensor]) -> Tensor:
-    """The L2 norm of each stream at each token, [b, t, len(streams)]."""
-    return torch.stack([wide(stream).norm(dim=-1) for stream in streams], dim=-1).clamp(min=1e-6)
+def _length(stream: Tensor) -> Tensor:
+    """The L2 norm of a stream at each token, [b, t]."""
+    length: Tensor = wide(stream).norm(dim=-1)
+    return length.clamp(min=1e-6)
 
 
 def random_scores(graph: Graph, level: Level, draw: int) -> Scores:

@@ -115,14 +115,21 @@ class Circuit:
     neurons: Tensor | None = None
 
     @classmethod
-    def whole(cls, graph: Graph) -> "Circuit":
+    def whole(cls, graph: Graph, level: Level = "node") -> "Circuit":
         """Everything."""
-        return cls(graph, torch.ones(len(graph.nodes), dtype=torch.bool))
+        return cls._all(graph, level, True)
 
     @classmethod
-    def empty(cls, graph: Graph) -> "Circuit":
+    def empty(cls, graph: Graph, level: Level = "node") -> "Circuit":
         """Nothing."""
-        return cls(graph, torch.zeros(len(graph.nodes), dtype=torch.bool))
+        return cls._all(graph, level, False)
+
+    @classmethod
+    def _all(cls, graph: Graph, level: Level, kept: bool) -> "Circuit":
+        nodes = torch.full((len(graph.nodes),), kept)
+        if level == "edge":
+            return cls(graph, nodes, edges=graph.edge_mask & kept)
+        return cls(graph, nodes, neurons=torch.full(graph.shape(level), kept) if level == "neuron" else None)
 
     @property
     def names(self) -> list[str]:
@@ -140,8 +147,8 @@ class Circuit:
 def top(scores: Tensor, n: int, graph: Graph, level: Level, *, absolute: bool = False) -> Circuit:
     """The circuit of the `n` items of largest score, or largest |score|; equal scores in the order of the graph.
 
-    Edges that lead nowhere are pruned: a node needs an edge in (the input excepted) and an edge out. MIB's code goes over them
-    once, and may leave some that lead nowhere; no number depends on those.
+    Edges that lead nowhere are pruned: a node needs an edge in (the input excepted) and an edge out. MIB's code stops when the
+    same nodes stay, which may leave edges that lead nowhere; no number depends on those.
 
     Raises:
         ValueError: `n` is negative or above all, the scores are of another shape, or not finite.

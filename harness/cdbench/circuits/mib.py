@@ -34,12 +34,13 @@ def write(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Circu
         UserError: another ending.
     """
     chosen = Circuit.empty(graph) if circuit is None else circuit
-    nodes = chosen.nodes
-    edges = graph.edge_mask & nodes[:, None] if chosen.edges is None else chosen.edges
+    edges = graph.edge_mask & chosen.nodes[:, None] if chosen.edges is None else chosen.edges
+    neurons = torch.zeros(graph.shape("neuron"), dtype=torch.bool) if chosen.neurons is None else chosen.neurons
+    marks: Mapping[Level, Tensor] = {"node": chosen.nodes, "edge": edges, "neuron": neurons}
     if path.suffix == ".json":
-        write_atomic(path, json.dumps(_as_json(graph, level, scores, nodes, edges, chosen.neurons)), "the circuit file")
+        write_atomic(path, json.dumps(_as_json(graph, level, scores, marks)), "the circuit file")
     elif path.suffix == ".pt":
-        _save_pt(path, graph, level, scores, Circuit(graph, nodes, edges, chosen.neurons))
+        _save_pt(path, graph, level, scores, marks)
     else:
         raise UserError(f"{path}: MIB knows .json and .pt files")
 
@@ -48,12 +49,7 @@ def _config(graph: Graph) -> dict[str, int | bool]:
     return {"n_layers": graph.layers, "n_heads": graph.heads, "parallel_attn_mlp": False, "d_model": graph.width}
 
 
-def _as_json(
-    graph: Graph, level: Level, scores: Tensor, nodes: Tensor, edges: Tensor, neurons: Tensor | None
-) -> dict[str, Any]:
-    none = torch.zeros(graph.shape("neuron"), dtype=torch.bool)
-    kept = none if neurons is None else neurons
-
+def _as_json(graph: Graph, level: Level, scores: Tensor, marks: Mapping[Level, Tensor]) -> dict[str, Any]:
     def block(values: Tensor, node: int) -> Tensor:
         """A node's own; under each head those of all heads of its layer, as MIB's code writes and reads them."""
         own = graph.heads_beside(node)
@@ -61,15 +57,15 @@ def _as_json(
 
     table: dict[str, dict[str, Any]] = {}
     for i, name in enumerate(graph.nodes):
-        table[name] = {"in_graph": bool(nodes[i])}
+        table[name] = {"in_graph": bool(marks["node"][i])}
         if level == "node":
             table[name]["score"] = float(scores[i])
         if level == "neuron":
-            table[name] |= {"neurons": block(kept, i).tolist(), "neurons_scores": block(scores, i).tolist()}
+            table[name] |= {"neurons": block(marks["neuron"], i).tolist(), "neurons_scores": block(scores, i).tolist()}
     table["logits"] = {"in_graph": True}
     values = scores if level == "edge" else torch.zeros(graph.shape("edge"))
     places = graph.edge_mask.nonzero().tolist()
-    flags, numbers = edges.tolist(), values.tolist()
+    flags, numbers = marks["edge"].tolist(), values.tolist()
     named = {
         name: {"score": numbers[i][j], "in_graph": flags[i][j]}
         for name, (i, j) in zip(graph.edges, places, strict=True)
@@ -77,7 +73,7 @@ def _as_json(
     return {"cfg": _config(graph), "nodes": table, "edges": named}
 
 
-def _save_pt(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Circuit) -> None:
+def _save_pt(path: Path, graph: Graph, level: Level, scores: Tensor, marks: Mapping[Level, Tensor]) -> None:
     import io
 
     table: dict[str, Any] = {
@@ -85,17 +81,13 @@ def _save_pt(path: Path, graph: Graph, level: Level, scores: Tensor, circuit: Ci
         "src_nodes": list(graph.nodes),
         "dst_nodes": list(graph.readers),
         "edges_scores": scores.float() if level == "edge" else torch.zeros(graph.shape("edge")),
-        "edges_in_graph": circuit.edges,
-        "nodes_in_graph": circuit.nodes,
+        "edges_in_graph": marks["edge"],
+        "nodes_in_graph": marks["node"],
     }
     if level == "node":
         table["nodes_scores"] = scores.float()
     if level == "neuron":
-        none = torch.zeros(graph.shape("neuron"), dtype=torch.bool)
-        table |= {
-            "neurons_scores": scores.float(),
-            "neurons_in_graph": none if circuit.neurons is None else circuit.neurons,
-        }
+        table |= {"neurons_scores": scores.float(), "neurons_in_graph": marks["neuron"]}
     buffer = io.BytesIO()
     torch.save(table, buffer)
     write_atomic(path, buffer.getvalue(), "the circuit file")

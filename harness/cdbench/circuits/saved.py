@@ -60,6 +60,11 @@ class Problems(Closed):
     """How many were dropped because both answers are equal."""
 
     @property
+    def drawn(self) -> int:
+        """How many problems were asked for, or all there were: those it was found on, and those that were dropped."""
+        return self.problems + self.without_counterfactual + self.without_contrast
+
+    @property
     def named(self) -> str:
         """What the problems are, for people: the task's own, or others in its place."""
         return _NAMED.get(self.source, self.task)

@@ -12,7 +12,8 @@ from cdbench.circuits.graph import Level
 from cdbench.seeds import generator_for
 
 _DRAWS = 1000
-_LEAST_ROWS = 4
+LEAST_ROWS = 4
+"""Fewer rows, or problems, have no spread to speak of: no interval is given."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Scores:
         `items` are places in the flattened mean, whose limits come flat; else the limits have the shape of the mean. None for
         fewer than 4 rows: so few have no spread to speak of.
         """
-        if len(self.rows) < _LEAST_ROWS:
+        if len(self.rows) < LEAST_ROWS:
             return None
         flat = self.rows.flatten(1).double()
         flat = flat if items is None else flat[:, items]
@@ -66,7 +67,7 @@ class Scores:
         `exists` [nodes, ...] bool says which items count. 1 means that half of the problems rank the items as the other half
         does; 0 that the ranking is noise.
         """
-        if len(self.rows) < _LEAST_ROWS:
+        if len(self.rows) < LEAST_ROWS:
             return float("nan")
         draw, found = generator_for("halves", len(self.rows)), []
         for _ in range(splits):
