@@ -3,6 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PYTHON ?=
 JOBS ?= 2
+WORKERS ?= 2
 RUNNER ?= local
 ARGS ?=
 export PYTHON
@@ -25,7 +26,7 @@ check: $(BIN)/cdbench  ## lint and types; repairs nothing
 	$(BIN)/mypy
 
 test: $(BIN)/cdbench  ## the test suite
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
 
 oracles: $(BIN)/cdbench  ## hold circuits against TransformerLens and pyvene, installed into .oracles for it
 	$(BIN)/python -m pip install --quiet --target .oracles --upgrade --no-deps --require-hashes -r tests/oracles.txt

@@ -9,9 +9,12 @@ FROM ${WHEELS_IMAGE} AS wheels
 FROM ${BASE_IMAGE}
 ENV DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
+# In place of scheme and host of the package mirrors that the base names (http://mirror.example), should packages be needed.
+ARG APT_MIRROR=
 # A base with Python 3.11 and venv needs no package mirror. The lock pins one minor version: another stops the build here.
 RUN python3.11 -c 'import venv, ensurepip' || \
-    { apt-get update && apt-get install -y --no-install-recommends ca-certificates python3.11 python3.11-venv libgomp1 \
+    { find /etc/apt -name '*.list' -o -name '*.sources' | xargs -r sed -i -E "${APT_MIRROR:+s#https?://[^/ ]+#$APT_MIRROR#}" \
+      && apt-get update && apt-get install -y --no-install-recommends ca-certificates python3.11 python3.11-venv libgomp1 \
       && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/*; }
 COPY requirements.cpu-torch.txt image.cpu.txt /opt/cdbench-lock/
 # pip's configuration (indexes, proxies) and CA come as secrets: mounted for this step, in no layer and no history.

@@ -14,9 +14,12 @@ FROM ${BASE_IMAGE}
 ENV DEBIAN_FRONTEND=noninteractive LANG=C.UTF-8 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 COPY --from=python /usr/local/ /usr/local/
+# In place of scheme and host of the package mirrors that the base names (http://mirror.example), should packages be needed.
+ARG APT_MIRROR=
 # What that Python links to. A base that has it needs no package mirror.
 RUN ldconfig && python3.11 -c 'import venv, ensurepip, ssl, sqlite3, ctypes, bz2, lzma, zlib' || \
-    { apt-get update && apt-get install -y --no-install-recommends ca-certificates libssl3 libsqlite3-0 libffi8 libbz2-1.0 \
+    { find /etc/apt -name '*.list' -o -name '*.sources' | xargs -r sed -i -E "${APT_MIRROR:+s#https?://[^/ ]+#$APT_MIRROR#}" \
+      && apt-get update && apt-get install -y --no-install-recommends ca-certificates libssl3 libsqlite3-0 libffi8 libbz2-1.0 \
         liblzma5 zlib1g libreadline8 libncursesw6 libuuid1 libexpat1 libgomp1 \
       && rm -rf /var/lib/apt/lists/* /var/cache/ldconfig/aux-cache /var/log/* \
       && python3.11 -c 'import venv, ensurepip, ssl, sqlite3, ctypes, bz2, lzma, zlib'; }

@@ -20,6 +20,7 @@ with install_import_hook(["cdbench.objectives", "cdbench.circuits"], "beartype.b
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -27,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,27 @@ probe_every = 4
 calibration = 128
 top_k = 2
 """
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Which tests stay on one worker (`make test` has two): those of a file, and of all files of one `group_of`."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(config.rootpath / nodeid.partition("::")[0])
+
+    return ByGroup(config, log)
+
+
+@cache
+def group_of(file: Path) -> str:
+    """The battery; all others that count what is on the engine; those that look at the study, which takes a minute to make."""
+    text = file.read_text()
+    if "mark.docker" in text:
+        return f"engine-{file.parent.name}"
+    return "study" if re.search(r"\bstudy: Path\b", text) else str(file)
 
 
 def quiet(step: int, steps: int, note: str) -> None:

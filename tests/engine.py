@@ -7,7 +7,7 @@ import tempfile
 import time
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import psutil
 import pytest
@@ -23,14 +23,19 @@ def _engine() -> Any:
     return connect(timeout=20)
 
 
+def skip_unless_needed(why: str, *, here: bool = True) -> NoReturn:
+    """Skips, or fails where an engine and all that goes with it must be there; `here` False: on no machine of this kind it is."""
+    if os.environ.get("CDBENCH_ENGINE_NEEDED") and here:
+        pytest.fail(f"CDBENCH_ENGINE_NEEDED is set, and {why}")
+    pytest.skip(why)
+
+
 def engine_or_skip() -> Any:
     """A client of the engine, one for all tests."""
     try:
         return _engine()
     except EnvironmentLacks as error:
-        if os.environ.get("CDBENCH_ENGINE_NEEDED"):
-            pytest.fail(f"CDBENCH_ENGINE_NEEDED is set, and {error}")
-        pytest.skip(str(error))
+        skip_unless_needed(str(error))
 
 
 def host_image() -> Image:
@@ -57,7 +62,7 @@ class PrivateEngine:
     def or_skip(cls) -> "PrivateEngine":
         """One, where it can be had."""
         if os.getuid() != 0 or not shutil.which("dockerd"):
-            pytest.skip("a second engine needs root and dockerd")
+            skip_unless_needed("a second engine needs root and dockerd", here=os.getuid() == 0)
         return cls()
 
     def start(self) -> None:
@@ -110,7 +115,8 @@ def debian_mirror() -> tuple[str, str]:
         mirror, release = line.split()
         if release == suite:
             return mirror, suite
-    pytest.skip("apt on this machine has no mirror of Debian 12, whose Python is 3.11")
+    debian = "bookworm" in Path("/etc/os-release").read_text()
+    skip_unless_needed("apt on this machine has no mirror of Debian 12, whose Python is 3.11", here=debian)
 
 
 def bootstrapped(engine: Any, name: str, packages: str, folder: Path) -> None:
@@ -119,9 +125,7 @@ def bootstrapped(engine: Any, name: str, packages: str, folder: Path) -> None:
         return
     mirror, suite = debian_mirror()
     if not shutil.which("mmdebstrap"):
-        if os.environ.get("CDBENCH_ENGINE_NEEDED"):
-            pytest.fail("CDBENCH_ENGINE_NEEDED is set, and mmdebstrap is not installed")
-        pytest.skip("mmdebstrap is not installed (apt-get install mmdebstrap)")
+        skip_unless_needed("mmdebstrap is not installed (apt-get install mmdebstrap)")
     command = ["mmdebstrap", "--variant=minbase", "--quiet", f"--include={packages}", suite, "base.tar", mirror]
     done = subprocess.run(
         command, cwd=folder, env=os.environ | {"SOURCE_DATE_EPOCH": "0"}, capture_output=True, text=True

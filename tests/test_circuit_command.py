@@ -89,6 +89,24 @@ def test_evaluate_shows_faithfulness_beside_its_baselines(command: Command, args
     assert table["random"]["draws"] == 5
 
 
+def test_evaluate_takes_the_training_problems_that_the_search_was_on(
+    command: Command, args: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some of those that were drawn had no counterfactual: as many must be drawn again, not as many as were kept."""
+    words = ["--counterfactual", "tens_carry", "-n", "60", "--top", "1", "--draws", "0", "--out", "c"]
+    assert command("circuit", "discover", "teacher", *args, *words).exit_code == 0
+    told, asked, own = saved.read(tmp_path / "c")[0].data, {}, Studied.contrasts
+
+    def contrasts(self: Studied, wanted: object, split: str, n: int, draw: int = 0):  # type: ignore[no-untyped-def]
+        asked[split] = own(self, wanted, split, n, draw)  # type: ignore[arg-type]
+        return asked[split]
+
+    monkeypatch.setattr(Studied, "contrasts", contrasts)
+    assert command("circuit", "evaluate", "c", *args[2:], "-n", "20", "--random", "1").exit_code == 0
+    assert 60 == told.drawn > told.problems == len(asked["train"][0])
+    assert asked["train"][1] == told
+
+
 @pytest.mark.parametrize("ablation", ["mean", "zero"])
 def test_evaluate_by_other_ablations(command: Command, args: list[str], found: Path, ablation: str) -> None:
     told = command("circuit", "evaluate", found, *args[2:], "-n", "40", "--ablation", ablation, "--random", "1")
@@ -168,6 +186,7 @@ def test_interchange_names_the_node_that_carries_a_variable(command: Command, ar
     assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
     assert table["accuracy"]["n"] == table["judged_on"] == table["problems"] - table["problems"] // 2
     assert 0 < table["control"]["n"] <= 90
+    assert table["not_solved"] is None  # with --all nobody asks
     nodes = [found["value"] for found in table["nodes"].values()]
     assert nodes == sorted(nodes, reverse=True)
     assert nodes[-1] - 1e-6 <= table["median_node"] <= nodes[0] + 1e-6

@@ -188,7 +188,33 @@ def test_slurm_runs_a_study_and_outlives_a_node(
     assert study.returncode == 0, told[-3000:]
     assert "handed to slurm, in containers there" in told
     assert "again  waits" in told and "NODE_FAIL" in told, told
+    assert f"ExcNodeList={nodes[0]}" in jobs(slurm)  # elsewhere: a node that is sick fails whatever it gets
     found = records(tmp_path / "runs")
     assert [record["status"] for record in found.values()] == ["ok"] * 3
     mine = [record["environment"] for record in found.values() if record["spec"]["method"] == "waits"]
     assert all(each["container"]["machine"] == each["trained_in"]["machine"] == "slurm" for each in mine)
+    # As a harness that is killed leaves it: the next one cancels what it had handed in, and nothing else.
+    sbatch = ["sbatch", "--parsable", "--wrap", "sleep 300"]
+    left, others = (
+        slurm.exec_run([*sbatch, *more])[1].decode().strip() for more in (["--job-name=cdbench-train"], ["--hold"])
+    )
+    scratch = tmp_path / "runs" / "scratch"
+    scratch.mkdir(exist_ok=True)
+    (scratch / f"job-{left}").write_text("cdbench-train")
+    (scratch / f"job-{others}").write_text("cdbench-train")  # the number of another job
+    again = [word if word != "0,1" else "2" for word in command]
+    done = subprocess.run([*inside, *again], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-3000:]
+    states = {line.split()[0]: line for line in jobs(slurm).splitlines()}
+    assert "JobState=CANCELLED" in states[f"JobId={left}"]
+    assert "JobState=PENDING" in states[f"JobId={others}"]
+    # One node is the job's not to have, the other cannot be had: then it gets the one that it was kept from.
+    slurm.exec_run(["scontrol", "update", "nodename=n1", "state=drain", "reason=test"])
+    kept_out = slurm.exec_run([*sbatch, "--exclude=n2"])[1].decode().strip()
+    ask = f"import cdbench.runners.slurm as s; s._let_in({kept_out!r}); print(s._state({kept_out!r}))"
+    until(lambda: b"RUNNING" in slurm.exec_run([sys.executable, "-c", ask])[1])
+
+
+def jobs(slurm: Any) -> str:
+    """What SLURM says of each job, a line each."""
+    return str(slurm.exec_run(["scontrol", "show", "job", "--oneliner"])[1].decode())

@@ -67,6 +67,23 @@ def test_the_image_says_what_it_was_built_from(built: Image) -> None:
     assert "hunter2" not in text and "no-index" not in text
 
 
+def test_packages_that_the_base_lacks_come_from_the_mirror_that_is_named(built: Image, tmp_path: Path) -> None:
+    """Nobody listens there; apt says where it looked."""
+    bare = "cdbench-test/bare:bookworm"
+    (tmp_path / "Dockerfile").write_text(
+        f"FROM {BASE}\nRUN rm -rf /usr/bin/python3.11 /etc/apt/sources.list.d/* "
+        "&& echo 'deb http://deb.debian.org/debian bookworm main' > /etc/apt/sources.list\n"
+    )
+    engine_or_skip().images.build(path=str(tmp_path), tag=bare, rm=True)
+    command = [sys.executable, "-m", "cdbench", "build", "--base", bare, "--mirror", "http://127.0.0.1:9"]
+    command += ["--cuda", "--python", bare] if built.flavour == "cuda" else ["--cpu"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    engine_or_skip().images.remove(bare, force=True)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "http://127.0.0.1:9/debian" in done.stderr and "deb.debian.org" not in done.stderr
+    assert "its words stand above" in done.stderr
+
+
 def test_torch_in_it_is_the_build_of_its_flavour(built: Image) -> None:
     ask = "import torch; print(torch.version.cuda)"
     told = engine_or_skip().containers.run(built.tag, [built.python, "-c", ask], remove=True, network_mode="none")

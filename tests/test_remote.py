@@ -14,7 +14,7 @@ from cdbench.errors import EnvironmentLacks
 from cdbench.files import write_json
 from cdbench.plan import Places, Plan, make_plan, places, single_run_study
 from cdbench.record import Record, failure_file
-from cdbench.runners import End, Handle, Runner, WatchedHandle, schedule
+from cdbench.runners import End, Handle, Runner, WatchedHandle, schedule, slurm
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.remote import Attempt, Order, RemoteRunner
 from conftest import Silent, World
@@ -143,6 +143,93 @@ def test_a_gpu_that_vanishes_is_no_methods_failure(world: World, tmp_path: Path)
     (found,) = done.values()
     assert told.again == ["CUDA error; GPU 0 is not there"]
     assert (found.status, found.error) == ("failed", "train: CUDA error")  # with its GPU it fails by itself
+
+
+def test_a_step_that_fails_where_the_gpu_is_gone_is_tried_elsewhere(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine that lost it says so; elsewhere nobody could look."""
+    spec = world.spec("finetune")
+    wants = spec.model_copy(update={"profile": spec.profile.model_copy(update={"device": "cuda"})})
+    smi = tmp_path / "bin" / "nvidia-smi"
+    smi.parent.mkdir()
+    monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(LocalRunner, "start", lambda self, step, folder, store, spec: Ended(folder, End(1)))
+    write_json(
+        tmp_path / failure_file("train"), {"status": "failed", "error": "CUDA error", "step": "train", "exit_code": 1}
+    )
+    order = Order("train", tmp_path, world.store, tmp_path / "scratch", wants.model_dump_json(), "local", None, ())
+    for says, status in (("echo 570.1", None), ("echo 'Unable to determine the device handle'; exit 9", "infra")):
+        smi.write_text(f"#!/bin/sh\n{says}\n")
+        smi.chmod(0o755)
+        end = order.obey()
+        assert (end.code, end.status) == (1, status)
+    assert end.text == f"CUDA error; {os.uname().nodename}: nvidia-smi finds no GPU any more"
+
+
+@pytest.mark.parametrize(
+    ("told", "ids"),
+    [({"SLURM_STEP_GPUS": "2,3"}, ["2", "3"]), ({"SLURM_JOB_GPUS": "1"}, ["1"]), ({}, [])],
+)
+def test_slurm_says_which_gpus_it_gave(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: dict[str, str], ids: list[str]
+) -> None:
+    for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    seen: list[list[str]] = []
+    monkeypatch.setattr(Order, "obey", lambda self, gpus=(): seen.append(list(gpus)) or End(0))
+    slurm._step(Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ()))
+    assert seen == [ids]
+
+
+def test_ray_says_which_gpus_it_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from cdbench.runners import ray as ray_runner
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
+    monkeypatch.setattr(Order, "obey", lambda self, gpus=(): seen.append(list(gpus)) or End(0))
+    ray_runner._step(Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ()))
+    assert seen == [["3"]]
+
+
+class Sbatch:
+    """submitit's executor before a controller that does not answer at first."""
+
+    def __init__(self, *told: str) -> None:
+        self.told = list(told)
+
+    def submit(self, step: object, order: object) -> str:
+        import submitit
+
+        if self.told:
+            raise submitit.core.utils.FailedJobError(self.told.pop(0))
+        return "job"
+
+
+def test_a_controller_that_is_restarted_is_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr("cdbench.runners.slurm.sleep", slept.append)
+    order = Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ())
+    busy = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)"
+    assert slurm._handed_in(Sbatch(busy, "sbatch: error: Socket timed out on send/recv operation"), order) == "job"
+    assert len(slept) == 2
+    with pytest.raises(EnvironmentLacks, match="SLURM does not take the job: sbatch: error: Batch job submission"):
+        slurm._handed_in(Sbatch(*[busy] * 9), order)
+    with pytest.raises(EnvironmentLacks, match="invalid partition"):
+        slurm._handed_in(Sbatch("sbatch: error: invalid partition specified: gpu"), order)
+    assert len(slept) == 5
+
+
+SHOWN = "JobId=7 JobName=x JobState=NODE_FAIL Reason=NodeDown ReqNodeList=(null) ExcNodeList=n9 NodeList=n[1-2] BatchHost=n1"
+
+
+@pytest.mark.parametrize(
+    ("key", "word"), [("JobState", "NODE_FAIL"), ("NodeList", "n[1-2]"), ("ReqNodeList", None), ("Nodes", None)]
+)
+def test_a_word_of_slurms_about_a_job(key: str, word: str | None) -> None:
+    assert slurm._word(SHOWN, key) == word
 
 
 def attempt(tmp_path: Path, name: str = "try") -> Attempt:

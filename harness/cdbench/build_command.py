@@ -22,6 +22,9 @@ from cdbench.errors import UserError
 @click.option("--python", metavar="IMAGE", help="The same for the image that --cuda takes its Python from.")
 @click.option("--wheels", metavar="IMAGE", help="An image whose files are wheels, where no index has them.")
 @click.option(
+    "--mirror", metavar="URL", help="Where the base's packages come from, should it lack some: http://mirror.example."
+)
+@click.option(
     "--secret",
     "secrets",
     multiple=True,
@@ -52,11 +55,12 @@ def build(from_host: bool, as_json: bool, **options: Any) -> None:
     if from_host:
         if cuda or any(options.values()):
             raise UserError(
-                "--from-host takes this machine as it is: no --cuda, --base, --python, --wheels or --secret beside it"
+                "--from-host takes this machine as it is: no --cuda, --base, --python, --wheels, --mirror or --secret beside it"
             )
         image = images.build_from_host(say)
     elif options["python"] and not cuda:
         raise UserError("--python is for --cuda; the CPU image's base is a Python")
     else:
-        image = images.build("cuda" if cuda else "cpu", say, **options)
+        secrets = options.pop("secrets")
+        image = images.build("cuda" if cuda else "cpu", say, images.Sources(**options), secrets)
     click.echo(json.dumps(asdict(image), indent=1) if as_json else f"{image.tag}  {image.id}")

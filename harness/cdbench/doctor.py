@@ -38,14 +38,15 @@ class Finding:
 
 def examine(where: Places, profile: str | None) -> list[Finding]:
     """All findings; those about a profile only when one is named."""
+    wanted = None if profile is None else config.build_profile(profile, {})
     findings = [_python(), _torch(), _cores(), _gpu(), _disk(where), _writable(where)]
     findings += [_plugins("methods", where), _plugins("tasks", where)]
-    findings += [_engine(), _client(), *_images()]
+    findings += [_engine(), _client(), *_images(wanted is not None and wanted.device == "cuda")]
     findings.append(_token())
-    if profile is not None:
+    if wanted is not None:
         from cdbench.requirements import missing
 
-        needs = missing(config.build_profile(profile, {}))
+        needs = missing(wanted)
         findings += [Finding(f"profile {profile}", "missing", sentence) for sentence in needs]
         if not needs:
             findings.append(Finding(f"profile {profile}", "ok", "this machine has what it needs"))
@@ -143,10 +144,11 @@ def _client() -> Finding:
     return Finding("image building", "ok", f"BuildKit through {' '.join(command)}")
 
 
-def _images() -> list[Finding]:
+def _images(cuda: bool) -> list[Finding]:
+    """The image that a run takes, under a profile for GPUs or any other."""
     try:
         client = engine.connect(timeout=10)
-        image = images.find(client, ("cpu", "host", "cuda"), os.environ.get("CDBENCH_IMAGE"))
+        image = images.find(client, images.flavours(cuda), os.environ.get("CDBENCH_IMAGE"))
     except CdbenchError as error:
         return [] if str(error).startswith("no container engine") else [Finding("image", "note", str(error))]
     found = [Finding("image", "ok", f"{image.tag}, based on {image.base}")]

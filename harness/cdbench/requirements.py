@@ -77,7 +77,10 @@ def nvidia_driver() -> str | None:
     if not command:
         return None
     ask = [command, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(ask, capture_output=True, text=True)
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=30)
+    except subprocess.TimeoutExpired:  # as it is with a driver that hangs
+        return None
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout.strip() else None
 
 

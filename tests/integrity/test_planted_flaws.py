@@ -34,6 +34,7 @@ CAUGHT = {
     "a_fifo": ("refused", "student.safetensors is a pipe"),
     "a_huge_file": ("failed", "File too large"),
     "many_files": ("refused", "limits.output_gib"),
+    "empty_files": ("refused", "left more than 20000 files"),
     "forks_without_end": ("failed", "Resource temporarily unavailable"),
     "eats_memory": ("oom", "limits.memory_gib"),
     "a_child_eats_memory": ("oom", "limits.memory_gib"),

@@ -2,11 +2,12 @@
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 from cdbench.containers.options import GIB
 from cdbench.errors import CdbenchError
-from cdbench.files import explained
+from cdbench.files import explained, open_plain
 from cdbench.record import PREPARED, failure_file, progress_file
 
 _SMALL = 64 << 20
@@ -17,8 +18,8 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "train": ("history.jsonl", "student.safetensors", "masks.safetensors", "outcome.json"),
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
-_UNFINISHED = ("history.jsonl", "checkpoint.pt")
-"""What is worth keeping of a step that did not come to its end."""
+_UNFINISHED = ("checkpoint.pt", "history.jsonl")
+"""What is worth keeping of a step that did not come to its end; the history last, of which what goes too far is cut."""
 _TENSORS = ("student.safetensors", "masks.safetensors", "checkpoint.pt")
 
 
@@ -35,6 +36,34 @@ def harvest(step: str, box: Path, target: Path, *, ended_well: bool, limit: int)
     left = _LEAVES.get(step, ()) if ended_well else _UNFINISHED
     for name in (*left, failure_file(step), progress_file(step)):
         _take(box / name, target / name, limit if name in _TENSORS else _SMALL)
+
+
+Kept = dict[str, tuple[int, int, int]]
+"""Which files `keep` has copied: inode, time of change and size by name."""
+
+
+def keep(box: Path, target: Path, limit: int, seen: Kept) -> None:
+    """Copies what a training that is at work could be gone on from, should all of this be lost, unless `seen` has it.
+
+    What is no plain file, is larger than `harvest` allows or hollow, and what cannot be written here, is passed over: `harvest`
+    will say so. Without a copy the training would begin anew.
+    """
+    for name in _UNFINISHED:
+        spare = target / f".{name}.kept"
+        with suppress(OSError), open_plain(box / name) as source:
+            found = os.fstat(source.fileno())
+            state = (found.st_ino, found.st_mtime_ns, found.st_size)
+            large = found.st_size > (limit if name in _TENSORS else _SMALL)
+            # A hole takes no space there, and would here; a file system that compresses saves less than that.
+            hollow = found.st_size > (1 << 20) and 4 * 512 * found.st_blocks < found.st_size
+            if found.st_nlink == 1 and not (large or hollow or seen.get(name) == state):
+                with spare.open("wb") as copy:
+                    left = found.st_size  # whoever writes could go on and on
+                    while left and (part := source.read(min(left, 1 << 20))):
+                        left -= copy.write(part)
+                os.replace(spare, target / name)
+                seen[name] = state
+        spare.unlink(missing_ok=True)
 
 
 def _take(source: Path, target: Path, limit: int) -> None:

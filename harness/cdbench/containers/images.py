@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ _LOCKS: dict[Flavour, tuple[str, ...]] = {
 }
 _LABEL = "cdbench."
 _PINNED = re.compile(r"@sha256:[0-9a-f]{64}$")
+_LOCKED = re.compile(r"^([A-Za-z0-9][\w.-]*)==([^\s;\\]+)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ def default_base(flavour: Flavour) -> str:
     found = re.search(r"^ARG BASE_IMAGE=(\S+)$", text, re.MULTILINE)
     assert found, f"{flavour}.Dockerfile names no base"
     return found[1]
+
+
+def flavours(cuda: bool) -> tuple[Flavour, ...]:
+    """Which images a profile can be run in, the one to prefer first."""
+    return ("cuda",) if cuda else ("cpu", "host")
 
 
 def find(client: Any, flavours: Sequence[Flavour], named: str | None) -> Image:
@@ -134,8 +141,14 @@ def build_from_host(say: Callable[[str], None]) -> Image:
     """Makes an image of this machine's Python and loads it.
 
     Raises:
-        EnvironmentLacks: no engine, or not Linux on x86-64.
+        EnvironmentLacks: no engine, not Linux on x86-64, or an environment that is not the lock's.
     """
+    if other := _off_lock():
+        more = f" and {len(other) - 3} more" if len(other) > 3 else ""
+        raise EnvironmentLacks(
+            f"the environment {sys.prefix} is not the lock's, by which its image would be called: {'; '.join(other[:3])}{more}. "
+            "Run make setup"
+        )
     client = connect(timeout=600)
     tag = f"cdbench:host-{recipe('host')[:12]}"
     say(f"making {tag} out of {sys.base_prefix}; its environment is {sys.prefix}, mounted read-only")
@@ -153,33 +166,62 @@ def build_from_host(say: Callable[[str], None]) -> Image:
     return _read(client.images.get(tag), tag)
 
 
+def _off_lock() -> list[str]:
+    """What this environment has otherwise than the lock, of all that the steps of a run import."""
+    found = []
+    for name in (_CPU_TORCH, "image.cpu.txt"):
+        for package, version in _LOCKED.findall((folder() / name).read_text()):
+            try:
+                have = metadata.version(package)
+            except metadata.PackageNotFoundError:
+                have = "none"
+            if public(have) != public(version):
+                found.append(f"{package} {have} in place of {version}")
+    return found
+
+
+def public(version: str) -> str:
+    """2.13.0+cpu and 2.13.0 are two builds of one version."""
+    return version.partition("+")[0]
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What an image is made from in place of what its Dockerfile names.
+
+    Attributes:
+        base: with digest, unless the engine has it.
+        python: the same for the image that a CUDA image takes its Python from.
+        wheels: an image whose files are wheels, where no index has them.
+        mirror: scheme and host of a package mirror, in place of those that the base names.
+    """
+
+    base: str | None = None
+    python: str | None = None
+    wheels: str | None = None
+    mirror: str | None = None
+
+
 def build(
-    flavour: Flavour,
-    say: Callable[[str], None],
-    *,
-    base: str | None = None,
-    python: str | None = None,
-    wheels: str | None = None,
-    secrets: Sequence[str] = (),
+    flavour: Flavour, say: Callable[[str], None], sources: Sources = Sources(), secrets: Sequence[str] = ()
 ) -> Image:
     """Builds an image with BuildKit, what the client says going to the terminal.
 
-    Args:
-        base: in place of the Dockerfile's; with digest, unless the engine has it.
-        python: the same for the image that a CUDA image takes its Python from.
-        wheels: an image whose files are wheels, where no index has them.
-        secrets: `id=pip_conf,src=FILE` and `id=ca_bundle,src=FILE`, in no layer and no history.
+    `secrets`: `id=pip_conf,src=FILE` and `id=ca_bundle,src=FILE`, in no layer and no history.
 
     Raises:
         EnvironmentLacks: no engine, or no client with BuildKit.
-        UserError: a base that is neither pinned nor here, a secret that is no file.
+        UserError: a base that is neither pinned nor here, a mirror that is no URL, a secret that is no file.
         RunFailed: the build failed; what the client said stands above.
     """
     client = connect()
     command = buildkit_command()
-    pinned = _pin(client, base or default_base(flavour), "--base")
-    if python:
-        pinned += f" with the Python of {_pin(client, python, '--python')}"
+    base = sources.base or default_base(flavour)
+    pinned = _pin(client, base, "--base")
+    if sources.python:
+        pinned += f" with the Python of {_pin(client, sources.python, '--python')}"
+    if sources.mirror and not re.fullmatch(r"https?://[\w.:-]+", sources.mirror):
+        raise UserError(f"--mirror {sources.mirror}: scheme and host are expected, http://mirror.example")
     for secret in secrets:
         _check_secret(secret)
     text = digest({"base": pinned, "recipe": recipe(flavour)})
@@ -192,9 +234,10 @@ def build(
         "python": "/opt/venv/bin/python",
     }
     command += ["--file", str(folder() / f"{flavour}.Dockerfile"), "--tag", tag, "--progress", "plain"]
-    command += ["--build-arg", f"BASE_IMAGE={base or default_base(flavour)}"]
-    command += ["--build-arg", f"PYTHON_IMAGE={python}"] if python else []
-    command += ["--build-arg", f"WHEELS_IMAGE={wheels}"] if wheels else []
+    replaced = {"BASE": base, "PYTHON": sources.python, "WHEELS": sources.wheels}
+    arguments = [f"{name}_IMAGE={image}" for name, image in replaced.items() if image]
+    arguments += [f"APT_MIRROR={sources.mirror}"] if sources.mirror else []
+    command += [word for argument in arguments for word in ("--build-arg", argument)]
     command += [word for secret in secrets for word in ("--secret", secret)]
     command += [word for key, value in labels.items() for word in ("--label", f"{_LABEL}{key}={value}")]
     say(f"building {tag} with {command[0]}, base {pinned}")

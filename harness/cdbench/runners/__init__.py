@@ -110,6 +110,14 @@ class Runner(ABC):
             EnvironmentLacks: they cannot; says what to do.
         """
 
+    def look_again(self, spec: RunSpec, scratch: Path) -> None:
+        """Checks, when a step has failed on a GPU, that there still is one.
+
+        Raises:
+            EnvironmentLacks: there is none.
+        """
+        self.require([spec], scratch)
+
     def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:  # noqa: B027
         """Says which steps will come, so that something can be held ready for them."""
 

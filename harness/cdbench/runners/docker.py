@@ -18,7 +18,7 @@ from typing import Any
 from cdbench.config import RunSpec
 from cdbench.containers import AGAIN, images
 from cdbench.containers.engine import address, connect
-from cdbench.containers.harvest import NotPlain, harvest
+from cdbench.containers.harvest import Kept, NotPlain, harvest, keep
 from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
 from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
@@ -31,6 +31,11 @@ from cdbench.store import TRAINING_KINDS, Store
 
 _GRACE_SECONDS = 5
 _LEAST_FREE = 512 << 20
+_MOST_FILES = 20_000
+"""Files and folders that a step may leave: empty ones take no space, and yet a file system's last place for files."""
+_KEEP_SECONDS = 30.0
+_KEEP_SHARE = 20
+"""Copies of checkpoints take at most one second in so many."""
 _GIVEN = {
     "signals": (WANTED,),
     "train": ("checkpoint.pt", "history.jsonl"),
@@ -85,7 +90,7 @@ class DockerRunner(Runner):
         cuda = spec.profile.device == "cuda"
         if cuda and not self._gpus:
             raise EnvironmentLacks("the profile wants a GPU: name those to use, --gpus 0 or --gpus 0,1")
-        self.image = images.find(client, ("cuda",) if cuda else ("cpu", "host"), self._named)
+        self.image = images.find(client, images.flavours(cuda), self._named)
         if (folder := self.image.environment) and not Path(folder).is_dir():
             raise EnvironmentLacks(
                 f"{self.image.tag} needs the environment {folder}, which is not there; run make setup"
@@ -121,7 +126,7 @@ class DockerRunner(Runner):
         wrong = [
             f"{name} {inside.get(name)} inside, {own} outside"
             for name, own in versions().items()
-            if name in inside and _public(inside[name]) != _public(own)
+            if name in inside and images.public(inside[name]) != images.public(own)
         ]
         if wrong:
             raise EnvironmentLacks(
@@ -207,6 +212,7 @@ class DockerHandle(WatchedHandle):
         # What runs nobody's code but ours is not refused and does not fail for a method's fault.
         self._ours = step != "train"
         self._stop = threading.Event()
+        self._keep_at, self._kept = time.monotonic() + _KEEP_SECONDS, Kept()
         self._thread.start()
 
     @property
@@ -275,6 +281,7 @@ class DockerHandle(WatchedHandle):
             if excess := self._excess():
                 container.kill()
                 return excess
+            self._keep()
         return End(0) if self._container.free else self._end_of(container)
 
     def _end_of(self, container: Any) -> End:
@@ -302,11 +309,24 @@ class DockerHandle(WatchedHandle):
         what = f"was killed by signal {-end.code}" if end.code < 0 else f"ended with exit code {end.code}"
         return End(end.code, "infra", f"{what} without a word; see {log_file(self._step, 'stderr')}")
 
+    def _keep(self) -> None:
+        """Now and then copies a training's checkpoint out of its folder, which is lost with this process or this machine.
+
+        Meanwhile nobody looks at the limits.
+        """
+        begun = time.monotonic()
+        if self._step == "train" and begun >= self._keep_at:
+            keep(self._box.path, self._target, self._container.promises.output, self._kept)
+            took = time.monotonic() - begun
+            self._keep_at = time.monotonic() + max(_KEEP_SECONDS, _KEEP_SHARE * took)
+
     def _excess(self) -> End | None:
         """What it takes too much of, that the engine does not watch."""
         # A single file ends at the limit, with an error that names it; this is for many.
-        if (size := _size(self._box.path)) > 1.1 * self._container.promises.output:
+        if (size := _used(self._box.path, "--block-size=1")) > 1.1 * self._container.promises.output:
             return End(1, "refused", f"left {size / GIB:.2f} GiB of files; limits.output_gib allows less")
+        if _used(self._box.path, "--inodes") > _MOST_FILES:
+            return End(1, "refused", f"left more than {_MOST_FILES} files")
         if self._container.printed > PRINTED_BYTES:
             return End(1, "refused", f"printed more than {PRINTED_BYTES >> 20} MiB")
         return self._is_full()
@@ -336,9 +356,9 @@ def _kind_of(step: str) -> str:
     return step if step in ("train", "evaluate") else "prepare"
 
 
-def _size(folder: Path) -> int:
-    """Bytes on disk below a folder that somebody is writing to; du goes to any depth and follows no link."""
-    told = subprocess.run(["du", "-sx", "--block-size=1", "--", folder], capture_output=True, text=True).stdout
+def _used(folder: Path, of: str) -> int:
+    """Bytes on disk, or files, below a folder that somebody is writing to; du goes to any depth and follows no link."""
+    told = subprocess.run(["du", "-sx", of, "--", folder], capture_output=True, text=True).stdout
     return int(told.split()[0]) if told else 0
 
 
@@ -356,11 +376,6 @@ def _killed_from_outside(client: Any, container: str, since: float) -> bool:
         client.api.events(since=int(since), until=int(time.time()) + 1, filters=filters, decode=True)
     ) as events:
         return any(True for _ in events)
-
-
-def _public(version: str) -> str:
-    """2.13.0+cpu and 2.13.0 are two builds of one version."""
-    return version.partition("+")[0]
 
 
 def _engine_words(error: Any) -> str:

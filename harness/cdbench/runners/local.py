@@ -6,6 +6,7 @@ each step is a process of its own that starts from the same clean state. A step 
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -14,7 +15,9 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from cdbench.config import RunSpec
+from cdbench.errors import EnvironmentLacks
 from cdbench.record import Stream, log_file
+from cdbench.requirements import nvidia_driver
 from cdbench.runners import End, Handle, Runner
 
 _GRACE_SECONDS = 5
@@ -55,6 +58,10 @@ class LocalRunner(Runner):
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["cdbench.execute"])
+
+    def look_again(self, spec: RunSpec, scratch: Path) -> None:
+        if shutil.which("nvidia-smi") and not nvidia_driver():
+            raise EnvironmentLacks("nvidia-smi finds no GPU any more")
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         process = self._context.Process(target=_child, args=(step, str(folder), str(store)), daemon=False)

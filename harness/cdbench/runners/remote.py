@@ -23,6 +23,7 @@ from cdbench.config import RunSpec
 from cdbench.containers.waiting import remove_folder
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained, printable, write_atomic
+from cdbench.record import read_failure
 from cdbench.runners import End, Handle, Runner, WatchedHandle
 from cdbench.runners.docker import DockerRunner
 from cdbench.runners.local import LocalRunner
@@ -77,6 +78,12 @@ class Order:
         except BaseException:
             handle.stop()
             raise
+        if end.code != 0 and not end.status and spec.profile.device == "cuda":
+            try:  # a card that fell off the bus is no method's fault
+                runner.look_again(spec, scratch)
+            except EnvironmentLacks as error:
+                told = read_failure(self.folder, self.step)
+                end = End(end.code, "infra", f"{told.error + '; ' if told else ''}{os.uname().nodename}: {error}")
         container = runner.describe(spec)
         return replace(end, container=container and {**container, "machine": os.uname().nodename})
 
@@ -93,10 +100,11 @@ class RemoteRunner(Runner):
         self.isolated = inside == "docker"
 
     def require(self, specs: list[RunSpec], scratch: Path) -> None:
-        if self._scratch != scratch:
-            remove_folder(scratch)  # left by a harness or a machine that died: the runs folder is ours alone
-        self._scratch = scratch
         self.connect()
+        if self._scratch != scratch:  # left by a harness or a machine that died: the runs folder is ours alone
+            self.disown(scratch)
+            remove_folder(scratch)
+        self._scratch = scratch
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         roots = tuple(str(root) for root in plugins.roots()[:-1])
@@ -113,6 +121,12 @@ class RemoteRunner(Runner):
 
         Raises:
             EnvironmentLacks: there is none, or the client for it is not installed.
+        """
+
+    def disown(self, scratch: Path) -> None:
+        """Cancels what a harness that was killed had handed over with this scratch folder: nobody waits for it.
+
+        Ray does so by itself when a client is gone.
         """
 
     @abstractmethod

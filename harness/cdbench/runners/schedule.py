@@ -229,8 +229,11 @@ class Schedule:
                 self._clean(job)
             with explained(job.folder, "the run"):
                 job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
-            if job.step == "train":  # now: the harness may be killed before the step ends
-                write_json(job.folder / record.TRAINED_IN, self.runner.describe(job.spec) or {}, "the run")
+            container = self.runner.describe(job.spec)  # now: an engine that comes back may have another image
+            if job.run:
+                self.containers[job.run.spec.run_id] = container
+            if job.step == "train":  # the harness may be killed before the step ends
+                write_json(job.folder / record.TRAINED_IN, container or {}, "the run")
             job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
         if self.waiting and len(self.running) == self.slots:
@@ -252,6 +255,7 @@ class Schedule:
             *(folder / name for name in stale),
             *folder.glob(record.failure_file("*")),
             *folder.glob(record.progress_file("*")),
+            *folder.glob(".*.kept"),
         ):
             path.unlink(missing_ok=True)
         write_json(folder / "spec.json", spec.model_dump(mode="json"), "the spec")
@@ -261,8 +265,8 @@ class Schedule:
         for job in list(self.running):
             assert job.handle
             end = job.handle.ended()
-            if end and job.run:
-                self.containers[job.run.spec.run_id] = end.container or self.runner.describe(job.spec)
+            if end and end.container and job.run:
+                self.containers[job.run.spec.run_id] = end.container
             if (
                 end is None
                 and not self.runner.keeps_time
@@ -309,7 +313,7 @@ class Schedule:
         if job.spec.profile.device != "cuda":
             return ""
         try:
-            self.runner.require([job.spec], self.where.scratch)
+            self.runner.look_again(job.spec, self.where.scratch)
         except EnvironmentLacks as error:
             return str(error)
         return ""

@@ -1,15 +1,16 @@
-"""Steps as jobs of SLURM, through submitit. A job whose node fails, or that is preempted, is handed in again."""
+"""Steps as jobs of SLURM, through submitit. A job whose node fails, or that is preempted, is handed in again, for other nodes."""
 
 import re
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 from cdbench.config import RunSpec
-from cdbench.errors import EnvironmentLacks
+from cdbench.errors import EnvironmentLacks, first_line
+from cdbench.files import explained
 from cdbench.runners import End
 from cdbench.runners.remote import Inside, Order, RemoteRunner
 
@@ -17,6 +18,11 @@ _POLL_SECONDS = 1.0
 _LATE_POLLS = 5
 _UNDER_WAY = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED")
 _SPARE_MINUTES = 2
+_BUSY = ("timed out", "temporarily", "nable to contact", "ero Bytes")
+"""Parts of what sbatch says while the controller is restarted or overworked."""
+_AGAIN_SECONDS = (2.0, 10.0, 30.0)
+_JOB = "job-"
+"""Files of the scratch folder that name the jobs under way."""
 
 
 def _step(order: Order) -> End:
@@ -35,6 +41,8 @@ class SlurmRunner(RemoteRunner):
     def __init__(self, inside: Inside, image: str | None = None, partition: str | None = None) -> None:
         super().__init__(inside, image)
         self._partition = partition
+        self._failed_on: dict[tuple[str, str], set[str]] = {}
+        """(spec, step) -> nodes on which it has ended through no fault of its own."""
 
     def connect(self) -> None:
         if not shutil.which("sbatch"):
@@ -44,28 +52,80 @@ class SlurmRunner(RemoteRunner):
         except ImportError:
             raise EnvironmentLacks("--runner slurm needs submitit: pip install 'cdbench[slurm]'") from None
 
+    def disown(self, scratch: Path) -> None:
+        for mark in scratch.glob(f"{_JOB}*"):
+            # By name, too: another cluster may have given the number to somebody else's job.
+            cancel = ["scancel", f"--name={mark.read_text()}", mark.name.removeprefix(_JOB)]
+            subprocess.run(cancel, capture_output=True)  # it complains of a job that has ended
+
     def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
+        nodes = self._failed_on.setdefault((order.spec, order.step), set())
+        try:
+            job = _handed_in(self._executor(order, spec, nodes), order)
+        except EnvironmentLacks:
+            if not nodes:
+                raise
+            # No other node is left: perhaps one of them is well again.
+            job = _handed_in(self._executor(order, spec, ()), order)
+        mark = order.scratch / f"{_JOB}{job.job_id}"
+        try:
+            with explained(mark, "the job's number"):
+                mark.write_text(_name(order))
+        except BaseException:
+            job.cancel(check=False)
+            raise
+
+        def wait() -> End:
+            end = _wait(job, order.inside)
+            mark.unlink(missing_ok=True)
+            if end.status == "infra" and (node := _word(_shown(job.job_id).stdout, "NodeList")):
+                nodes.add(node)
+            return end
+
+        return wait, lambda: job.cancel(check=False)
+
+    def _executor(self, order: Order, spec: RunSpec, without: Collection[str]) -> Any:
+        """What hands in a job with the limits of its spec, for any node but some."""
         import submitit
 
-        limits = spec.profile.limits
         executor = submitit.AutoExecutor(folder=_logs(order.scratch), cluster="slurm")
         parameters: dict[str, Any] = {
-            "name": f"cdbench-{order.step}",
+            "name": _name(order),
             "timeout_min": spec.profile.timeout_minutes + _SPARE_MINUTES,
             "cpus_per_task": spec.profile.threads,
-            "mem_gb": limits.memory_gib + 1,  # the harness beside the container
+            "mem_gb": spec.profile.limits.memory_gib + 1,  # the harness beside the container
             "slurm_additional_parameters": {"no_requeue": True},
         }
         if spec.profile.device == "cuda":
             parameters["gpus_per_node"] = 1
         if self._partition:
             parameters["slurm_partition"] = self._partition
+        if without:
+            parameters["slurm_exclude"] = ",".join(sorted(without))
         executor.update_parameters(**parameters)
+        return executor
+
+
+def _name(order: Order) -> str:
+    return f"cdbench-{order.step}"
+
+
+def _handed_in(executor: Any, order: Order) -> Any:
+    """The job, once the controller takes it.
+
+    Raises:
+        EnvironmentLacks: it does not.
+    """
+    import submitit
+
+    for seconds in (*_AGAIN_SECONDS, None):
         try:
-            job = executor.submit(_step, order)
+            return executor.submit(_step, order)
         except submitit.core.utils.FailedJobError as error:
-            raise EnvironmentLacks(f"SLURM does not take the job: {str(error).strip().splitlines()[0]}") from None
-        return lambda: _wait(job, order.inside), lambda: job.cancel(check=False)
+            if seconds is None or not any(word in str(error) for word in _BUSY):
+                raise EnvironmentLacks(f"SLURM does not take the job: {first_line(error)}") from None
+            sleep(seconds)
+    raise AssertionError("the last try returns or raises")
 
 
 def _logs(scratch: Path) -> Path:
@@ -83,11 +143,13 @@ def _wait(job: Any, inside: Inside) -> End:
     gone = 0
     while not job.paths.result_pickle.exists():
         state = _state(job.job_id)
+        if state == "PENDING":
+            _let_in(job.job_id)
         gone = 0 if state in _UNDER_WAY else gone + 1
         if gone > _LATE_POLLS:  # a shared file system may show the result late
             job.cancel(check=False)  # before it is handed in again
             return _without_result(job.job_id, state, inside)
-        time.sleep(_POLL_SECONDS)
+        sleep(_POLL_SECONDS)
     outcome, value = submitit.core.utils.pickle_load(job.paths.result_pickle)
     if outcome == "error":
         return End(1, "infra", f"job {job.job_id}: {str(value).strip().splitlines()[-1]}")
@@ -97,11 +159,24 @@ def _wait(job: Any, inside: Inside) -> End:
 
 def _state(job_id: str) -> str:
     """SLURM's word for a job's state: FORGOTTEN when it knows it no more, PENDING when it does not answer at all."""
-    done = subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
-    found = re.search(r"\bJobState=(\w+)", done.stdout)
-    if found:
-        return found[1]
-    return "FORGOTTEN" if "nvalid job id" in done.stderr else "PENDING"
+    done = _shown(job_id)
+    return _word(done.stdout, "JobState") or ("FORGOTTEN" if "nvalid job id" in done.stderr else "PENDING")
+
+
+def _let_in(job_id: str) -> None:
+    """Lets a job have the nodes that it was kept from, where all others are down or drained: it would wait for ever."""
+    told = _shown(job_id).stdout
+    if _word(told, "ExcNodeList") and re.search(r"Reason=(ReqNodeNotAvail|Nodes_required)", told):
+        subprocess.run(["scontrol", "update", f"JobId={job_id}", "ExcNodeList="], capture_output=True)
+
+
+def _shown(job_id: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
+
+
+def _word(told: str, key: str) -> str | None:
+    found = re.search(rf"(?<!\S){key}=(\w[^\s(]*)", told)
+    return found[1] if found else None
 
 
 def _without_result(job_id: str, state: str, inside: Inside) -> End:
