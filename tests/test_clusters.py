@@ -211,8 +211,8 @@ def test_slurm_runs_a_study_and_outlives_a_node(
     # One node is the job's not to have, the other cannot be had: then it gets the one that it was kept from.
     slurm.exec_run(["scontrol", "update", "nodename=n1", "state=drain", "reason=test"])
     kept_out = slurm.exec_run([*sbatch, "--exclude=n2"])[1].decode().strip()
-    ask = f"import cdbench.runners.slurm as s; s._let_in({kept_out!r}); print(s._state({kept_out!r}))"
-    until(lambda: b"RUNNING" in slurm.exec_run([sys.executable, "-c", ask])[1])
+    ask = f"import cdbench.runners.slurm as s; s._let_in({kept_out!r}, s._shown({kept_out!r})); print(s._shown({kept_out!r}))"
+    until(lambda: b"JobState=RUNNING" in slurm.exec_run([sys.executable, "-c", ask])[1])
 
 
 def jobs(slurm: Any) -> str:

@@ -107,10 +107,14 @@ class LosesItsGpu(Runner):
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
         end = End(1) if step == "train" else End(0)
         if step == "train":
-            write_json(
-                folder / failure_file(step), {"status": "failed", "error": "CUDA error", "step": step, "exit_code": 1}
-            )
+            fails_with_cuda(folder)
         return Ended(folder, end)
+
+
+def fails_with_cuda(folder: Path) -> None:
+    """Leaves what a training says whose GPU does."""
+    told = {"status": "failed", "error": "CUDA error", "step": "train", "exit_code": 1}
+    write_json(folder / failure_file("train"), told)
 
 
 class Ended(WatchedHandle):
@@ -155,9 +159,7 @@ def test_a_step_that_fails_where_the_gpu_is_gone_is_tried_elsewhere(
     smi.parent.mkdir()
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
     monkeypatch.setattr(LocalRunner, "start", lambda self, step, folder, store, spec: Ended(folder, End(1)))
-    write_json(
-        tmp_path / failure_file("train"), {"status": "failed", "error": "CUDA error", "step": "train", "exit_code": 1}
-    )
+    fails_with_cuda(tmp_path)
     order = Order("train", tmp_path, world.store, tmp_path / "scratch", wants.model_dump_json(), "local", None, ())
     for says, status in (("echo 570.1", None), ("echo 'Unable to determine the device handle'; exit 9", "infra")):
         smi.write_text(f"#!/bin/sh\n{says}\n")
@@ -167,31 +169,39 @@ def test_a_step_that_fails_where_the_gpu_is_gone_is_tried_elsewhere(
     assert end.text == f"CUDA error; {os.uname().nodename}: nvidia-smi finds no GPU any more"
 
 
+@pytest.fixture
+def gpus_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Callable[[Order], End]], list[str]]:
+    """Which GPUs a cluster's step says that it was given."""
+
+    def ask(step: Callable[[Order], End]) -> list[str]:
+        seen: list[list[str]] = []
+        monkeypatch.setattr(Order, "obey", lambda self, gpus=(): seen.append(list(gpus)) or End(0))
+        step(Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ()))
+        (given,) = seen
+        return given
+
+    return ask
+
+
 @pytest.mark.parametrize(
     ("told", "ids"),
     [({"SLURM_STEP_GPUS": "2,3"}, ["2", "3"]), ({"SLURM_JOB_GPUS": "1"}, ["1"]), ({}, [])],
 )
 def test_slurm_says_which_gpus_it_gave(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, told: dict[str, str], ids: list[str]
+    monkeypatch: pytest.MonkeyPatch, gpus_of: Callable[..., list[str]], told: dict[str, str], ids: list[str]
 ) -> None:
     for name in ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in told.items():
         monkeypatch.setenv(name, value)
-    seen: list[list[str]] = []
-    monkeypatch.setattr(Order, "obey", lambda self, gpus=(): seen.append(list(gpus)) or End(0))
-    slurm._step(Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ()))
-    assert seen == [ids]
+    assert gpus_of(slurm._step) == ids
 
 
-def test_ray_says_which_gpus_it_gave(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ray_says_which_gpus_it_gave(monkeypatch: pytest.MonkeyPatch, gpus_of: Callable[..., list[str]]) -> None:
     from cdbench.runners import ray as ray_runner
 
-    seen: list[list[str]] = []
     monkeypatch.setattr("ray.get_gpu_ids", lambda: [3])
-    monkeypatch.setattr(Order, "obey", lambda self, gpus=(): seen.append(list(gpus)) or End(0))
-    ray_runner._step(Order("train", tmp_path, tmp_path, tmp_path, "{}", "docker", None, ()))
-    assert seen == [["3"]]
+    assert gpus_of(ray_runner._step) == ["3"]
 
 
 class Sbatch:

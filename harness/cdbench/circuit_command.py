@@ -295,10 +295,8 @@ def _folder(studied: "Studied", search: Any, wanted: "Data", options: dict[str, 
     parts = [name, *own, studied.workspace.task if wanted.source == "task" else wanted.source, search.level, search.by]
     kind = wanted.counterfactual
     parts += [f"{search.steps}steps"] * (search.steps > 1) + [kind] * (kind != "random")
-    n, draws, commit = options["problems"], options["draws"], options["revision"]
-    parts += (
-        [f"n{n}"] * (n != _PROBLEMS) + [f"{draws}draws"] * (draws is not None) + [(commit or "")[:8]] * bool(commit)
-    )
+    n, draws, commit = options["problems"], options["draws"], wanted.revision or ""
+    parts += [f"n{n}"] * (n != _PROBLEMS) + [f"{draws}draws"] * (draws is not None) + [commit[:8]] * bool(commit)
     return studied.where.runs / "circuits" / "-".join(parts)
 
 
@@ -474,8 +472,8 @@ def interchange(model: str, **options: Any) -> None:
     control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
     (base, source), expected = problems.pairs[0], problems.expected[0]
     table = {
-        "model": model, "variable": variable, "problems": len(hits), 
-        "not_solved": None if options["every"] else len(drawn) - len(examples),  # which they are with --all is not asked
+        "model": model, "variable": variable, "problems": len(hits),
+        "not_solved": None if options["every"] else len(drawn) - len(examples),  # with --all nobody asks
         "without_source": len(examples) - len(hits),
         "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],
         "best": names[best], "judged_on": len(held), "accuracy": judged.model_dump(), "median_node": float(others.median()),

@@ -18,8 +18,8 @@ _LEAVES: dict[str, tuple[str, ...]] = {
     "train": ("history.jsonl", "student.safetensors", "masks.safetensors", "outcome.json"),
     "evaluate": ("metrics.json", "predictions.jsonl"),
 }
-_UNFINISHED = ("checkpoint.pt", "history.jsonl")
-"""What is worth keeping of a step that did not come to its end; the history last, of which what goes too far is cut."""
+RESUMED = ("checkpoint.pt", "history.jsonl")
+"""What a training goes on from; the history last, of which what goes too far is cut."""
 _TENSORS = ("student.safetensors", "masks.safetensors", "checkpoint.pt")
 
 
@@ -33,7 +33,7 @@ def harvest(step: str, box: Path, target: Path, *, ended_well: bool, limit: int)
     Raises:
         NotPlain: something is no plain file, or larger than `limit` bytes where it holds tensors.
     """
-    left = _LEAVES.get(step, ()) if ended_well else _UNFINISHED
+    left = _LEAVES.get(step, ()) if ended_well else RESUMED
     for name in (*left, failure_file(step), progress_file(step)):
         _take(box / name, target / name, limit if name in _TENSORS else _SMALL)
 
@@ -48,7 +48,7 @@ def keep(box: Path, target: Path, limit: int, seen: Kept) -> None:
     What is no plain file, is larger than `harvest` allows or hollow, and what cannot be written here, is passed over: `harvest`
     will say so. Without a copy the training would begin anew.
     """
-    for name in _UNFINISHED:
+    for name in RESUMED:
         spare = target / f".{name}.kept"
         with suppress(OSError), open_plain(box / name) as source:
             found = os.fstat(source.fileno())

@@ -169,7 +169,7 @@ def build_from_host(say: Callable[[str], None]) -> Image:
 def _off_lock() -> list[str]:
     """What this environment has otherwise than the lock, of all that the steps of a run import."""
     found = []
-    for name in (_CPU_TORCH, "image.cpu.txt"):
+    for name in _LOCKS["cpu"]:
         for package, version in _LOCKED.findall((folder() / name).read_text()):
             try:
                 have = metadata.version(package)

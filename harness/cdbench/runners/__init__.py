@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
+from cdbench.errors import EnvironmentLacks
 from cdbench.record import Status
 
 
@@ -117,6 +118,16 @@ class Runner(ABC):
             EnvironmentLacks: there is none.
         """
         self.require([spec], scratch)
+
+    def lacking_gpu(self, spec: RunSpec, scratch: Path) -> str:
+        """What is lacking now of a step that failed on a GPU: a card that fell off the bus is no method's fault. Else empty."""
+        if spec.profile.device != "cuda":
+            return ""
+        try:
+            self.look_again(spec, scratch)
+        except EnvironmentLacks as error:
+            return str(error)
+        return ""
 
     def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:  # noqa: B027
         """Says which steps will come, so that something can be held ready for them."""

@@ -18,7 +18,7 @@ from typing import Any
 from cdbench.config import RunSpec
 from cdbench.containers import AGAIN, images
 from cdbench.containers.engine import address, connect
-from cdbench.containers.harvest import Kept, NotPlain, harvest, keep
+from cdbench.containers.harvest import RESUMED, Kept, NotPlain, harvest, keep
 from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
 from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
@@ -38,7 +38,7 @@ _KEEP_SHARE = 20
 """Copies of checkpoints take at most one second in so many."""
 _GIVEN = {
     "signals": (WANTED,),
-    "train": ("checkpoint.pt", "history.jsonl"),
+    "train": RESUMED,
     "evaluate": ("student.safetensors", "masks.safetensors"),
 }
 """What a step is given besides its spec."""

@@ -20,6 +20,7 @@ from typing import Literal
 
 from cdbench import plugins
 from cdbench.config import RunSpec
+from cdbench.containers.harvest import RESUMED
 from cdbench.containers.waiting import remove_folder
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained, printable, write_atomic
@@ -30,7 +31,6 @@ from cdbench.runners.local import LocalRunner
 
 _CANCEL_SECONDS = 60
 _FOLLOW_SECONDS = 10
-_RESUMED = ("checkpoint.pt", "history.jsonl")
 Inside = Literal["docker", "local"]
 
 
@@ -78,12 +78,9 @@ class Order:
         except BaseException:
             handle.stop()
             raise
-        if end.code != 0 and not end.status and spec.profile.device == "cuda":
-            try:  # a card that fell off the bus is no method's fault
-                runner.look_again(spec, scratch)
-            except EnvironmentLacks as error:
-                told = read_failure(self.folder, self.step)
-                end = End(end.code, "infra", f"{told.error + '; ' if told else ''}{os.uname().nodename}: {error}")
+        if end.code != 0 and not end.status and (lacking := runner.lacking_gpu(spec, scratch)):
+            told = read_failure(self.folder, self.step)
+            end = End(end.code, "infra", f"{told.error + '; ' if told else ''}{os.uname().nodename}: {lacking}")
         container = runner.describe(spec)
         return replace(end, container=container and {**container, "machine": os.uname().nodename})
 
@@ -165,7 +162,7 @@ class Attempt:
         These files are replaced whole, never written to: another name for one is safe, and costs nothing.
         """
         with self._lock:
-            for name in _RESUMED if self._open else ():
+            for name in RESUMED if self._open else ():
                 made = self.work / name
                 if made.is_file() and not made.is_symlink() and (state := _state(made)) != self._given.get(name):
                     spare = self.home / f".{name}.{self.work.name}"

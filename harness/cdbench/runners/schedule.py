@@ -301,22 +301,12 @@ class Schedule:
         status, text = _explain_failure(job, end.code)
         if job.step == "train" and self.runner.isolated and status in ("refused", "infra"):
             status = "failed"  # not for the process in which the method ran to say
-        if status == "failed" and (lacking := self._gpu_is_gone(job)):
+        if status == "failed" and (lacking := self.runner.lacking_gpu(job.spec, self.where.scratch)):
             status, text = "infra", f"{text}; {lacking}"
         if status == "infra" and job.tries < _TRIES:
             self._again(job, End(end.code, status, text))
         else:
             self._failed(job, status, text)
-
-    def _gpu_is_gone(self, job: Job) -> str:
-        """What is lacking now of a step that failed on a GPU: a card that fell off the bus is no method's fault."""
-        if job.spec.profile.device != "cuda":
-            return ""
-        try:
-            self.runner.look_again(job.spec, self.where.scratch)
-        except EnvironmentLacks as error:
-            return str(error)
-        return ""
 
     def _end(self, job: Job) -> None:
         """Lets go of a step that has ended. What whoever trained wrote of itself is kept only if it can be read."""

@@ -78,7 +78,7 @@ class SlurmRunner(RemoteRunner):
         def wait() -> End:
             end = _wait(job, order.inside)
             mark.unlink(missing_ok=True)
-            if end.status == "infra" and (node := _word(_shown(job.job_id).stdout, "NodeList")):
+            if end.status == "infra" and (node := _word(_shown(job.job_id), "NodeList")):
                 nodes.add(node)
             return end
 
@@ -118,14 +118,14 @@ def _handed_in(executor: Any, order: Order) -> Any:
     """
     import submitit
 
-    for seconds in (*_AGAIN_SECONDS, None):
+    waits = list(_AGAIN_SECONDS)
+    while True:
         try:
             return executor.submit(_step, order)
         except submitit.core.utils.FailedJobError as error:
-            if seconds is None or not any(word in str(error) for word in _BUSY):
+            if not waits or not any(word in str(error) for word in _BUSY):
                 raise EnvironmentLacks(f"SLURM does not take the job: {first_line(error)}") from None
-            sleep(seconds)
-    raise AssertionError("the last try returns or raises")
+        sleep(waits.pop(0))
 
 
 def _logs(scratch: Path) -> Path:
@@ -142,9 +142,10 @@ def _wait(job: Any, inside: Inside) -> End:
 
     gone = 0
     while not job.paths.result_pickle.exists():
-        state = _state(job.job_id)
+        told = _shown(job.job_id)
+        state = _state(told)
         if state == "PENDING":
-            _let_in(job.job_id)
+            _let_in(job.job_id, told)
         gone = 0 if state in _UNDER_WAY else gone + 1
         if gone > _LATE_POLLS:  # a shared file system may show the result late
             job.cancel(check=False)  # before it is handed in again
@@ -157,24 +158,25 @@ def _wait(job: Any, inside: Inside) -> End:
     return value
 
 
-def _state(job_id: str) -> str:
+def _state(told: str) -> str:
     """SLURM's word for a job's state: FORGOTTEN when it knows it no more, PENDING when it does not answer at all."""
-    done = _shown(job_id)
-    return _word(done.stdout, "JobState") or ("FORGOTTEN" if "nvalid job id" in done.stderr else "PENDING")
+    return _word(told, "JobState") or ("FORGOTTEN" if "nvalid job id" in told else "PENDING")
 
 
-def _let_in(job_id: str) -> None:
+def _let_in(job_id: str, told: str) -> None:
     """Lets a job have the nodes that it was kept from, where all others are down or drained: it would wait for ever."""
-    told = _shown(job_id).stdout
     if _word(told, "ExcNodeList") and re.search(r"Reason=(ReqNodeNotAvail|Nodes_required)", told):
         subprocess.run(["scontrol", "update", f"JobId={job_id}", "ExcNodeList="], capture_output=True)
 
 
-def _shown(job_id: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
+def _shown(job_id: str) -> str:
+    """What SLURM says of a job, or why it says nothing."""
+    done = subprocess.run(["scontrol", "show", "job", job_id, "--oneliner"], capture_output=True, text=True)
+    return done.stdout + done.stderr
 
 
 def _word(told: str, key: str) -> str | None:
+    """What stands there under a key; None where nothing does."""
     found = re.search(rf"(?<!\S){key}=(\w[^\s(]*)", told)
     return found[1] if found else None
 
