@@ -370,6 +370,36 @@ def test_only_plain_files_of_a_sane_size_are_kept_of_a_training_at_work(tmp_path
     assert not (target / "checkpoint.pt").exists()  # what was copied once is not copied again
 
 
+IMPORTS = """
+import sys, time
+from cdbench.runners import inside
+
+class Slowly:
+    def find_spec(self, name, path, target=None):
+        if name == "cdbench.execute":
+            print("imports", flush=True)
+            time.sleep(600)
+
+sys.meta_path.insert(0, Slowly())
+inside.main(["folder", "store", "own"], again=False)
+"""
+
+
+def test_what_still_imports_ends_with_a_harness_that_is_killed() -> None:
+    """Four of them at a time, on a machine that has other things to do, take a while."""
+    held = subprocess.Popen([sys.executable, "-c", IMPORTS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert held.stdin and held.stdout
+    try:
+        assert held.stdout.readline() == "imports\n"
+        assert held.poll() is None
+        held.stdin.close()
+        assert held.wait(60) == 1
+    finally:
+        held.kill()
+        held.wait()
+        held.stdout.close()
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_stops_the_container_and_the_same_command_goes_on(
     waits: str, args: list[str], tmp_path: Path, cli: Cli, how: signal.Signals

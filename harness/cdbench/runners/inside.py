@@ -2,8 +2,8 @@
 
     python -m cdbench.runners.inside FOLDER STORE OWN [again]
 
-The name comes as a line on stdin. From then on it lives no longer than stdin is open: whoever started this holds the other end,
-and that closes however its process ends.
+The name comes as a line on stdin. It lives no longer than stdin is open, from its first moment on: whoever started this holds the
+other end, and that closes however its process ends.
 
 With `again` (for evaluations: none of somebody else's code) it does one step after another, as long as they end well. Each has a
 process of its own, forked from this one, which has read no file of any run.
@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from glob import glob
 from typing import NoReturn
 
@@ -32,6 +33,28 @@ def told_by_stdin() -> str:
             sys.exit(0)
         step += read
     return step.decode().strip()
+
+
+@contextlib.contextmanager
+def _held_by_stdin() -> Iterator[None]:
+    """Ends this process as soon as stdin is closed while the block is at work; reads nothing of it, leaves no thread behind."""
+    done, held = os.pipe()
+
+    def watch() -> None:
+        watched = select.poll()
+        watched.register(0, 0)  # that it was hung up is told all the same
+        watched.register(done, 0)
+        if any(place == 0 for place, _ in watched.poll()):
+            os._exit(1)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        os.close(held)
+        watcher.join()
+        os.close(done)
 
 
 def _end_with_it() -> None:
@@ -77,7 +100,8 @@ def main(places: list[str], *, again: bool) -> NoReturn:
     """Does not return."""
     # torch and transformers make a million objects that stay: to look through them again and again is a sixth of the import.
     gc.disable()
-    import cdbench.execute  # noqa: F401  (what takes seconds is there before the step is named)
+    with _held_by_stdin():
+        import cdbench.execute  # noqa: F401  (what takes seconds is there before the step is named)
 
     gc.freeze()
     gc.enable()
