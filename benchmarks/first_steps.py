@@ -2,6 +2,7 @@
 
     python benchmarks/first_steps.py                       # make smoke, new method to row
     python benchmarks/first_steps.py --studies FOLDER      # make reproduce, reproduce paper_b; runs and reports stay there
+    python benchmarks/first_steps.py --studies FOLDER --only paper_b
 
 Each begins with an empty store, where models must be trained first.
 """
@@ -19,7 +20,8 @@ STEPS = {
     "make smoke": [["reproduce", "paper_a", "failed_run", "--profile", "smoke"]],
     "new method to row": [["new", "method", "idea"], ["leaderboard", "add", "idea.py", "--profile", "smoke"]],
 }
-STUDIES = {"make reproduce": ["reproduce", "paper_a", "failed_run"], "reproduce paper_b": ["reproduce", "paper_b"]}
+STUDIES = {"paper_a": ["reproduce", "paper_a", "failed_run"], "paper_b": ["reproduce", "paper_b"]}
+"""`make reproduce` is the first."""
 
 
 def seconds(commands: list[list[str]], folder: Path) -> float:
@@ -33,15 +35,19 @@ def seconds(commands: list[list[str]], folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=Path, metavar="FOLDER", help="run the studies there, in empty folders")
-    studies = parser.parse_args().studies
+    parser.add_argument("--only", choices=list(STUDIES), help="one of the two")
+    given = parser.parse_args()
+    studies: Path | None = given.studies
     found: dict[str, float] = {}
     if studies:
         for name, words in STUDIES.items():
-            store = studies / f"store-{words[-1]}"
+            if given.only not in (None, name):
+                continue
+            store = studies / f"store-{name}"
             assert not store.exists(), f"{store} is there: what is measured begins with nothing"
             studies.mkdir(parents=True, exist_ok=True)
-            found[name] = seconds([[*words, "--runs", str(studies / "runs"), "--store", str(store)]], studies)
-        save("studies", {"seconds from an empty store": found})
+            took = seconds([[*words, "--runs", str(studies / "runs"), "--store", str(store)]], studies)
+            save(f"study_{name}", {"command": f"cdbench {' '.join(words)}", "seconds from an empty store": took})
         return
     for name, commands in STEPS.items():
         with tempfile.TemporaryDirectory(prefix="cdbench-first-") as folder:
