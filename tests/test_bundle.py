@@ -47,6 +47,9 @@ def test_a_bundle_can_be_checked_and_worked_on_without_us(runs: Path, cli: Cli, 
     assert done.returncode == 0, done.stderr
     crate = unpacked(tmp_path / "two_rows.crate.zip", tmp_path / "crate")
     told = json.loads(done.stdout)["entries"]
+    assert (
+        json.loads(done.stdout)["sha256"] == hashlib.sha256((tmp_path / "two_rows.crate.zip").read_bytes()).hexdigest()
+    )
     assert sorted(told) == sorted(str(p.relative_to(crate)) for p in crate.rglob("*") if p.is_file())
     checked = subprocess.run(
         ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=crate, capture_output=True, text=True
@@ -125,6 +128,11 @@ def test_the_commands_of_its_readme_repeat_it_with_the_packed_code(
     script += "\nenv/bin/python -c 'import cdbench; print(cdbench.__file__)'"
     done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
+    (folder / "code" / "sitecustomize.py").write_text("print('added')")
+    added = next(line for line in commands if line.startswith("comm"))
+    assert not any(line.startswith("code/") for line in done.stdout.splitlines())
+    found = subprocess.run(["bash", "-c", added], cwd=folder, capture_output=True, text=True).stdout.splitlines()
+    assert "code/sitecustomize.py" in found
     assert "libraries only" in done.stdout and "a second run gave the same bytes" in done.stdout
     assert done.stdout.splitlines()[-1].startswith(str(folder / "code"))
     assert (folder / "two_rows" / "report" / "index.html").is_file()

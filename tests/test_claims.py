@@ -389,16 +389,31 @@ def test_shares_of_other_problems_are_compared_on_the_common_ones() -> None:
     """By hand: 3 of 4 against 2 of 3 is more; on the two pairs that both are asked, the first and the fourth, 1 against 2."""
     found = marked(dict.fromkeys(range(3), "1-101"), dict.fromkeys(range(3), "10-1-"))
     assert found.evidence and found.evidence.effect == pytest.approx(-0.5)
-    assert "on the 2 to 2 pairs of problems that both rows solve" in found.why
+    assert "on the 2 pairs of problems that both rows solve on every seed" in found.why
     more_seeds = marked({0: "110", 1: "111", 2: "-11"}, {0: "010", 1: "0-1", 3: "111"})
     assert more_seeds.evidence and more_seeds.evidence.seeds == 2
-    assert more_seeds.evidence.effect == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert more_seeds.evidence.effect == pytest.approx(
+        (1 + 0 + 1 + 0) / 4
+    )  # the second pair is left out by kl's seed 1
+
+
+def test_seeds_that_share_their_problems_are_no_samples_of_their_own() -> None:
+    """Ten problems of which atp_cd solves five and kl two others, alike on all seeds: by seeds alone 0.3 more without spread."""
+    high, low = "1111100000", "0000011000"
+    alike = marked(dict.fromkeys(range(5), high), dict.fromkeys(range(5), low))
+    assert alike.outcome == "inconclusive" and alike.evidence
+    assert alike.evidence.interval.low < 0 < alike.evidence.effect < alike.evidence.interval.high
+    many = marked(dict.fromkeys(range(5), high * 20), dict.fromkeys(range(5), low * 20))
+    assert many.outcome == "supported"
 
 
 def test_rows_without_a_common_problem_are_not_compared() -> None:
     for high, low in (("1-", "-1"), ("", "11"), ("--", "11")):
         found = marked({0: high, 1: high}, {0: low, 1: low})
-        assert found.outcome == "not tested here" and "no seed with a pair of problems that both solve" in found.why
+        assert (
+            found.outcome == "not tested here"
+            and "have no 2 pairs of problems that both solve on every seed" in found.why
+        )
     other = marked({0: "11"}, {0: "111"})
     assert other.outcome == "not tested here" and "were asked 2 and 3 pairs" in other.why
 

@@ -101,6 +101,19 @@ def test_a_new_task_runs_as_it_is_written_and_is_short(cli: Cli, tmp_path: Path)
     assert "finetune / my_task" in done.stdout
 
 
+def test_a_name_that_would_hide_what_the_file_imports_makes_a_class_beside_it(cli: Cli, tmp_path: Path) -> None:
+    """`Example` is what a task draws, `None` and `CkaAlignment` are no names for a class of that file either."""
+    for kind, name, made, written in (
+        ("task", "example", "tasks/example.py", "class ExampleTask(Task)"),
+        ("method", "none", "none.py", "class NoneMethod(ObjectiveMethod)"),
+        ("method", "cka_alignment", "cka_alignment.py", "class CkaAlignmentMethod(ObjectiveMethod)"),
+    ):
+        assert cli("new", kind, name).returncode == 0
+        assert written in (tmp_path / made).read_text()
+        planned = cli("run", *(["finetune", "--task"] if kind == "task" else []), made, "--profile", "smoke", "-n")
+        assert planned.returncode == 0, planned.stderr
+
+
 def test_a_new_study_under_a_new_profile_is_planned_as_it_is_written(cli: Cli, tmp_path: Path) -> None:
     made = cli("new", "study", "my_study"), cli("new", "profile", "my_models")
     assert [each.returncode for each in made] == [0, 0], made
@@ -125,4 +138,5 @@ def test_a_new_study_under_a_new_profile_is_planned_as_it_is_written(cli: Cli, t
 def test_a_name_that_is_none_or_taken_is_refused(name: str, cli: Cli, tmp_path: Path) -> None:
     done = cli("new", "method", name)
     assert done.returncode == 2 and ("cannot be the name" in done.stderr or "already" in done.stderr)
+    assert ("reference row" in done.stderr) == (name == "teacher")
     assert list(tmp_path.rglob("*.py")) == []

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from cdbench import config
-from cdbench.config import build_profile, layered_overrides, load_study, parse_assignment, plan_specs
+from cdbench.config import FolderModel, build_profile, layered_overrides, load_study, parse_assignment, plan_specs
 from cdbench.errors import UserError
 from cdbench.plan import canonical
+from cdbench.requirements import folder_content
 
 
 def table(text: str, tmp_path: Path) -> str:
@@ -137,3 +138,12 @@ def test_the_default_cell_of_the_failed_run_grid_is_the_row_of_table_1() -> None
     table_1 = {canonical(s).run_id for s in plan_specs(load_study("paper_a"), {}, "tiny") if s.method == "cka_cd"}
     assert table_1 < grid
     assert len(grid) == 13
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "pytorch_model.bin", "tokenizer.model"])
+def test_a_checkpoint_is_another_one_when_any_file_that_is_loaded_changes(name: str, tmp_path: Path) -> None:
+    for file in ("config.json", name):
+        (tmp_path / file).write_text("{}")
+    before = folder_content(FolderModel(source="folder", path=str(tmp_path)))
+    (tmp_path / name).write_text("{ }")
+    assert folder_content(FolderModel(source="folder", path=str(tmp_path))) != before

@@ -81,9 +81,33 @@ def test_the_spread_of_a_small_table_by_hand() -> None:
     found = spread(np.array([[0.0, 2.0, 4.0], [3.0, 5.0, 10.0]]))
     assert found.variance == pytest.approx((24 + 15.5 - 1.5) / 6 + 1 / 9)
     assert (found.of_seeds, found.of_problems) == (pytest.approx(24 / 6), pytest.approx(14 / 6 + 1 / 9))
+    assert found.noise == pytest.approx(1.5 / 6)
     # t(0.975) is 12.706 for 1 degree of freedom and 4.303 for 2.
     assert found.half_width(0.95) == pytest.approx(math.sqrt(12.7062**2 * 4 + 4.30265**2 * (14 / 6 + 1 / 9)), abs=1e-3)
     assert found.tail(found.half_width(0.95)) == pytest.approx(0.025)
+
+
+def test_seeds_that_agree_by_chance_leave_the_noise_of_their_answers() -> None:
+    """Two seeds, 90 problems for one row and 70 for the other on each: both gaps are 0.02, and MS_seeds is 0."""
+    values = np.zeros((2, 1000))
+    for row, start in zip(values, (0, 200), strict=True):
+        row[start : start + 90], row[start + 90 : start + 160] = 1, -1
+    # MS_rest, and nothing else: the rows balance, and problems differ by no more than answers do.
+    found = spread(values)
+    assert found.of_seeds == pytest.approx(0, abs=1e-15)
+    rest = float(((values - values.mean(0) - 0.02 + 0.02) ** 2).sum()) / 999
+    assert found.noise == pytest.approx(rest / 2000)
+    assert paired_p(values) == pytest.approx(2 * distributions.t.sf(0.02 / math.sqrt(rest / 2000 + 1e-6), 999))
+    assert 0.01 < paired_p(values) < 0.1  # McNemar's test on each seed alone: 0.13
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_the_far_tail_is_not_reached_by_seeds_that_chance_to_agree(seeds: int) -> None:
+    """Of equal rows no more than 0.15 % have a p below 0.05 / 60, as a claim among sixty needs, and none a p of a millionth."""
+    rng, repeats = np.random.default_rng(seeds), 4000
+    p_values = [paired_p(simulated(seeds, 0.0, rng)) for _ in range(repeats)]
+    assert sum(p < 0.05 / 60 for p in p_values) / repeats < 0.0015
+    assert min(p_values) > 1e-6
 
 
 def test_accuracies_of_runs_that_are_one_have_wilsons_interval() -> None:

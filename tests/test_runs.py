@@ -1,5 +1,6 @@
 """Whole studies through the real command, with the micro pair: what a user does, and what goes wrong."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -269,6 +270,20 @@ def test_verify_and_score_agree_with_the_record_and_notice_what_was_altered(
         noticed = cli(command, finished, *where)
         assert noticed.returncode == 3, noticed.stderr
     assert "accuracy: the record says" in cli("verify", finished, *where).stdout
+    # Somebody gives it other answers, or other data, and the record the new sums.
+    for file, old, new, told in (
+        ("predictions.jsonl", '"given": "', '"given": "9', "the weights give other answers than the record's"),
+        ("spec.json", '"seed": 0', '"seed": 7', "spec.json is not the record's spec"),
+    ):
+        text = (folder / file).read_text()
+        assert old in text
+        (folder / file).write_text(text.replace(old, new))
+        forged = json.loads(json.dumps(stored))
+        forged["artefacts"][file] = hashlib.sha256((folder / file).read_bytes()).hexdigest()
+        (folder / "record.json").write_text(json.dumps(forged))
+        noticed = cli("verify", finished, *where)
+        assert noticed.returncode == 3 and told in noticed.stdout, noticed.stdout
+        (folder / file).write_text(text)
     # Somebody alters the weights.
     (folder / "record.json").write_text(json.dumps(stored))
     weights = bytearray((folder / "student.safetensors").read_bytes())

@@ -34,7 +34,14 @@ _README = """# {title}
 
 A cdbench study, packed by `cdbench bundle {name}` (cdbench {version}). `ro-crate-metadata.json` describes every part.
 
-    sha256sum --check --quiet SHA256SUMS                                     # nothing was altered since it was packed
+`cdbench bundle` printed the SHA-256 of the zip. Whoever packed it can say it: first hold the zip against that (`sha256sum`), as
+all else that follows comes out of the zip itself. Both of these then print nothing:
+
+    sha256sum --check --quiet SHA256SUMS                                     # no file was altered
+    comm -13 <(cut -c67- SHA256SUMS | sort) <(find * -type f ! -path 'env/*' ! -name SHA256SUMS | sort)        # none was added
+
+The study, checked and made again:
+
     bash code/cdbench/plugins/docker/install-env.sh env                      # the environment, from the hashed lock
     export PYTHONPATH=$PWD/code                                              # the code that ran
     env/bin/python -m cdbench score {run} --runs .             # a run's predictions, scored again; needs no model

@@ -1,8 +1,9 @@
 """`cdbench check`: the conformance batteries on the command line."""
 
 import contextlib
+import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,13 +73,13 @@ def cka(**options: Any) -> None:
     if options["junit"]:
         # What cannot be written is known before the laws are tested.
         output.write_unfinished_junit(place or "cdbench.similarity", options["junit"])
-    with contextlib.redirect_stdout(sys.stderr):  # an implementation that prints must not spoil --json
+    with _stdout_kept():
         subjects = (
             [load(place, options["estimator"], options["arrays"], not options["no_gradient"])] if place else ours()
         )
     reports = []
     for subject in subjects:
-        with contextlib.redirect_stdout(sys.stderr):
+        with _stdout_kept():
             report = battery.examine(subject, asked, _progress(subject.name))
         reports.append(report)
         for line in [] if options["as_json"] else output.lines(report):
@@ -88,6 +89,20 @@ def cka(**options: Any) -> None:
     if options["junit"]:
         output.write_junit(reports, options["junit"])
     _judge(reports)
+
+
+@contextlib.contextmanager
+def _stdout_kept() -> Iterator[None]:
+    """What an implementation prints, in Python or below it, goes to stderr: it must not spoil --json."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 def _progress(name: str) -> Callable[["Finding"], None]:

@@ -25,6 +25,7 @@ from cdbench.check_command import check
 from cdbench.circuit_command import circuit
 from cdbench.compare_command import compare
 from cdbench.errors import INTERRUPTED, AnswerBad, CdbenchError, RunFailed, UserError
+from cdbench.files import one_line, sha256
 from cdbench.leaderboard_command import board_json, board_text, boards_with, leaderboard
 from cdbench.new_command import new
 from cdbench.test_command import test
@@ -187,7 +188,7 @@ def list_command(what: str, as_json: bool, runs: str | None, store: str | None) 
             click.echo(click.style(name, bold=True))
         width = max((len(row["name"]) for row in rows), default=0)
         for row in rows:
-            click.echo(f"  {row['name']:<{width}}  {row['summary']}")
+            click.echo(f"  {row['name']:<{width}}  {one_line(row['summary'])}")
         if not rows:
             click.echo("  none")
     if what == "all" and (count := sum(1 for _ in where.records.glob("*"))):
@@ -524,9 +525,11 @@ def bundle(study: str, output: Path | None, no_weights: bool, as_json: bool, **o
     target = output or Path(f"{study}.crate.zip")
     names = pack(plan.read_study(study, where), where, target, weights=not no_weights)
     if as_json:
-        click.echo(json.dumps({"study": study, "file": str(target), "entries": names}, indent=1))
+        told = {"study": study, "file": str(target), "sha256": sha256(target), "entries": names}
+        click.echo(json.dumps(told, indent=1))
     else:
         click.echo(f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB")
+        click.echo(f"SHA-256 {sha256(target)}: whoever gets the file can hold it against this")
 
 
 @main.command()

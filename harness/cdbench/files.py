@@ -127,6 +127,11 @@ def printable(text: str, limit: int = 2000) -> str:
     return clean if len(text) <= limit else f"{clean} [...]"
 
 
+def one_line(text: str, limit: int = 500) -> str:
+    """The same in one line: what stands in a row of a table must not look like two rows."""
+    return " ".join(printable(text, limit).split())
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file, read in blocks."""
     hasher = hashlib.sha256()

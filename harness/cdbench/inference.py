@@ -51,6 +51,8 @@ class Spread(NamedTuple):
     problems: int
     freedom: float | None = None
     """Degrees of freedom of the seeds' part, where more is known of it than these seeds say (`moderated`)."""
+    noise: float = 0.0
+    """What of the seeds' part is only that each answers other problems rightly, as known from all answers (MS_rest / (S N))."""
 
     @property
     def variance(self) -> float:
@@ -62,12 +64,19 @@ class Spread(NamedTuple):
         return self._distance((1 - level) / 2)
 
     def tail(self, distance: float) -> float:
-        """One-sided: how often chance alone leads as far as that."""
+        """One-sided: how often chance alone leads as far as that.
+
+        Never less than if seeds made no difference. Of few seeds some agree by chance to the last answer; intervals cover as they
+        say all the same, but among many comparisons such a pair would have the smallest p of all, whatever is corrected for.
+        """
         if distance <= 0:
             return 0.5
+        by_noise = 0.0
+        if self.noise:
+            by_noise = float(distributions.t.sf(distance / math.sqrt(self.noise + self.of_problems), self.problems - 1))
         if self._distance(_LEAST_P) <= distance:
-            return 0.0
-        return float(brentq(lambda p: self._distance(p) - distance, _LEAST_P, 0.5, xtol=1e-16))
+            return by_noise
+        return max(by_noise, float(brentq(lambda p: self._distance(p) - distance, _LEAST_P, 0.5, xtol=1e-16)))
 
     def _distance(self, p: float) -> float:
         of_seeds = self.seeds - 1 if self.freedom is None else self.freedom
@@ -113,7 +122,7 @@ def spread(values: Hits) -> Spread:
         return Spread(0.0, 1, float(values.var(ddof=1)) / problems + 1 / problems**2, problems)
     squares, cells = _squares(values), seeds * problems
     of_problems = max(0.0, squares.problems - squares.rest) / cells + 1 / problems**2
-    return Spread(squares.seeds / cells, seeds, of_problems, problems)
+    return Spread(squares.seeds / cells, seeds, of_problems, problems, noise=squares.rest / cells)
 
 
 def moderated(spreads: Sequence[Spread], most: float) -> list[Spread]:
@@ -202,7 +211,8 @@ def drop(first: Hits, second: Hits) -> tuple[float, Spread]:
     x, y = spread(first), spread(second)
     of_seeds = float(lost.var(ddof=1)) / len(lost) if len(lost) > 1 else 0.0
     of_problems = x.of_problems + y.of_problems
-    return float(lost.mean()), Spread(of_seeds, len(lost), of_problems, min(x.problems, y.problems))
+    found = Spread(of_seeds, len(lost), of_problems, min(x.problems, y.problems), noise=x.noise + y.noise)
+    return float(lost.mean()), found
 
 
 def spread_from_published(hits: Hits, value: float, n: int) -> Spread:
@@ -221,7 +231,11 @@ def unpaired_spread(a: Hits, b: Hits) -> Spread:
     """
     x, y = spread(a), spread(b)
     return Spread(
-        x.of_seeds + y.of_seeds, min(x.seeds, y.seeds), x.of_problems + y.of_problems, min(x.problems, y.problems)
+        x.of_seeds + y.of_seeds,
+        min(x.seeds, y.seeds),
+        x.of_problems + y.of_problems,
+        min(x.problems, y.problems),
+        noise=x.noise + y.noise,
     )
 
 
@@ -259,8 +273,13 @@ def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
     return float(((first > second) + 0.5 * (first == second)).mean())
 
 
-def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | None:
+def seeds_to_decide(
+    values: Hits, limit: float, level: float = 0.95, *, stretch: float = 1.0, both: bool = False
+) -> int | None:
     """With how many seeds the interval of the mean leaves out `limit` four times in five, were all what it seems.
+
+    `stretch`: the standard error at the limit over that of the estimate, where the test goes by the former. `both`: it must leave
+    out a limit on the other side, too.
 
     They seldom are: what few seeds show of an effect is more often too much than too little where it was picked for being large.
     None where not even 200 seeds are enough on these problems, or nothing is known of the spread between seeds.
@@ -273,9 +292,12 @@ def seeds_to_decide(values: Hits, limit: float, level: float = 0.95) -> int | No
 
     def spread_of(seeds: int) -> Spread:
         of_seeds = between_seeds / seeds + squares.rest / (seeds * problems)
-        return Spread(of_seeds, seeds, between_problems / problems + 1 / problems**2, problems)
+        of_problems = between_problems / problems + 1 / problems**2
+        return Spread(of_seeds, seeds, of_problems, problems, noise=squares.rest / (seeds * problems))
 
-    return _seeds_until(abs(float(values.mean()) - limit), level, now, spread_of)
+    return _seeds_until(
+        abs(float(values.mean()) - limit), level, now, spread_of, stretch, POWER if both else 2 * POWER - 1
+    )
 
 
 def spread_to_decide(found: Spread, distance: float, level: float = 0.95) -> int | None:
@@ -286,13 +308,27 @@ def spread_to_decide(found: Spread, distance: float, level: float = 0.95) -> int
     if found.seeds < 2:
         return None
     whole = found.of_seeds * found.seeds
-    return _seeds_until(distance, level, found.seeds, lambda seeds: found._replace(of_seeds=whole / seeds, seeds=seeds))
+    noise = found.noise * found.seeds
+    return _seeds_until(
+        distance,
+        level,
+        found.seeds,
+        lambda seeds: found._replace(of_seeds=whole / seeds, seeds=seeds, noise=noise / seeds),
+    )
 
 
-def _seeds_until(distance: float, level: float, now: int, spread_of: Callable[[int], Spread]) -> int | None:
+def _seeds_until(
+    distance: float,
+    level: float,
+    now: int,
+    spread_of: Callable[[int], Spread],
+    stretch: float = 1.0,
+    within: float = 2 * POWER - 1,
+) -> int | None:
+    """`within`: how much of all outcomes lies no farther from the mean, to either side, than may be lost."""
     for seeds in range(now + 1, MOST_SEEDS + 1):
         found = spread_of(seeds)
-        if found.half_width(level) + found.half_width(2 * POWER - 1) < distance:
+        if stretch * found.half_width(level) + found.half_width(within) < distance:
             return seeds
     return None
 

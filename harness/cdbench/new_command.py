@@ -1,5 +1,8 @@
 """`cdbench new`: a file that already runs, to be changed into one's own: a plug-in, a study, a profile."""
 
+import keyword
+import re
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from string import Template
@@ -28,7 +31,11 @@ def write_starter(kind: str, name: str, folder: Path) -> Path:
         UserError: the name is no Python name, or taken, or the file is there.
         EnvironmentLacks: no permission, no space.
     """
-    if not name.isidentifier() or not name.islower() or name == TEACHER:
+    if name == TEACHER:
+        raise UserError(
+            f"'{name}' cannot be the name of a {kind}: it is the name of the reference row; take another name"
+        )
+    if not name.isidentifier() or not name.islower():
         raise UserError(f"'{name}' cannot be the name of a {kind}: use small letters, digits and '_'")
     there = _there(kind).get(name)
     if there:
@@ -44,7 +51,7 @@ def write_starter(kind: str, name: str, folder: Path) -> Path:
     text = Template(starter).substitute(
         {
             "title": " ".join(words).capitalize(),
-            "class": "".join(word.capitalize() for word in words),
+            "class": _class_name(words, kind, starter),
             "file": file,
             "base": _PROFILE,
         }
@@ -53,6 +60,12 @@ def write_starter(kind: str, name: str, folder: Path) -> Path:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     return file
+
+
+def _class_name(words: Sequence[str], kind: str, starter: str) -> str:
+    """CamelCase; with the kind at its end where the bare name would be a keyword, or hide what the file imports."""
+    name = "".join(word.capitalize() for word in words)
+    return f"{name}{kind.capitalize()}" if keyword.iskeyword(name) or re.search(rf"\b{name}\b", starter) else name
 
 
 def _there(kind: str) -> dict[str, Path]:

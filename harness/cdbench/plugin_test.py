@@ -70,7 +70,8 @@ def kind_of(file: Path) -> Kind:
             node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module == "cdbench.api"
         )
         names = {each.asname or each.name for node in imported for each in node.names if each.name == "Task"} | {
-            "api.Task"
+            "api.Task",
+            "cdbench.api.Task",
         }
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef) and names & {ast.unparse(base) for base in node.bases}:

@@ -364,8 +364,11 @@ class Failure(_Model):
     exit_code: int
 
 
-_Key = Annotated[str, Field(pattern=r"^[A-Za-z0-9_/.\- ]{1,120}$")]
-_HISTORY = TypeAdapter(dict[_Key, Annotated[float, Field(allow_inf_nan=False)]])
+_LARGEST = 1e30
+"""Far beyond any loss or hyperparameter, and far enough from what a float holds that sums and pictures of them can be made."""
+_PART = r"[A-Za-z0-9_\-][A-Za-z0-9_.\- ]*"
+_Key = Annotated[str, Field(pattern=rf"^{_PART}(/{_PART})*$", max_length=120)]
+_HISTORY = TypeAdapter(dict[_Key, Annotated[float, Field(allow_inf_nan=False, strict=True, ge=-_LARGEST, le=_LARGEST)]])
 _WHEN = ("step", "time")
 _OUTCOME_BYTES, _HISTORY_BYTES, _FAILURE_BYTES = 6 << 20, 32 << 20, 1 << 20
 
@@ -394,6 +397,9 @@ def check_outcome(folder: Path, params: Mapping[str, Scalar]) -> None:
         raise explain(error, "outcome.json") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"outcome.json is not what a training leaves: {error}") from None
+    for key, value in result.params.items():
+        if isinstance(value, int | float) and abs(value) > _LARGEST:
+            raise UserError(f"outcome.json says {key} = {value!r:.40}; no hyperparameter is beyond {_LARGEST:g}")
     for key, value in params.items():
         if result.params.get(key) != value:
             raise UserError(f"outcome.json says {key} = {result.params.get(key)!r}, the spec says {value!r}")

@@ -57,7 +57,7 @@ def folder_content(config: FolderModel) -> str:
     folder = Path(config.path).expanduser().resolve()
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder} holds no config.json; give a folder in Hugging Face format")
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors"})
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".json", ".safetensors", ".bin", ".model"})
     return digest({file.name: sha256(file) for file in files})
 
 

@@ -17,7 +17,7 @@ from cdbench import record
 from cdbench.config import TEACHER, RunSpec
 from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
-from cdbench.files import explained, printable, read_json
+from cdbench.files import explained, one_line, printable, read_json, sha256, write_json
 from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, shortest, single_run_study
 from cdbench.provenance import code_of
 from cdbench.record import Record
@@ -35,6 +35,7 @@ NO_TRACKING = "none"
 _SYNC_SECONDS = 900
 REPEATABLE = ("student.safetensors", "masks.safetensors", "predictions.jsonl")
 """What two runs of one spec on one machine must have in common, byte for byte."""
+_LAST_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,19 @@ class Settings:
 def crash_place(folder: Path) -> str:
     """Where in the method's file a training broke off, from what it printed: " (my.py, line 12, in run: …)"; or nothing."""
     log = folder / record.log_file("train", "stderr")
-    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    lines = _end_of(log).splitlines() if log.is_file() else []
     places = [i for i, line in enumerate(lines) if "/methods/" in line and line.lstrip().startswith("File ")]
     if not places:
         return ""
     where = lines[places[-1]].rpartition("/methods/")[2].replace('"', "")
     return printable(f" ({where}: {lines[places[-1] + 1].strip() if places[-1] + 1 < len(lines) else ''})", 300)
+
+
+def _end_of(log: Path) -> str:
+    """The last of what was printed: a method may have printed as much as it may leave."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - _LAST_BYTES))
+        return file.read(_LAST_BYTES).decode(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class StudyResult:
             logs = [folder / record.log_file(step, "stderr") for step in ("train", "evaluate")]
             printed = [shortest(log) for log in logs if log.is_file() and log.stat().st_size]
             log = f"\n    printed: {', '.join(printed)}" if printed else ""
-            found.append(f"{done.spec.label}: {done.status}, {done.error}{crash_place(folder)}{log}")
+            found.append(f"{done.spec.label}: {done.status}, {one_line(done.error)}{crash_place(folder)}{log}")
         return found
 
     def table(self) -> str:
@@ -89,7 +97,7 @@ class StudyResult:
         width = max(len(r.spec.label) for r in self.records.values())
         lines = [self.saved.name]
         for run_id, done in self.records.items():
-            result = share(done.metrics.accuracy) if done.metrics else f"{done.status}: {done.error}"
+            result = share(done.metrics.accuracy) if done.metrics else one_line(f"{done.status}: {done.error}")
             lines.append(f"  {run_id}  {done.spec.label:<{width}}  {result}")
         if self.report:
             lines.append(f"report: {self.report}")
@@ -244,7 +252,11 @@ def verify(where: Places, run_id: str) -> list[str]:
     differences = [f"{name} is missing or was altered" for name in record.damaged_artefacts(folder, done)]
     with tempfile.TemporaryDirectory(prefix="cdbench-verify-") as name:
         copy = Path(name)
-        for file in ("spec.json", "student.safetensors", "masks.safetensors"):
+        # By the record's own spec: a spec.json beside it could name other data.
+        write_json(copy / "spec.json", done.spec.model_dump(mode="json"), "the spec")
+        if not _is_spec(folder / "spec.json", done.spec):
+            differences.append("spec.json is not the record's spec")
+        for file in ("student.safetensors", "masks.safetensors"):
             if (folder / file).is_file():
                 shutil.copyfile(folder / file, copy / file)
         handle = LocalRunner().start("evaluate", copy, where.store, done.spec)
@@ -263,9 +275,19 @@ def verify(where: Places, run_id: str) -> list[str]:
                     f"used ({where.store}) and the code that made it ({done.code.commit[:12]})"
                 )
             return [*differences, f"the weights cannot be evaluated: {failure['error']}"]
-        again = read_json(copy / "metrics.json", "metrics")["metrics"]
-    assert isinstance(again, dict) and done.metrics
-    return differences + _compare(done.metrics.model_dump(mode="json"), again, "the weights say")
+        again: dict[str, Any] = read_json(copy / "metrics.json", "metrics")
+        if sha256(copy / "predictions.jsonl") != done.artefacts.get("predictions.jsonl"):
+            differences.append("predictions.jsonl: the weights give other answers than the record's")
+    assert done.metrics
+    differences += _compare(done.metrics.model_dump(mode="json"), again["metrics"], "the weights say")
+    return differences + _compare(done.inputs, again["inputs"], "the store has", "input ")
+
+
+def _is_spec(file: Path, spec: RunSpec) -> bool:
+    try:
+        return RunSpec.model_validate(read_json(file, "spec")) == spec
+    except (UserError, ValueError):
+        return False
 
 
 def run_specs(specs: Sequence[RunSpec], where: Places, runner: Runner) -> dict[str, Record]:
@@ -305,6 +327,13 @@ def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
         differences = _compare(
             done.metrics.model_dump(mode="json"), again.metrics.model_dump(mode="json"), "this time it is"
         )
+    for what, stored, now in (
+        ("inputs", done.inputs, again.inputs),
+        ("hyperparameters", done.params, again.params),
+        ("notes", done.notes, again.notes),
+    ):
+        if stored != now:
+            differences.append(f"{what}: the record says {_brief(stored)}, this time it is {_brief(now)}")
     differences += [
         f"{file} is another one this time: something in the method or the machine is not fixed by spec and seed"
         for file in REPEATABLE
@@ -313,9 +342,9 @@ def rerun(where: Places, run_id: str, runner: Runner) -> list[str]:
     return differences
 
 
-def _compare(stored: dict[str, Any], other: dict[str, Any], verb: str) -> list[str]:
+def _compare(stored: dict[str, Any], other: dict[str, Any], verb: str, what: str = "") -> list[str]:
     return [
-        f"{key}: the record says {_brief(stored[key])}, {verb} {_brief(other.get(key))}"
+        f"{what}{key}: the record says {_brief(stored[key])}, {verb} {_brief(other.get(key))}"
         for key in stored
         if stored[key] != other.get(key)
     ]

@@ -283,6 +283,95 @@ class MeanOfBatches:
         return torch.stack(self.values).mean()
 
 
+class LastThree(LastBatch):
+    """A buffer of the last few batches."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        self.kept = [*self.kept, (x, y)][-3:]
+
+    def compute(self) -> Tensor:
+        return linear_cka(*(torch.cat(side) for side in zip(*self.kept, strict=True)))
+
+
+class Emptied(LastThree):
+    """Resets itself when it is asked, as a metric at the end of an epoch."""
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        self.kept.append((x, y))
+
+    def compute(self) -> Tensor:
+        value = super().compute()
+        self.kept = []
+        return value
+
+
+class MeanOfTextbooks:
+    def __init__(self) -> None:
+        self.values: list[Tensor] = []
+
+    def update(self, x: Tensor, y: Tensor) -> None:
+        self.values.append(cosine(centre(x) @ centre(x).T, centre(y) @ centre(y).T))
+
+    def compute(self) -> Tensor:
+        return torch.stack(self.values).mean()
+
+
+def needs_ten(x: Tensor, y: Tensor) -> Tensor:
+    if len(x) < 10:
+        raise ValueError("at least 10 samples")
+    return linear_cka(x, y)
+
+
+def first_512(x: Tensor, y: Tensor) -> Tensor:
+    return linear_cka(x[:512], y[:512])
+
+
+def biased_when_large(x: Tensor, y: Tensor) -> Tensor:
+    return linear_cka(x, y, debiased=len(x) <= 64)
+
+
+def first_2048_features(x: Tensor, y: Tensor) -> Tensor:
+    return linear_cka(x[:, :2048], y[:, :2048])
+
+
+def half_has_no_gradient(x: Tensor, y: Tensor) -> Tensor:
+    return linear_cka(x, y) if x.dtype in (torch.float32, torch.float64) else linear_cka(x.detach(), y)
+
+
+def detached_norms(x: Tensor, y: Tensor) -> Tensor:
+    linear_cka(x, y)  # refuses what has no CKA
+    x, y = centre(x), centre(y)
+    below = torch.norm(x.T @ x) * torch.norm(y.T @ y)
+    return torch.norm(y.T @ x) ** 2 / below.detach()
+
+
+def by_logarithms(x: Tensor, y: Tensor) -> Tensor:
+    linear_cka(x, y)
+    x, y = (centre(v.to(torch.promote_types(v.dtype, torch.float32))) for v in (x, y))
+    both, one, two = ((a.T @ b).square().sum().log() for a, b in ((x, y), (x, x), (y, y)))
+    return torch.exp(both - (one + two) / 2)
+
+
+def one_mean_for_all(x: Tensor, y: Tensor) -> Tensor:
+    x, y = x - x.mean(), y - y.mean()
+    return cosine(x @ x.T, y @ y.T)
+
+
+def u_centred_by_n_minus_one(x: Tensor, y: Tensor) -> Tensor:
+    def u(v: Tensor) -> Tensor:
+        k = centre(v) @ centre(v).T
+        n = len(k)
+        k = k - torch.diag(k.diag())
+        means = k.sum(1) / (n - 1)
+        k = k - means - means[:, None] + k.sum() / ((n - 1) * (n - 1))
+        return k - torch.diag(k.diag())
+
+    return cosine(u(x), u(y))
+
+
 MUTANTS = [
     Mutant("forgot to centre", forgot_to_centre, Cause.NOT_CENTRED),
     Mutant("feature form, forgot to centre", feature_form_forgot_to_centre, Cause.NOT_CENTRED),
@@ -327,4 +416,16 @@ MUTANTS = [
     Mutant("returns a list", takes_lists, Cause.NO_NUMBER),
     Mutant("last batch", LastBatch, Cause.LAST_BATCH, kind="stream"),
     Mutant("mean of batches", MeanOfBatches, Cause.MEAN_OF_BATCHES, kind="stream"),
+    Mutant("last three batches", LastThree, Cause.LAST_BATCH, kind="stream"),
+    Mutant("emptied by compute", Emptied, Cause.CONSUMED, kind="stream"),
+    Mutant("mean of textbook values", MeanOfTextbooks, Cause.MEAN_OF_BATCHES, kind="stream"),
+    Mutant("needs ten samples", needs_ten, Cause.FAILS),
+    Mutant("first 512 samples", first_512, Cause.SUBSET),
+    Mutant("biased when there are many samples", biased_when_large, Cause.BIASED, debiased=True),
+    Mutant("first 2,048 features", first_2048_features, Cause.TRUNCATED),
+    Mutant("no gradient in half precision", half_has_no_gradient, Cause.DETACHED),
+    Mutant("norms detached", detached_norms, Cause.GRADIENT),
+    Mutant("by logarithms", by_logarithms, Cause.ROUNDED),
+    Mutant("one mean for all features", one_mean_for_all, Cause.NOT_CENTRED),
+    Mutant("U-centred by n - 1", u_centred_by_n_minus_one, Cause.COEFFICIENT, debiased=True),
 ]

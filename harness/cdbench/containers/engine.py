@@ -27,7 +27,7 @@ def connect(timeout: float = 60) -> Any:
     try:
         client = docker.DockerClient.from_env(timeout=timeout)
         client.ping()
-    except DockerException as error:
+    except (DockerException, ValueError) as error:  # an address that is none
         raise EnvironmentLacks(f"no container engine answers at {address()}: {_advice(str(error))}") from None
     return client
 

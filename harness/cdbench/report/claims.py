@@ -311,7 +311,7 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         seeds=len(values),
         run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
         p=paired_p(values, edge),
-        seeds_needed=lambda level: seeds_to_decide(values, edge, level),
+        seeds_needed=lambda level: seeds_to_decide(values, edge, level, both=all(map(math.isfinite, region))),
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
         detail="; ".join(filter(None, map(_lost, groups))),
     )
@@ -433,6 +433,13 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
     hits = _hits(group, claim)
     effect, region = float(hits.mean()), _between(claim)
     edge = _edge(region, effect)
+
+    def needed(level: float) -> int | None:
+        if bool((hits == hits[0]).all()):  # runs that are one: more of them say no more
+            return None
+        stretch = math.sqrt(edge * (1 - edge) / (effect * (1 - effect)))
+        return seeds_to_decide(hits, edge, level, stretch=stretch)
+
     return Evidence(
         effect=effect,
         interval=share_interval(hits),
@@ -441,7 +448,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
         p=share_p(hits, edge),
-        seeds_needed=lambda level: seeds_to_decide(hits, edge, level),
+        seeds_needed=needed,
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_lost(group),
     )
@@ -533,14 +540,18 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
 
 def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     high, low = _comparable(claim, data, claim.high, claim.low)
-    note = ""
+    region = (claim.margin, math.inf)
     if claim.marks:
-        gaps, note = _on_common_problems(claim.marks, high, low)
+        values = _on_common_problems(claim.marks, high, low)
+        note = f"on the {values.shape[1]} pairs of problems that both rows solve on every seed"
+        found = replace(_evidence(values, region, [high, low]), unit=claim.unit)
+        found = replace(found, detail=_with(found.detail, note))
     else:
         first, second = (group.by_seed(claim.metric) for group in (high, low))
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
-    found = _of_runs(high, gaps, (claim.margin, math.inf), claim.unit, f"{claim.metric} on a seed of {low.name}", note)
-    detail = _with(_with(_lost(low), found.detail), _what_differs(high, low))
+        found = _of_runs(high, gaps, region, claim.unit, f"{claim.metric} on a seed of {low.name}")
+        found = replace(found, detail=_with(_lost(low), found.detail))
+    detail = _with(found.detail, _what_differs(high, low))
     summary, _, _ = claim.metric.rpartition(".")
     if summary.endswith(".faithfulness"):
         noise = sum(bool(group.metric(f"{summary}.on_noise")) for group in (high, low))
@@ -549,27 +560,34 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=detail)
 
 
-def _on_common_problems(marks: str, high: Group, low: Group) -> tuple[list[float], str]:
-    """Seed by seed the difference of two shares on the problems that neither row leaves out, and how many those are."""
+_LEAST_PROBLEMS = 2
+
+
+def _on_common_problems(marks: str, high: Group, low: Group) -> Hits:
+    """What was right in one row and in the other, [seeds, problems], on the problems that no seed of either leaves out.
+
+    Seeds share their problems: a mean a seed, as if each had its own, would hide how far problems differ.
+    """
     by_seed = [
         {r.spec.seed: text for r in group.records if isinstance(text := value_at(r.metrics, marks), str) and text}
         for group in (high, low)
     ]
-    gaps, counts = [], []
-    for seed in sorted(by_seed[0].keys() & by_seed[1].keys()):
-        first, second = (texts[seed] for texts in by_seed)
-        if len(first) != len(second):
-            raise NotTested(f"{high.name} and {low.name} were asked {len(first)} and {len(second)} pairs of problems")
-        common = [(a, b) for a, b in zip(first, second, strict=True) if "-" not in (a, b)]
-        if common:
-            gaps.append(sum((a == "1") - (b == "1") for a, b in common) / len(common))
-            counts.append(len(common))
-    if not gaps:
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    lengths = {len(texts[seed]) for texts in by_seed for seed in seeds}
+    if len(lengths) > 1:
         raise NotTested(
-            f"{high.name} and {low.name} have no seed with a pair of problems that both solve (records from before "
-            "marks were kept do not say)"
+            f"runs of {high.name} and {low.name} were asked {min(lengths)} and {max(lengths)} pairs of problems"
         )
-    return gaps, f"on the {min(counts)} to {max(counts)} pairs of problems that both rows solve"
+    rows = [np.array([list(texts[seed]) for seed in seeds]) for texts in by_seed]
+    common = ~((rows[0] == "-") | (rows[1] == "-")).any(0) if seeds else np.zeros(0, dtype=bool)
+    if int(common.sum()) < _LEAST_PROBLEMS:
+        raise NotTested(
+            f"{high.name} and {low.name} have no {_LEAST_PROBLEMS} pairs of problems that both solve on every seed (records "
+            "from before marks were kept do not say)"
+        )
+    first, second = ((row[:, common] == "1").astype(np.float64) for row in rows)
+    difference: Hits = first - second
+    return difference
 
 
 def _even_heads(claim: EvenHeads, data: StudyData) -> Evidence:
@@ -611,7 +629,8 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
         evidence,
         interval=evidence.interval.within(-1.0, 1.0),
         p=None if evidence.p is None else sign_p(found, 0.0),
-        seeds_needed=runs_by_signs,
+        # Runs that go either way are no trend that more of them would show.
+        seeds_needed=runs_by_signs if len(set(np.sign(found))) == 1 else None,
     )
 
 

@@ -9,10 +9,12 @@ from cdbench.similarity.conformance.causes import Cause
 class Broken(Exception):
     """An implementation breaks a law: what was seen, and what usually causes exactly that."""
 
-    def __init__(self, seen: str, *causes: Cause) -> None:
+    def __init__(self, seen: str, *causes: Cause, failed: bool = False) -> None:
         super().__init__(seen)
         self.seen = seen
         self.causes = causes
+        self.failed = failed
+        """It gave no finite number at all."""
 
 
 def told(thing: object, how: Callable[[object], str] = str) -> str:

@@ -27,7 +27,9 @@ class Cause(Enum):
     DISTANCE = "a distance is returned (an angle, or 1 − CKA) instead of the similarity"
     PAIRING = "the rows of x and y are not of the same samples in the same order"
     ROWS = "the rows are not independent samples: positions are flattened into rows, or rows are padded or repeated"
-    LAST_BATCH = "only the last batch is kept"
+    LAST_BATCH = "only the last batch is kept, or the last few"
+    CONSUMED = "compute() changes what was gathered: called again, or between two batches, it gives another value"
+    SUBSET = "of many samples only some are used: a cap, a chunk that is dropped, another way from some number on"
     MEAN_OF_BATCHES = (
         "the CKA of batches is averaged: a mean of ratios keeps the bias of each; sum the HSICs, divide once"
     )
@@ -48,5 +50,12 @@ class Cause(Enum):
     )
     NO_NUMBER = (
         "it gives no number for ordinary input; what it did stands under the laws (for float32 only: --dtype float32)"
+    )
+    FAILS = (
+        "it fails, or gives no finite number, on input that has a CKA: what it did, and on what, stands under the laws"
+    )
+    ROUNDED = (
+        "the value is not formed by products, sums, one root and one division alone (but by logarithms, or a scale that is no "
+        "power of two): right, and not to the last bit"
     )
     ROUTE = "the route for the other shape (n < d or n > d) is wrong"

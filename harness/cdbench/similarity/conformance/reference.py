@@ -30,14 +30,14 @@ def _gram(x: Tensor) -> Tensor:
 
 def _gretton(k: Tensor, m: Tensor) -> Tensor:
     n = len(k)
-    h = torch.eye(n, dtype=torch.float64) - 1 / n
+    h = torch.eye(n, dtype=torch.float64, device=k.device) - 1 / n
     return torch.trace(k @ h @ m @ h) / (n - 1) ** 2
 
 
 def _song(k: Tensor, m: Tensor, coefficient: float = 0.0) -> Tensor:
     n = len(k)
     k, m = (value - torch.diag(torch.diag(value)) for value in (k, m))
-    one = torch.ones(n, dtype=torch.float64)
+    one = torch.ones(n, dtype=torch.float64, device=k.device)
     total = torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
     return (total - (coefficient or 2 / (n - 2)) * (one @ k @ m @ one)) / (n * (n - 3))
 
@@ -68,6 +68,11 @@ def _hollow_inner(k: Tensor, m: Tensor) -> Tensor:
     return (k * m).sum() - k.diag() @ m.diag()
 
 
+def _one_mean(x: Tensor, y: Tensor, debiased: bool) -> float:
+    k, m = (_gram(value.double() - value.double().mean()) for value in (x, y))
+    return _ratio(k, m, _hollow_inner if debiased else _inner)
+
+
 def _half_centred(x: Tensor, y: Tensor, debiased: bool) -> float:
     return _ratio(_gram(_centred(x)), _gram(y.double()), _hollow_inner if debiased else _inner)
 
@@ -79,7 +84,7 @@ def _wrong_axis(x: Tensor, y: Tensor, debiased: bool) -> float:
 
 def _centring_matrix(x: Tensor, y: Tensor, debiased: bool) -> float:
     n = len(x)
-    h = torch.eye(n, dtype=torch.float64) - 1 / (n - 1)
+    h = torch.eye(n, dtype=torch.float64, device=x.device) - 1 / (n - 1)
     k, m = (h @ _gram(v.double()) @ h for v in (x, y))
     return _ratio(k, m, _inner)
 
@@ -108,10 +113,20 @@ def _coefficient(of_n: Callable[[int], float]) -> Form:
     return value
 
 
+def _u_centred_by_n_minus_one(x: Tensor, y: Tensor, debiased: bool) -> float:
+    def u(k: Tensor) -> Tensor:
+        n, hollow = len(k), k - torch.diag(k.diag())
+        means = hollow.sum(1) / (n - 1)
+        centred = hollow - means - means[:, None] + hollow.sum() / (n - 1) ** 2
+        return centred - torch.diag(centred.diag())
+
+    return _ratio(u(_gram(_centred(x))), u(_gram(_centred(y))), _inner)
+
+
 def _diagonal_kept(x: Tensor, y: Tensor, debiased: bool) -> float:
     def hsic(k: Tensor, m: Tensor) -> Tensor:
         n = len(k)
-        one = torch.ones(n, dtype=torch.float64)
+        one = torch.ones(n, dtype=torch.float64, device=k.device)
         total = torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
         return total - 2 / (n - 2) * (one @ k @ m @ one)
 
@@ -121,7 +136,7 @@ def _diagonal_kept(x: Tensor, y: Tensor, debiased: bool) -> float:
 def _broadcast_diagonal(x: Tensor, y: Tensor, debiased: bool) -> float:
     def hsic(k: Tensor, m: Tensor) -> Tensor:
         n = len(k)
-        one = torch.ones(n, dtype=torch.float64)
+        one = torch.ones(n, dtype=torch.float64, device=k.device)
         k, m = k - k.diag(), m - m.diag()
         total = torch.trace(k @ m) + (one @ k @ one) * (one @ m @ one) / ((n - 1) * (n - 2))
         return total - 2 / (n - 2) * (one @ k @ m @ one)
@@ -178,6 +193,7 @@ def _to_eight(x: Tensor) -> int:
 
 WRONG_FORMS: tuple[tuple[Cause, Form, tuple[bool, ...]], ...] = (
     (Cause.NOT_CENTRED, _not_centred, (False, True)),
+    (Cause.NOT_CENTRED, _one_mean, (False, True)),
     (Cause.HALF_CENTRED, _half_centred, (False, True)),
     (Cause.WRONG_AXIS, _wrong_axis, (False, True)),
     (Cause.CENTRING_MATRIX, _centring_matrix, (False,)),
@@ -193,6 +209,7 @@ WRONG_FORMS: tuple[tuple[Cause, Form, tuple[bool, ...]], ...] = (
     (Cause.COEFFICIENT, _coefficient(lambda n: 2 / (n - 1)), (True,)),
     (Cause.COEFFICIENT, _coefficient(lambda n: 1 / (n - 2)), (True,)),
     (Cause.COEFFICIENT, _coefficient(lambda n: 2 / n), (True,)),
+    (Cause.COEFFICIENT, _u_centred_by_n_minus_one, (True,)),
     (Cause.DIAGONAL, _diagonal_kept, (True,)),
     (Cause.DIAGONAL, _broadcast_diagonal, (True,)),
     (Cause.DIAGONAL, _off_diagonal, (False, True)),

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -40,6 +40,7 @@ class Subject:
         arrays: what it takes; NumPy ones have no gradient and no half precision.
         kind: a function, or a class that is fed batches.
         gradient: whether it is meant to be differentiated.
+        stream: what feeds a class; None for a function.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     arrays: Arrays = "torch"
     kind: Kind = "function"
     gradient: bool = True
+    stream: "Stream | None" = field(default=None, repr=False)
 
     def value(self, x: Tensor, y: Tensor, debiased: bool) -> float:
         """The value as a number.
@@ -56,13 +58,28 @@ class Subject:
             Broken: not one finite number, or an exception on input that has a CKA.
         """
         given = x.clone(), y.clone()  # whoever changes them is judged on what was given
-        result = self._result(*given, debiased)
-        number = number_of(result)
-        if number is None:
-            raise Broken(f"returned {_describe(result)} for {_shapes(x, y)}, expected one number")
-        if not math.isfinite(number):
-            raise Broken(f"returned {number} for {_shapes(x, y)}")
-        return number
+        return _number(self.result(*given, debiased), _shapes(x, y))
+
+    def fed(self, x: Tensor, y: Tensor, debiased: bool, parts: Sequence[slice]) -> tuple[float, float, float]:
+        """The values of a stream after half of the batches, after all, and when it is asked again.
+
+        Raises:
+            Broken: as `value`.
+        """
+        assert self.stream is not None, "a function is not fed"
+        of, found = f"{len(parts)} batches of {_shapes(x, y)}", []
+        looks = self.stream.looked_at(x, y, debiased, parts)
+        for when in ("after half", "after all", "asked again"):
+            again = when == "asked again"
+            try:
+                found.append(_number(next(looks), of))
+            except Broken as broken:
+                raise Broken(f"{broken.seen}, {when}", *([Cause.CONSUMED] if again else []), failed=not again) from None
+            except (Exception, SystemExit) as error:
+                seen = f"raised {type(error).__name__} on {of}, {when}: {told(error)}"
+                raise Broken(seen, *([Cause.CONSUMED] if again else []), failed=not again) from error
+        middle, end, repeated = found
+        return middle, end, repeated
 
     def gradients(self, x: Tensor, y: Tensor, debiased: bool) -> tuple[Tensor | None, Tensor | None]:
         """The gradient of the value with respect to both; None where none arrives.
@@ -71,7 +88,7 @@ class Subject:
             Broken: an exception, or a value without a graph.
         """
         x, y = (value.detach().clone().requires_grad_() for value in (x, y))
-        result = self._result(x, y, debiased)
+        result = self.result(x, y, debiased)
         if not isinstance(result, Tensor) or not result.requires_grad:
             raise Broken("the result carries no gradient", Cause.DETACHED)
         try:
@@ -80,7 +97,12 @@ class Subject:
             raise Broken(f"the backward pass raised on {_shapes(x, y)}: {told(error)}", Cause.GRADIENT) from error
         return one, two
 
-    def _result(self, x: Tensor, y: Tensor, debiased: bool) -> object:
+    def result(self, x: Tensor, y: Tensor, debiased: bool) -> object:
+        """What it returns, as it is.
+
+        Raises:
+            Broken: an exception.
+        """
         try:
             return self.call(x, y, debiased)
         except (Exception, SystemExit) as error:
@@ -92,7 +114,16 @@ class Subject:
             elif x.requires_grad and "requires grad" in said:
                 # A tensor that requires a gradient does not turn into a number or an array: the graph ends there.
                 causes = [Cause.DETACHED]
-            raise Broken(text, *causes) from error
+            raise Broken(text, *causes, failed=not causes) from error
+
+
+def _number(result: object, of: str) -> float:
+    number = number_of(result)
+    if number is None:
+        raise Broken(f"returned {_describe(result)} for {of}, expected one number", failed=True)
+    if not math.isfinite(number):
+        raise Broken(f"returned {number} for {of}", failed=True)
+    return number
 
 
 def _shapes(x: Tensor, y: Tensor) -> str:
@@ -108,7 +139,7 @@ def number_of(result: object) -> float | None:
     try:
         return _value_of(result)
     except Exception as error:
-        raise Broken(f"returned a {type(result).__name__} that is no number: {told(error)}") from error
+        raise Broken(f"returned a {type(result).__name__} that is no number: {told(error)}", failed=True) from error
 
 
 def _value_of(result: object) -> float | None:
@@ -139,9 +170,7 @@ def ours() -> list[Subject]:
     return [
         Subject("cdbench.similarity:linear_cka", lambda x, y, debiased: linear_cka(x, y, debiased=debiased), both),
         Subject("cdbench.similarity:cka_matrix", matrix, both, gradient=False),
-        Subject(
-            "cdbench.similarity:StreamingCKA", fed_in_batches(_Ours, "debiased"), both, kind="stream", gradient=False
-        ),
+        streaming("cdbench.similarity:StreamingCKA", Stream(_Ours, "debiased"), both),
     ]
 
 
@@ -163,19 +192,49 @@ def batches(n: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(sorted({0, n // 2, n // 2 + 1, n}))]
 
 
-def fed_in_batches(factory: Callable[[], Any], switch: str = "", numpy: bool = False) -> Call:
-    """A class with update(x, y) and compute() as a function of all samples; `switch` names its parameter for debiased."""
+@dataclass(frozen=True)
+class Stream:
+    """A class with update(x, y) and compute() as a function of all samples.
 
-    def call(x: Tensor, y: Tensor, debiased: bool) -> object:
-        stream = factory()
+    Attributes:
+        factory: makes an empty one.
+        switch: the name of compute's parameter for debiased; empty where there is none.
+        numpy: it takes arrays.
+    """
+
+    factory: Callable[[], Any]
+    switch: str = ""
+    numpy: bool = False
+
+    def __call__(self, x: Tensor, y: Tensor, debiased: bool) -> object:
+        """The value of all samples, fed in `batches`."""
+        stream = self.factory()
         if x.ndim == 0 or len(x) != len(y):
             stream.update(x, y)
-        for rows in batches(len(x)) if len(x) == len(y) else []:
-            one, two = x[rows], y[rows]
-            stream.update(*((one.numpy(), two.numpy()) if numpy else (one, two)))
-        return stream.compute(**{switch: debiased}) if switch else stream.compute()
+        self._feed(stream, x, y, batches(len(x)) if len(x) == len(y) else [])
+        return self._computed(stream, debiased)
 
-    return call
+    def looked_at(self, x: Tensor, y: Tensor, debiased: bool, parts: Sequence[slice]) -> Iterator[object]:
+        """What it computes after half of the batches, after all, and when it is asked again."""
+        stream, half = self.factory(), len(parts) // 2
+        self._feed(stream, x, y, parts[:half])
+        yield self._computed(stream, debiased)
+        self._feed(stream, x, y, parts[half:])
+        yield self._computed(stream, debiased)
+        yield self._computed(stream, debiased)
+
+    def _feed(self, stream: Any, x: Tensor, y: Tensor, parts: Sequence[slice]) -> None:
+        for rows in parts:
+            one, two = x[rows], y[rows]
+            stream.update(*((one.numpy(), two.numpy()) if self.numpy else (one, two)))
+
+    def _computed(self, stream: Any, debiased: bool) -> object:
+        return stream.compute(**{self.switch: debiased}) if self.switch else stream.compute()
+
+
+def streaming(name: str, stream: Stream, estimators: tuple[bool, ...], arrays: Arrays = "torch") -> Subject:
+    """A class that is fed batches, as a subject."""
+    return Subject(name, stream, estimators, arrays, "stream", False, stream)
 
 
 def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
@@ -216,7 +275,7 @@ def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
     _require_signature(place, found.update if is_stream else found, 3 if is_stream else 2, asked)
     estimators = _estimators(place, switch, estimator)
     if is_stream:
-        return Subject(place, fed_in_batches(found, switch, arrays == "numpy"), estimators, arrays, "stream", False)
+        return streaming(place, Stream(found, switch, arrays == "numpy"), estimators, arrays)
     return Subject(place, _function(found, switch, arrays), estimators, arrays, "function", gradient)
 
 
