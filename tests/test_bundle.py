@@ -46,11 +46,9 @@ def test_a_bundle_can_be_checked_and_worked_on_without_us(runs: Path, cli: Cli, 
     done = cli("bundle", "two_rows", "--runs", runs, "--json")
     assert done.returncode == 0, done.stderr
     crate = unpacked(tmp_path / "two_rows.crate.zip", tmp_path / "crate")
-    told = json.loads(done.stdout)["entries"]
-    assert (
-        json.loads(done.stdout)["sha256"] == hashlib.sha256((tmp_path / "two_rows.crate.zip").read_bytes()).hexdigest()
-    )
-    assert sorted(told) == sorted(str(p.relative_to(crate)) for p in crate.rglob("*") if p.is_file())
+    told = json.loads(done.stdout)
+    assert told["sha256"] == hashlib.sha256((tmp_path / "two_rows.crate.zip").read_bytes()).hexdigest()
+    assert sorted(told["entries"]) == sorted(str(p.relative_to(crate)) for p in crate.rglob("*") if p.is_file())
     checked = subprocess.run(
         ["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=crate, capture_output=True, text=True
     )

@@ -392,9 +392,8 @@ def test_shares_of_other_problems_are_compared_on_the_common_ones() -> None:
     assert "on the 2 pairs of problems that both rows solve on every seed" in found.why
     more_seeds = marked({0: "110", 1: "111", 2: "-11"}, {0: "010", 1: "0-1", 3: "111"})
     assert more_seeds.evidence and more_seeds.evidence.seeds == 2
-    assert more_seeds.evidence.effect == pytest.approx(
-        (1 + 0 + 1 + 0) / 4
-    )  # the second pair is left out by kl's seed 1
+    # The second pair is left out by kl's seed 1.
+    assert more_seeds.evidence.effect == pytest.approx((1 + 0 + 1 + 0) / 4)
 
 
 def test_seeds_that_share_their_problems_are_no_samples_of_their_own() -> None:

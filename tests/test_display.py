@@ -9,6 +9,7 @@ import pytest
 from rich.console import Console
 
 from cdbench.display import LiveTable, Logs
+from cdbench.files import one_line
 from cdbench.record import log_file, progress_file
 from cdbench.runners.schedule import Job, Told
 from conftest import World
@@ -50,3 +51,10 @@ def test_numbers_that_no_step_has_are_no_progress(told: str, job: Job) -> None:
     assert job.progress() == Told(step="train")
     with LiveTable(Console(file=io.StringIO(), force_terminal=True), 1) as table:
         table.update([job], 0)
+
+
+def test_what_somebody_says_stays_in_its_line_and_in_its_columns() -> None:
+    assert (
+        one_line("failed      \x1b[31mno\n  0123  kl / 100 %\u2028more")
+        == "failed       [31mno   0123  kl / 100 % more"
+    )

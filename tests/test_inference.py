@@ -92,10 +92,10 @@ def test_seeds_that_agree_by_chance_leave_the_noise_of_their_answers() -> None:
     values = np.zeros((2, 1000))
     for row, start in zip(values, (0, 200), strict=True):
         row[start : start + 90], row[start + 90 : start + 160] = 1, -1
-    # MS_rest, and nothing else: the rows balance, and problems differ by no more than answers do.
+    # MS_rest, and nothing else: both seeds have the same mean, and problems differ by no more than answers do.
     found = spread(values)
     assert found.of_seeds == pytest.approx(0, abs=1e-15)
-    rest = float(((values - values.mean(0) - 0.02 + 0.02) ** 2).sum()) / 999
+    rest = float(((values - values.mean(0)) ** 2).sum()) / 999
     assert found.noise == pytest.approx(rest / 2000)
     assert paired_p(values) == pytest.approx(2 * distributions.t.sf(0.02 / math.sqrt(rest / 2000 + 1e-6), 999))
     assert 0.01 < paired_p(values) < 0.1  # McNemar's test on each seed alone: 0.13

@@ -349,6 +349,8 @@ def test_runs_are_listed_with_what_they_are(finished: Path, cli: Cli, tmp_path: 
         table = json.loads((tmp_path / "runs" / "records" / row["run_id"] / "record.json").read_text())
         assert (row["method"], row["seed"], row["status"]) == (table["spec"]["method"], table["spec"]["seed"], "ok")
         assert row["accuracy"] == table["metrics"]["accuracy"]["value"]
+    lines = cli("list", "runs").stdout.splitlines()
+    assert len(lines) == 5 and all(f"  {'ok':<11} " in line for line in lines)  # in columns
 
 
 def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(

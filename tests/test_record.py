@@ -73,11 +73,8 @@ OUTCOME = {"params": {"lr": 0.1}, "extras": {}, "cost": {}, "environment": {}, "
         (OUTCOME, '{"step": 1, "loss": NaN}\n', "history.jsonl"),
         (OUTCOME, '{"step": 1, "loss": "low"}\n', "history.jsonl"),
         (OUTCOME, '{"step": 1, "time": 1, "loss/total": "5"}\n', "history.jsonl"),
-        (
-            OUTCOME,
-            '{"step": 1, "time": 1, "loss/total": -1e308}\n',
-            "history.jsonl",
-        ),  # no axis reaches from there to 1e308
+        # No axis reaches from there to 1e308.
+        (OUTCOME, '{"step": 1, "time": 1, "loss/total": -1e308}\n', "history.jsonl"),
         (OUTCOME, '{"step": 1, "time": 1, "loss//total": 1}\n', "history.jsonl"),
         (OUTCOME, '{"step": 1, "time": 1, "../loss": 1}\n', "history.jsonl"),
         (OUTCOME | {"params": {"weight": 10**400}}, "", "no hyperparameter is beyond"),

@@ -524,12 +524,12 @@ def bundle(study: str, output: Path | None, no_weights: bool, as_json: bool, **o
     where = plan.places(options["runs"], options["store"])
     target = output or Path(f"{study}.crate.zip")
     names = pack(plan.read_study(study, where), where, target, weights=not no_weights)
+    known = sha256(target)
     if as_json:
-        told = {"study": study, "file": str(target), "sha256": sha256(target), "entries": names}
-        click.echo(json.dumps(told, indent=1))
+        click.echo(json.dumps({"study": study, "file": str(target), "sha256": known, "entries": names}, indent=1))
     else:
         click.echo(f"{target}: {len(names)} files, {target.stat().st_size / 1e6:.1f} MB")
-        click.echo(f"SHA-256 {sha256(target)}: whoever gets the file can hold it against this")
+        click.echo(f"SHA-256 {known}: whoever gets the file can hold it against this")
 
 
 @main.command()

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cdbench.files import open_plain, printable
+from cdbench.files import one_line, open_plain, printable
 from cdbench.plan import PlannedRun
 from cdbench.record import STREAMS, Record, Stream, log_file
 from cdbench.runners.schedule import Display, Job
@@ -124,8 +124,7 @@ class PlainLines(Display):
             self._logs.follow([])
 
     def _say(self, line: str) -> None:
-        line = " ".join(line.splitlines())  # what a method says of itself must not look like a line of ours
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(one_line(line), markup=False, highlight=False, soft_wrap=True)
 
     def update(self, running: list[Job], waiting: int) -> None:
         for job in running:
@@ -193,8 +192,8 @@ class LiveTable(Display):
         self._jobs = max(self._jobs, len(running))
         table = Table.grid(padding=(0, 2))
         for status, label, text in self._ended[-_SHOWN:]:
-            one_line = Text(" ".join(text.splitlines()))
-            table.add_row(Text("✓" if status == "ok" else "✗", _COLOURS[status]), Text(label), one_line, "")
+            mark = Text("✓" if status == "ok" else "✗", _COLOURS[status])
+            table.add_row(mark, Text(label), Text(one_line(text)), "")
         for job in running:
             told = job.progress()
             done, total = told.done, told.total

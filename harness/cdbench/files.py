@@ -127,9 +127,9 @@ def printable(text: str, limit: int = 2000) -> str:
     return clean if len(text) <= limit else f"{clean} [...]"
 
 
-def one_line(text: str, limit: int = 500) -> str:
-    """The same in one line: what stands in a row of a table must not look like two rows."""
-    return " ".join(printable(text, limit).split())
+def one_line(text: str) -> str:
+    """The same in one line: what somebody says must not look like a line, or a row of a table, of ours."""
+    return " ".join(printable(text).splitlines())
 
 
 def sha256(path: Path) -> str:

@@ -283,7 +283,7 @@ class MeanOfBatches:
         return torch.stack(self.values).mean()
 
 
-class LastThree(LastBatch):
+class LastThree:
     """A buffer of the last few batches."""
 
     def __init__(self) -> None:
@@ -308,15 +308,9 @@ class Emptied(LastThree):
         return value
 
 
-class MeanOfTextbooks:
-    def __init__(self) -> None:
-        self.values: list[Tensor] = []
-
+class MeanOfTextbooks(MeanOfBatches):
     def update(self, x: Tensor, y: Tensor) -> None:
         self.values.append(cosine(centre(x) @ centre(x).T, centre(y) @ centre(y).T))
-
-    def compute(self) -> Tensor:
-        return torch.stack(self.values).mean()
 
 
 def needs_ten(x: Tensor, y: Tensor) -> Tensor:

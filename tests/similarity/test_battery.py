@@ -28,13 +28,8 @@ def test_ours_obeys_every_law_and_agrees_with_every_library(subject: Subject) ->
     assert [f for f in report.findings if f.verdict == "broken"] == []
     assert report.holds and report.diagnoses == ()
     skipped = {f.law for f in report.findings if f.verdict == "not tested"}
-    assert skipped <= {
-        "batch_boundaries",
-        "many_batches",
-        "gradient",
-        "finite_differences",
-        "half_gradient",
-    }  # all four libraries are installed here
+    # All four libraries are installed here.
+    assert skipped <= {"batch_boundaries", "many_batches", "gradient", "finite_differences", "half_gradient"}
     assert {f"agrees with {library.name}" for library in LIBRARIES} <= {f.law for f in report.findings}
 
 

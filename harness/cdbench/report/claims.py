@@ -543,9 +543,9 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     region = (claim.margin, math.inf)
     if claim.marks:
         values = _on_common_problems(claim.marks, high, low)
+        found = _evidence(values, region, [high, low])
         note = f"on the {values.shape[1]} pairs of problems that both rows solve on every seed"
-        found = replace(_evidence(values, region, [high, low]), unit=claim.unit)
-        found = replace(found, detail=_with(found.detail, note))
+        found = replace(found, unit=claim.unit, detail=_with(found.detail, note))
     else:
         first, second = (group.by_seed(claim.metric) for group in (high, low))
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]

@@ -169,25 +169,18 @@ def _diagnose(subject: Subject, debiased: bool, findings: Sequence[Finding], onl
     return Diagnosis(name, tuple(dict.fromkeys(causes)), bool(recognised))
 
 
-_TELLING = (
+_SPOTS = (
     "determinism", "batch_boundaries", "many_batches", "gradient", "finite_differences", "half_gradient", "independent",
+)  # fmt: skip
+"""Where these know the cause, it comes before what others suggest."""
+_TELLING = (
+    *_SPOTS,
     "small_activations", "power_of_two", "scaling", "many_samples", "either_route", "large_mean", "wide_half", "extremes",
     "autocast", "half_precision", "refusals", "translation",
 )  # fmt: skip
 """Which broken law tells most about the cause, where the values are those of no known mistake. A value that is wrong breaks
 most laws; these point at one spot."""
 
-
-_SPOTS = (
-    "determinism",
-    "batch_boundaries",
-    "many_batches",
-    "gradient",
-    "finite_differences",
-    "half_gradient",
-    "independent",
-)
-"""Where these know the cause, it comes before what others suggest."""
 
 _AGAINST_THE_DEFINITION = ("large_mean", "far_sample", "wide_half", "extremes", "autocast", "half_precision")
 """These compare with the definition: a value that is wrong anyway breaks them, and then they tell nothing."""

@@ -40,7 +40,6 @@ class Subject:
         arrays: what it takes; NumPy ones have no gradient and no half precision.
         kind: a function, or a class that is fed batches.
         gradient: whether it is meant to be differentiated.
-        stream: what feeds a class; None for a function.
     """
 
     name: str
@@ -49,7 +48,6 @@ class Subject:
     arrays: Arrays = "torch"
     kind: Kind = "function"
     gradient: bool = True
-    stream: "Stream | None" = field(default=None, repr=False)
 
     def value(self, x: Tensor, y: Tensor, debiased: bool) -> float:
         """The value as a number.
@@ -66,18 +64,18 @@ class Subject:
         Raises:
             Broken: as `value`.
         """
-        assert self.stream is not None, "a function is not fed"
+        assert isinstance(self.call, Stream), "a function is not fed"
         of, found = f"{len(parts)} batches of {_shapes(x, y)}", []
-        looks = self.stream.looked_at(x, y, debiased, parts)
+        looks = self.call.looked_at(x, y, debiased, parts)
         for when in ("after half", "after all", "asked again"):
-            again = when == "asked again"
             try:
                 found.append(_number(next(looks), of))
-            except Broken as broken:
-                raise Broken(f"{broken.seen}, {when}", *([Cause.CONSUMED] if again else []), failed=not again) from None
             except (Exception, SystemExit) as error:
                 seen = f"raised {type(error).__name__} on {of}, {when}: {told(error)}"
-                raise Broken(seen, *([Cause.CONSUMED] if again else []), failed=not again) from error
+                if isinstance(error, Broken):
+                    seen = f"{error.seen}, {when}"
+                causes = [Cause.CONSUMED] if when == "asked again" else []
+                raise Broken(seen, *causes, failed=not causes) from error
         middle, end, repeated = found
         return middle, end, repeated
 
@@ -234,7 +232,7 @@ class Stream:
 
 def streaming(name: str, stream: Stream, estimators: tuple[bool, ...], arrays: Arrays = "torch") -> Subject:
     """A class that is fed batches, as a subject."""
-    return Subject(name, stream, estimators, arrays, "stream", False, stream)
+    return Subject(name, stream, estimators, arrays, "stream", gradient=False)
 
 
 def load(place: str, estimator: str, arrays: Arrays, gradient: bool) -> Subject:
