@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from cdbench.api import Example
 from cdbench.circuits.arithmetic import (
@@ -25,6 +27,7 @@ from cdbench.circuits.arithmetic import (
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.interchange import best_node, interchange_hits, make_interchanges
 from cdbench.data import layout
+from cdbench.discover import make_task
 from cdbench.errors import UserError
 from cdbench.tokens import prompt_ids
 from cdbench.zoo import make_tokenizer
@@ -68,6 +71,8 @@ def test_carries_by_hand() -> None:
     assert carry(95, 5, "+", 1) == 1  # 9 + 0 + 1 = 10: the carry runs through
     assert carry(42, 17, "-", 0) == 1  # 2 − 7 borrows
     assert carry(42, 17, "-", 1) == 0
+    assert carry(17, 42, "-", 0) == 1  # −(42 − 17), worked out as 42 − 17
+    assert carry(21, 28, "-", 0) == 0  # −(28 − 21)
 
 
 def test_the_example_of_mib() -> None:
@@ -82,6 +87,23 @@ def test_interventions_by_hand() -> None:
     assert answer_with(12, 34, "+", "ones_carry", 1) == 56
     assert answer_with(60, 60, "+", "tens_carry", 0) == 20
     assert answer_with(42, 17, "-", "ones_carry", 0) == 35  # 42 − 17 = 25 with a borrow; without, 35
+    assert answer_with(17, 42, "-", "ones_carry", 0) == -35
+    assert answer_with(21, 28, "-", "ones_carry", 1) == 3  # −(28 − 21 − 10)
+
+
+@given(two_digits, two_digits, st.sampled_from(["ones_carry", "tens_carry"]), st.sampled_from([0, 1]))
+def test_a_borrow_is_the_same_whichever_operand_is_larger(a: int, b: int, variable: Variable, value: int) -> None:
+    assert value_of(a, b, "-", variable) == value_of(b, a, "-", variable)
+    assert answer_with(a, b, "-", variable, value) == -answer_with(b, a, "-", variable, value) or a == b
+
+
+@given(two_digits, two_digits)
+def test_all_columns_with_their_borrows_make_the_difference(a: int, b: int) -> None:
+    """Also of a negative one, whose columns are those of the larger less the smaller."""
+    high, low, borrow = max(a, b), min(a, b), carry(a, b, "-", 0)
+    ones = high % 10 - low % 10 + 10 * borrow
+    assert 0 <= ones <= 9
+    assert ones + 10 * (high // 10 - low // 10 - borrow) == abs(a - b)
 
 
 @given(two_digits, two_digits, st.sampled_from(["+", "-"]), st.sampled_from(VARIABLES))
@@ -130,6 +152,49 @@ def test_other_operands_go_where_the_old_ones_stood() -> None:
         with_operands(Example("twelve and 34 is ", "46", (12, 34)), 1, 2)
     with pytest.raises(UserError, match="no sum and no difference"):
         operator(Example("3*4=", "12", (3, 4)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "op"),
+    [
+        ("21-0=", "-"),
+        ("21+0=", "+"),
+        ("21 − 0 = ", "-"),
+        ("What is 21 minus 0? ", "-"),
+        ("The difference between 21 and 0 is ", "-"),
+        ("Subtract 0 from 21: ", "-"),
+        ("The sum of 21 and 0 is ", "+"),
+    ],
+)
+def test_where_sum_and_difference_are_equal_the_prompt_says_which(prompt: str, op: str) -> None:
+    assert operator(Example(prompt, "21", (21, 0))) == op
+    assert operator(difference_of(0, 21)) == "-"  # −21 is no sum of them
+
+
+def test_every_problem_of_the_subtraction_tasks_is_a_difference() -> None:
+    for name in ("subtraction_2digit", "subtraction_5digit"):
+        task, rng = make_task(name), Random(0)
+        assert {operator(task.draw(rng)) for _ in range(4000)} == {"-"}
+
+
+def test_where_digits_are_joined_numbers_begin_and_end_at_the_same_tokens() -> None:
+    """13|+|5|7 and 1|7|+|57 are as long, and a plus would stand in for a digit."""
+    joined = Tokenizer(models.BPE(vocab=_JOINING, merges=[("1", "3"), ("5", "7")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=joined, eos_token="</s>")
+    encoded = lambda text: prompt_ids(tokenizer, text)  # noqa: E731
+    one, other = sum_of(13, 75), sum_of(31, 57)
+    assert len(encoded(one.prompt)) == len(encoded(other.prompt)) == 5
+    assert layout(one, encoded) != layout(other, encoded)
+    assert layout(one, encoded) == layout(sum_of(13, 35), encoded)
+    examples = [sum_of(a, b) for a in (13, 31, 17, 71) for b in (57, 75, 35, 53)]
+    pairs, _ = make_pairs(examples, "random", encoded, Random(0))
+    plus = encoded("+")[0]
+    assert len(pairs) > 8
+    for clean, counterfactual in pairs:
+        assert encoded(clean.prompt).index(plus) == encoded(counterfactual.prompt).index(plus)
+
+
+_JOINING = {"</s>": 0, "+": 1, "=": 2, **{str(i): 3 + i for i in range(10)}, "13": 13, "57": 14}
 
 
 def lengths(text: str) -> list[int]:

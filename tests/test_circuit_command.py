@@ -358,13 +358,55 @@ def test_a_circuit_of_another_model_is_refused(command: Command, args: list[str]
     assert "the circuit is of another model: 'teacher' was 000000000000 when it was found" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"layers": 0}, "layers"),
+        ({"heads": -1}, "heads"),
+        ({"heads": 8, "layers": 1}, "holds rows of shape"),
+    ],
+)
+def test_a_circuit_of_impossible_size_is_refused(
+    command: Command, args: list[str], found: Path, tmp_path: Path, change: dict[str, int], told: str
+) -> None:
+    model = json.loads((found / saved.CIRCUIT).read_text())["model"]
+    done = command("circuit", "evaluate", copied(found, tmp_path, model=model | change), *args[2:])
+    assert done.exit_code == 2
+    assert told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_circuit_whose_size_is_not_its_models_is_refused(
+    command: Command, args: list[str], found: Path, tmp_path: Path
+) -> None:
+    """As many nodes as the model has, laid out otherwise: 3 layers of 4 heads, or 5 of 2."""
+    model = json.loads((found / saved.CIRCUIT).read_text())["model"]
+    assert 1 + model["layers"] * (model["heads"] + 1) == 16 == 1 + 5 * (2 + 1)
+    done = command("circuit", "evaluate", copied(found, tmp_path, model=model | {"layers": 5, "heads": 2}), *args[2:])
+    assert done.exit_code == 2
+    assert "is of another model: 5 layers, 2 heads, width 32; 'teacher' has 3, 4, 32" in done.stderr
+
+
+@pytest.mark.parametrize("sizes", [torch.zeros(40), torch.ones(40, 2), torch.ones(3)])
+def test_sizes_that_are_none_are_refused(found: Path, tmp_path: Path, sizes: torch.Tensor) -> None:
+    from cdbench.errors import UserError
+    from cdbench.files import sha256
+
+    folder = copied(found, tmp_path)
+    tensors = load_file(folder / saved.SCORES)
+    save_file({"rows": tensors["rows"][:40].clone(), "sizes": sizes}, folder / saved.SCORES)
+    table = json.loads((folder / saved.CIRCUIT).read_text())
+    (folder / saved.CIRCUIT).write_text(json.dumps(table | {"scores": sha256(folder / saved.SCORES)}))
+    with pytest.raises(UserError, match="sizes must say of how many problems, 1 or more, each of the 40 rows"):
+        saved.read(folder)
+
+
 def test_an_imported_file_of_another_model_is_refused(
     command: Command, args: list[str], found: Path, tmp_path: Path
 ) -> None:
     assert command("circuit", "export", found, "--out", "x.json").exit_code == 0
     done = command("circuit", "import", "x.json", "--model", "student", *args)
     assert done.exit_code == 2
-    assert "x.json is of another model: 3 layers, 4 heads, width 32; student has 2, 4, 32" in done.stderr
+    assert "x.json is of another model: 3 layers, 4 heads, width 32; 'student' has 2, 4, 32" in done.stderr
 
 
 def test_scores_that_were_altered_or_are_no_numbers_are_refused(
@@ -396,6 +438,56 @@ def test_a_folder_in_hugging_face_format_is_a_model(
     done = command("circuit", "discover", "./other", *args)
     assert done.exit_code == 2
     assert "the hooks know LlamaForCausalLM only" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("model.layers.1.mlp.up_proj.weight"), "lack model.layers.1.mlp.up_proj.weight;"),
+        (
+            lambda state: [state.pop(k) for k in list(state) if "layers.1." in k],
+            "lack model.layers.1.input_layernorm.weight and 8",
+        ),
+        (
+            lambda state: state.update({"model.layers.7.extra": torch.ones(2)}),
+            "hold, with no place in the model, model.layers.7",
+        ),
+    ],
+)
+def test_a_checkpoint_with_missing_or_left_over_tensors_is_refused(
+    command: Command,
+    args: list[str],
+    world: World,
+    tmp_path: Path,
+    change: Callable[[dict[str, torch.Tensor]], object],
+    told: str,
+) -> None:
+    shutil.copytree(world.workspace(build=False).teacher.folder, tmp_path / "part")
+    state = load_file(tmp_path / "part" / "model.safetensors")
+    change(state)
+    save_file(state, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    done = command("circuit", "discover", "./part", *args)
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    assert told in done.stderr and "no whole checkpoint" in done.stderr
+
+
+def test_a_checkpoint_with_a_damaged_tokenizer_or_no_layers_is_refused(
+    command: Command, args: list[str], world: World, tmp_path: Path
+) -> None:
+    shutil.copytree(world.workspace(build=False).teacher.folder, tmp_path / "part")
+    kept = (tmp_path / "part" / "tokenizer.json").read_text()
+    (tmp_path / "part" / "tokenizer.json").write_text(kept[: len(kept) // 2])
+    done = command("circuit", "discover", "./part", *args)
+    assert done.exit_code == 2 and "Traceback" not in done.stderr
+    assert "no tokenizer can be loaded from" in done.stderr
+    (tmp_path / "part" / "tokenizer.json").write_text(kept)
+    config = json.loads((tmp_path / "part" / "config.json").read_text())
+    (tmp_path / "part" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}))
+    state = load_file(tmp_path / "part" / "model.safetensors")
+    state = {name: value for name, value in state.items() if ".layers." not in name}
+    save_file(state, tmp_path / "part" / "model.safetensors", {"format": "pt"})
+    done = command("circuit", "discover", "./part", *args)
+    assert done.exit_code == 2 and "the model has no layers" in done.stderr
 
 
 def test_another_search_does_not_replace_the_first(command: Command, args: list[str], tmp_path: Path) -> None:

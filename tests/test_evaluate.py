@@ -127,12 +127,18 @@ def test_a_pickle_and_a_link_are_refused(world: World, tmp_path: Path) -> None:
 
 def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
     teacher, student = world.workspace().teacher.model(), world.workspace().student.model()
-    with pytest.raises(Refused, match="the teacher's, every tensor"):
+    with pytest.raises(Refused, match=r"the teacher's: 0.0e\+00 away from it"):
         require_own(world.workspace().teacher.model(), teacher)
     require_own(student, teacher)
     other = world.workspace().teacher.model()
+    draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        other.lm_head.weight[0, 0] += 1
+        for value in other.parameters():
+            value.mul_(1 + 5e-4 * torch.randn(value.shape, generator=draw))
+    with pytest.raises(Refused, match=r"the teacher's: .* 0.001 of its norm \(.*\) or less"):
+        require_own(other, teacher)
+    with torch.no_grad():
+        other.lm_head.weight.add_(0.05)
     require_own(other, teacher)
 
 
@@ -148,6 +154,8 @@ def test_masks_by_hand() -> None:
     [
         ({"assistant": torch.zeros(2, 4)}, "masks for 'assistant'"),
         ({"student": torch.zeros(2, 5)}, r"expected \[classes, 4\]"),
+        ({"student": torch.zeros(10_000, 4)}, "of 10000 classes; 1 to 64"),
+        ({"student": torch.zeros(0, 4)}, "of 0 classes; 1 to 64"),
         ({"student": torch.full((2, 4), 1.5)}, r"outside \[0, 1\]"),
         ({"student": torch.full((2, 4), float("nan"))}, r"outside \[0, 1\]"),
     ],

@@ -423,6 +423,8 @@ def test_a_denominator_that_may_be_nothing_is_told() -> None:
     noise = Curve((1,), torch.randn(1, 50, generator=g), torch.randn(50, generator=g), torch.randn(50, generator=g))
     assert noise.stands_on_noise
     assert not Curve((1,), noise.metric, noise.whole + 5, noise.empty).stands_on_noise
+    # A model that is surely worse than nothing: its worst circuit would have f = 1.
+    assert Curve((1,), noise.metric, noise.whole - 5, noise.empty).stands_on_noise
     # Draws in which both problems are the first have no f; the others are kept.
     half = Curve((1,), torch.ones(1, 4), whole=torch.tensor([1.0, 1.0, 1.0, 2.0]), empty=torch.ones(4))
     assert bool(torch.isfinite(half.bootstrap()).all())

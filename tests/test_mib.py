@@ -108,6 +108,7 @@ def test_a_level_that_cannot_be_read_does_not_hide_another(tmp_path: Path) -> No
         (lambda t: t["edges"].update({"m1->m0": {"score": 1.0}}), "'m1->m0' is no node or edge"),
         (lambda t: t["nodes"]["m0"].update(score=float("nan")), "1 of 7 node scores are not finite"),
         (lambda t: t["nodes"]["m0"].update(score="high"), "no number"),
+        (lambda t: t["nodes"]["m0"].update(score=10**400), "a score of nodes is missing or no number"),
         (lambda t: t.update(nodes=[]), "must be tables"),
         (lambda t: t["nodes"]["m0"].pop("score"), "no level has a score for each"),
     ],
@@ -139,6 +140,9 @@ class Trap:
         ({"edges_scores": [1.0], "cfg": {}}, "'edges_scores' is expected"),
         ({"edges_scores": torch.ones(7, 15), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}, "nodes_scores": [1.0]},
          "nodes_scores is a list"),
+        ({"edges_scores": torch.ones(7, 15).to_sparse(), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain tensor"),
+        ({"edges_scores": torch.ones(7, 15) * 1j, "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain tensor of real"),
+        ({"edges_scores": torch.ones(7, 15, device="meta"), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain"),
         (Trap(), "no file of plain tensors"),
     ],
 )  # fmt: skip

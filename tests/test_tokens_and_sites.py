@@ -1,6 +1,7 @@
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, PreTrainedTokenizerFast
 
 from cdbench.api import Example
@@ -92,6 +93,20 @@ def test_a_tokenizer_that_joins_prompt_and_answer_is_refused() -> None:
         encode(fast, [Example("1=", "3", (1,))])
 
 
+def test_a_tokenizer_that_begins_every_text_with_a_space_is_one_like_any_other() -> None:
+    """Llama-2's: an answer by itself has a token more than behind its prompt."""
+    vocabulary = [("</s>", 0.0), ("<s>", 0.0), ("▁", -1.0), *((sign, -2.0) for sign in "0123456789+=")]
+    llama = Tokenizer(models.Unigram(vocabulary, unk_id=0))
+    llama.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    llama.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=llama, bos_token="<s>", eos_token="</s>")
+    assert tokenizer.convert_ids_to_tokens(tokenizer("46")["input_ids"]) == ["<s>", "▁", "4", "6"]
+    split = encode(tokenizer, [Example("12+34=", "46", (12, 34))])
+    assert tokenizer.convert_ids_to_tokens(split.ids[0].tolist()) == ["<s>", "▁", *"12+34=46"]
+    assert tokenizer.convert_ids_to_tokens(split.answer_tokens[0].tolist()) == ["4", "6", "</s>"]
+    assert split.last_prompt.tolist() == [7]
+
+
 def test_an_empty_split_and_a_tokenizer_without_end_of_text_are_refused() -> None:
     with pytest.raises(UserError, match="empty split"):
         encode(make_tokenizer(), [])
@@ -102,8 +117,6 @@ def test_an_empty_split_and_a_tokenizer_without_end_of_text_are_refused() -> Non
 
 
 def test_a_bos_of_the_tokenizers_own_stands_in_the_prompt() -> None:
-    from tokenizers.processors import TemplateProcessing
-
     tokenizer = make_tokenizer()
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<unk> $A", special_tokens=[("<unk>", 2)])
     assert prompt_ids(tokenizer, "1+2=") == [2, 4, 13, 5, 15]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from cdbench.api import Example
     from cdbench.circuit_session import Data, Studied
+    from cdbench.circuits.graph import Graph
     from cdbench.circuits.saved import SavedCircuit
     from cdbench.circuits.scores import Scores
     from cdbench.stats import Proportion
@@ -411,7 +412,21 @@ def _again(made: "SavedCircuit", options: dict[str, Any]) -> "Studied":
             f"the circuit is of another model: '{made.model.name}' was {made.model.content[:12]} when it was found, and is "
             f"{studied.content[:12]} now"
         )
+    _require_graph(made.model.graph, studied, f"the circuit of '{made.model.name}'")
     return studied
+
+
+def _require_graph(graph: "Graph", studied: "Studied", what: str) -> "Graph":
+    """The model's graph; refused if `what` is of another."""
+    from cdbench.circuits.graph import Graph
+
+    own = Graph.of(studied.model)
+    if graph != own:
+        raise UserError(
+            f"{what} is of another model: {graph.layers} layers, {graph.heads} heads, width {graph.width}; "
+            f"'{studied.name}' has {own.layers}, {own.heads}, {own.width}"
+        )
+    return own
 
 
 @circuit.command()
@@ -608,7 +623,6 @@ def import_(file: Path, form: str, **options: Any) -> None:
     """
     from cdbench.circuits import mib, saved
     from cdbench.circuits.discovery import strongest
-    from cdbench.circuits.graph import Graph
     from cdbench.circuits.scores import single
 
     wanted = _data(options)
@@ -618,12 +632,7 @@ def import_(file: Path, form: str, **options: Any) -> None:
         raise UserError(f"{file} has scores of {' and '.join(found.scores)}s; say which with --level")
     studied = _studied(options["model"], options)
     studied.start()
-    graph = Graph.of(studied.model)
-    if found.graph != graph:
-        raise UserError(
-            f"{file} is of another model: {found.graph.layers} layers, {found.graph.heads} heads, width {found.graph.width}; "
-            f"{options['model']} has {graph.layers}, {graph.heads}, {graph.width}"
-        )
+    graph = _require_graph(found.graph, studied, str(file))
     folder = options["out"] or studied.where.runs / "circuits" / file.stem
     scores = single(level, found.scores[level])
     data = {

@@ -15,6 +15,7 @@ from cdbench.files import write_atomic
 from cdbench.seeds import rng_for
 
 _PLAIN = re.compile(r"(\d+)([+-])(\d+)=")
+_NUMBER = re.compile(r"\d+")
 _DRAWS_PER_PROBLEM = 200
 
 
@@ -137,9 +138,13 @@ def layout(example: Example, encode: PromptEncoder) -> Layout:
     """What two prompts must share so that each place of one means what it means in the other: tokens, wording, digits by operand.
 
     Equal length alone would set the "+" of 5+23 against a digit of 23+5, or the words of one question against those of another.
+    Where a tokenizer joins digits, also the tokens up to each number's ends: 13|+|5|7 is as long as 1|7|+|57.
     """
-    wording = re.sub(r"\d+", "#", example.prompt)
-    return (wording, len(encode(example.prompt)), *(len(str(abs(operand))) for operand in example.operands))
+    prompt, tokens = example.prompt, len(encode(example.prompt))
+    own: Layout = (_NUMBER.sub("#", prompt), tokens, *(len(str(abs(operand))) for operand in example.operands))
+    if tokens - len(encode("")) >= len(prompt):
+        return own
+    return (*own, *(len(encode(prompt[:end])) for match in _NUMBER.finditer(prompt) for end in match.span()))
 
 
 def make_counterfactuals(examples: Sequence[Example], encode: PromptEncoder, rng: Random) -> list[Example | None]:

@@ -76,7 +76,7 @@ class Checkpoint:
         """The tokenizer of the folder."""
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # a broken tokenizer.json raises a bare Exception
             raise UserError(f"no tokenizer can be loaded from {self.folder}: {first_line(error)}") from None
         if not isinstance(tokenizer, PreTrainedTokenizerFast):
             raise UserError(f"{self.folder}: the tokenizer is a {type(tokenizer).__name__}, a fast tokenizer is needed")
@@ -87,16 +87,27 @@ def load_llama(folder: Path) -> LlamaForCausalLM:
     """A LlamaForCausalLM from a local folder, float32.
 
     Raises:
-        UserError: no model there, another architecture, or damaged weights.
+        UserError: no model there, another architecture, damaged weights, or tensors that are missing or left over.
     """
     config = read_json(folder / "config.json", "model configuration")
     architectures = config.get("architectures")
     if architectures != ["LlamaForCausalLM"]:
         raise UserError(f"{folder}: architectures is {architectures}; the hooks know LlamaForCausalLM only")
     try:
-        model = LlamaForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model, told = LlamaForCausalLM.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
     except Exception as error:
         raise UserError(f"no Llama can be loaded from {folder}: {first_line(error)}") from None
+    # transformers would fill what is missing at random, and drop what it has no place for.
+    for keys, what in (("missing_keys", "lack"), ("unexpected_keys", "hold, with no place in the model,")):
+        if named := sorted(told[keys]):
+            more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+            raise UserError(
+                f"{folder}: the weights {what} {named[0]}{more}; this is no whole checkpoint of its configuration"
+            )
+    if not model.model.layers:
+        raise UserError(f"{folder}: the model has no layers; there is nothing to align")
     return require_llama(model)
 
 

@@ -66,12 +66,14 @@ def answer_ids(tokenizer: "PreTrainedTokenizerFast", example: Example) -> list[i
         UserError: the tokenizer joins prompt and answer, so that prompt + answer is not a prefix plus a rest, or has no token
             for a part of them.
     """
-    answer = list(tokenizer(example.answer, add_special_tokens=False)["input_ids"])
+    prompt = prompt_ids(tokenizer, example.prompt)
     whole = list(tokenizer(example.prompt + example.answer)["input_ids"])
-    if whole != prompt_ids(tokenizer, example.prompt) + answer:
+    answer = whole[len(prompt) :]
+    # Not the answer's own tokens: some tokenizers (Llama-2) put a space before the first word of every text.
+    if whole[: len(prompt)] != prompt or not answer:
         raise UserError(
             f"this tokenizer joins prompt and answer of {example.prompt + example.answer!r} into other tokens than "
-            "prompt and answer have alone; end the prompt at a token boundary (as '=' is for Llama)"
+            "the prompt has alone; end the prompt at a token boundary (as '=' is for Llama)"
         )
     plain = list(tokenizer(example.prompt + example.answer, add_special_tokens=False)["input_ids"])
     if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in plain:

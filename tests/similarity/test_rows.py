@@ -89,6 +89,17 @@ def test_copies_are_found_where_most_rows_are_copies() -> None:
         require_distinct(pair, "hidden")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_copies_in_half_precision_are_found_and_what_differs_is_kept(dtype: torch.dtype) -> None:
+    rows = torch.randn(32, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(dtype)
+    require_distinct(rows, "hidden")
+    copied = rows.clone()
+    copied[5] = copied[4]
+    copied[5, 7] = torch.nextafter(copied[4, 7], torch.tensor(9.0, dtype=dtype))  # another batch, another last digit
+    with pytest.raises(ValueError, match="rows 4 and 5 of hidden are the same"):
+        require_distinct(copied, "hidden")
+
+
 def test_what_is_no_tensor_is_told() -> None:
     with pytest.raises(ValueError, match="mask must be a torch tensor, got list"):
         sample_rows(torch.randn(2, 3, 4), [[1, 1, 1]] * 2, torch.tensor([0, 1]))  # type: ignore[arg-type]

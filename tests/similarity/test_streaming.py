@@ -201,6 +201,8 @@ def test_the_state_outlives_an_inference_mode() -> None:
         {"n": torch.tensor(-1)},
         {"moment xs[0] ys[1]": torch.zeros(2, 2)},
         {"centre xs[0]": torch.full((3,), float("nan"))},
+        {"exponent xs[0]": torch.tensor(2000)},
+        {"exponent ys[1]": torch.tensor(-5000)},
     ],
 )
 def test_a_damaged_state_is_refused(spoil: dict[str, torch.Tensor]) -> None:
@@ -210,6 +212,14 @@ def test_a_damaged_state_is_refused(spoil: dict[str, torch.Tensor]) -> None:
         StreamingCKA().load_state_dict(state)
     with pytest.raises(ValueError, match="not the state of a StreamingCKA"):
         StreamingCKA().load_state_dict({"n": torch.tensor(50)})
+
+
+@pytest.mark.parametrize("name", ["xs[0]", "ys[1]"])
+def test_a_state_that_has_lost_an_exponent_is_refused(name: str) -> None:
+    state = fed(*data(20), [0, 20]).state_dict()
+    del state[f"exponent {name}"]
+    with pytest.raises(ValueError, match=rf"exponent of {name[:2]}\[.\] is missing"):
+        StreamingCKA().load_state_dict(state)
 
 
 def test_minibatches_of_very_different_scales_do_not_overflow() -> None:
@@ -308,6 +318,11 @@ def test_minibatches_that_say_nothing_are_refused() -> None:
         stream.update([square], [torch.randn(6, 5, generator=draw, dtype=torch.float64)])
         with pytest.raises(ValueError, match=r"xs\[0\] of shape \(6, 6\) has no debiased CKA"):
             stream.compute()
+
+
+def test_only_its_own_kind_is_merged_into_minibatches() -> None:
+    with pytest.raises(ValueError, match="only a MinibatchCKA can be merged into one, got StreamingCKA"):
+        MinibatchCKA().merge(StreamingCKA())  # type: ignore[arg-type]
 
 
 def test_only_its_own_kind_is_merged_into_a_stream() -> None:

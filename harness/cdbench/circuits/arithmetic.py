@@ -22,20 +22,23 @@ VARIABLES: tuple[Variable, ...] = get_args(Variable)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUMBER = re.compile(r"\d+")
 _PLACES = {"ones": 0, "tens": 1}
+_MINUS = re.compile(r"-|−|minus|subtract|difference", re.IGNORECASE)
 
 
 def operator(example: Example) -> Operator:
-    """What a problem asks for, by its answer.
+    """What a problem asks for, by its answer; where both fit (21 and 0), by its prompt.
 
     Raises:
         UserError: it is neither the sum nor the difference of its two operands.
     """
     if len(example.operands) == 2:
-        a, b = example.operands
-        if example.answer == str(a + b):
-            return "+"
-        if example.answer == str(a - b):
-            return "-"
+        fitting: list[Operator] = [
+            op for op in get_args(Operator) if example.answer == str(solve(*example.operands, op))
+        ]
+        if len(fitting) > 1:
+            return "-" if _MINUS.search(example.prompt) else "+"
+        if fitting:
+            return fitting[0]
     raise UserError(
         f"{example.prompt!r} with answer {example.answer!r} is no sum and no difference of two operands; only 'random' "
         "counterfactuals can be made for it"
@@ -48,7 +51,12 @@ def solve(a: int, b: int, op: Operator) -> int:
 
 
 def carry(a: int, b: int, op: Operator, place: int) -> int:
-    """Carry (of a sum) or borrow (of a difference) out of the column of 10**place: 0 or 1."""
+    """Carry (of a sum) or borrow (of a difference) out of the column of 10**place: 0 or 1.
+
+    A negative difference is that of the larger less the smaller, with its sign, as it is worked out by hand: its borrows, too.
+    """
+    if op == "-" and a < b:
+        a, b = b, a
     base = 10 ** (place + 1)
     low = (a % base, b % base)
     return int(low[0] + low[1] >= base if op == "+" else low[0] < low[1])
@@ -70,7 +78,7 @@ def answer_with(a: int, b: int, op: Operator, variable: Variable, value: int) ->
     if part == "op2":
         return solve(a, b + (value - _digit(b, place)) * 10**place, op)
     flipped = (value - carry(a, b, op, place)) * int(10 ** (place + 1))
-    return solve(a, b, op) + (flipped if op == "+" else -flipped)
+    return solve(a, b, op) + (-flipped if op == "-" and a >= b else flipped)
 
 
 def _digit(x: int, place: int) -> int:

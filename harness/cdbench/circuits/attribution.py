@@ -125,8 +125,8 @@ def attribute(
     """Importance of all nodes, edges or neurons, a row a problem: of a large model's edges or neurons a row is the mean over a
     twentieth of the problems, in their order.
 
-    Nodes: [n, nodes]. Edges: [n or 20, nodes, readers], 0 where there is no edge; a node's edges sum to the node. Neurons:
-    [n or 20, nodes, width]; a node's sum to the node.
+    Nodes: [n, nodes]. Edges: [n or 20, nodes, readers], 0 where there is no edge; with one step a node's edges sum to the node.
+    Neurons: [n or 20, nodes, width]; a node's sum to the node.
 
     Raises:
         UserError: the model is not a Llama or in training mode.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -118,17 +118,15 @@ def _ablation_effects(model: LlamaForCausalLM, split: Encoded, means: Outputs, l
 
 def _whole_and_without(graph: Graph, level: Level, items: Sequence[int]) -> list[Circuit]:
     """The whole model as edges or neurons, and the whole without each of some items."""
-    everything = torch.ones(len(graph.nodes), dtype=torch.bool)
-    exists = graph.edge_mask if level == "edge" else torch.ones(graph.shape(level), dtype=torch.bool)
+    whole = Circuit.whole(graph, level)
+    exists = whole.edges if level == "edge" else whole.neurons
+    assert exists is not None
     places = exists.flatten().nonzero().flatten()
-    circuits = []
-    for item in (None, *items):
+    circuits = [whole]
+    for item in items:
         kept = exists.clone()
-        if item is not None:
-            kept.view(-1)[places[item]] = False
-        circuits.append(
-            Circuit(graph, everything, edges=kept) if level == "edge" else Circuit(graph, everything, neurons=kept)
-        )
+        kept.view(-1)[places[item]] = False
+        circuits.append(replace(whole, edges=kept) if level == "edge" else replace(whole, neurons=kept))
     return circuits
 
 

@@ -146,7 +146,7 @@ def _read_json(path: Path, level: Level | None) -> tuple[Graph, dict[Level, Tens
     for each in LEVELS:
         try:
             scores = _scores_of(graph, nodes, edges, each)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             if level in (None, each):
                 raise UserError(f"{path}: a score of {each}s is missing or no number ({error})") from None
             continue
@@ -197,15 +197,15 @@ def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     levels: dict[Level, str] = {"node": "nodes_scores", "edge": "edges_scores", "neuron": "neurons_scores"}
     found: dict[Level, Tensor] = {}
     for level, key in levels.items():
-        if table.get(key) is None or (level == "edge" and not bool(table[key].any())):
+        values = table.get(key)
+        if values is None:
             continue
-        if not isinstance(table[key], Tensor):
-            raise UserError(f"{path}: {key} is a {type(table[key]).__name__}, a tensor is expected")
-        if tuple(table[key].shape) != graph.shape(level):
-            raise UserError(
-                f"{path}: {key} has shape {tuple(table[key].shape)}; {_size(graph)} have {graph.shape(level)}"
-            )
-        found[level] = table[key].float()
+        _require_plain(path, key, values)
+        if level == "edge" and not bool(values.any()):
+            continue
+        if tuple(values.shape) != graph.shape(level):
+            raise UserError(f"{path}: {key} has shape {tuple(values.shape)}; {_size(graph)} have {graph.shape(level)}")
+        found[level] = values.float()
     if not found:
         raise UserError(f"{path}: no level has scores")
     rows, columns = (
@@ -216,6 +216,13 @@ def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
     if "edge" in found:  # what stands where there is no edge means nothing
         found["edge"] = found["edge"][:, columns].where(graph.edge_mask, torch.zeros(()))
     return graph, found
+
+
+def _require_plain(path: Path, key: str, values: object) -> None:
+    if not isinstance(values, Tensor):
+        raise UserError(f"{path}: {key} is a {type(values).__name__}, a tensor is expected")
+    if values.layout != torch.strided or values.is_meta or values.is_complex():
+        raise UserError(f"{path}: {key} is no plain tensor of real numbers")
 
 
 def _places(path: Path, key: str, given: object, names: Sequence[str]) -> Tensor:

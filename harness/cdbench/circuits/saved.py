@@ -35,9 +35,9 @@ class Subject(Closed):
     profile: str
     content: str
     """Hash of its weights, configuration and tokenizer."""
-    layers: int
-    heads: int
-    width: int
+    layers: int = Field(ge=1)
+    heads: int = Field(ge=1)
+    width: int = Field(ge=1)
 
     @property
     def graph(self) -> Graph:
@@ -53,10 +53,10 @@ class Problems(Closed):
     counterfactual: Kind
     revision: str | None = None
     """The commit of MIB's data."""
-    problems: int
-    without_counterfactual: int
+    problems: int = Field(ge=0)
+    without_counterfactual: int = Field(ge=0)
     """How many were dropped because nothing of the same layout differs so."""
-    without_contrast: int
+    without_contrast: int = Field(ge=0)
     """How many were dropped because both answers are equal."""
 
     @property
@@ -139,9 +139,13 @@ def read(folder: Path) -> tuple[SavedCircuit, Scores]:
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{path} cannot be read: {first_line(error)}") from None
     expected = circuit.model.graph.shape(circuit.level)
-    if tuple(scores.rows.shape[1:]) != expected or len(scores.sizes) != len(scores.rows) or not len(scores.rows):
+    if tuple(scores.rows.shape[1:]) != expected or not len(scores.rows):
         raise UserError(
             f"{path} holds rows of shape {tuple(scores.rows.shape)}; expected [rows, {', '.join(map(str, expected))}]"
+        )
+    if tuple(scores.sizes.shape) != (len(scores.rows),) or not bool((scores.sizes >= 1).all()):
+        raise UserError(
+            f"{path}: sizes must say of how many problems, 1 or more, each of the {len(scores.rows)} rows is the mean"
         )
     require_finite(scores.rows, path)
     return circuit, scores

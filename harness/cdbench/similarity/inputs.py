@@ -212,7 +212,7 @@ def constant_columns(spread: Tensor, offset: Tensor, dtype: torch.dtype) -> Tens
 
     A column that is constant but for the last digit of its type, as one computed in another order in each batch is, has a spread
     of up to eps·|mean|, so it is judged against the mean, not against zero: otherwise CKA(constant, constant) is 1. What varies
-    by more than its last digit varies.
+    by more than its last digit varies. Half precisions are judged at float32's digit: a step of theirs is a difference.
 
     Args:
         spread: [d] sum over samples of the squared distance to the mean.

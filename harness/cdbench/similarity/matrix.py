@@ -40,7 +40,7 @@ _ROWS = 512
 """Rows that are widened to float64 at a time where products of features are taken."""
 _BLOCK = 16
 """Grams of the other side that are held at a time, where n is not small."""
-_HALF = 64
+_HALF = 32
 """From so many samples on half a product is faster than a whole one."""
 _CONSTANT = 1e-9
 """A spread below this part of the mean is judged feature by feature."""

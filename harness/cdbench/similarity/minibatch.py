@@ -55,8 +55,10 @@ class MinibatchCKA:
         """Adds what another one has seen; the other stays as it is.
 
         Raises:
-            ValueError: the other has another number of layers.
+            ValueError: the other is none, or has other layers.
         """
+        if not isinstance(other, MinibatchCKA):
+            raise ValueError(f"only a MinibatchCKA can be merged into one, got {type(other).__name__}")
         if other.n:
             self._require_known(other._layers[0], other._widths)
             self._add(other._cross, other._own, other._exponents, other.n, other._dtype)

@@ -280,6 +280,8 @@ class StreamingCKA:
 _EPS = torch.finfo(WIDE).eps
 _UNHEARD = 1e-12
 """Rounding that is more than this beside what varies costs digits."""
+_EXPONENTS = (-1100, 1025)
+"""Those of float64, denormal numbers among them."""
 _FAINT = 1e-100
 """Squares, of entries up to 1: their products are lost."""
 
@@ -299,14 +301,26 @@ def _require_state(n: int, frames: Mapping[Name, _Frame], moments: Mapping[tuple
         if [place for own, place in frames if own == side] != list(range(sum(own == side for own, _ in frames))):
             raise ValueError(f"the layers of {side} are not numbered from 0 on")
     for name, frame in frames.items():
-        if not bool(frame.centre.isfinite().all()):
-            raise ValueError(f"the centre of {_text(name)} is not finite")
+        _require_frame(name, frame, moments)
     for (one, two), moment in moments.items():
         if not bool(moment.isfinite().all()):
             raise ValueError(f"the moment of {_text(one)} and {_text(two)} is not finite")
         shape = (len(frames[one].centre) + 2, len(frames[two].centre) + 2)
         if tuple(moment.shape) != shape or moment.dtype != WIDE or round(float(moment[-1, -1])) != n:
             raise ValueError(f"the moment of {_text(one)} and {_text(two)} is not that of {n} samples, float64 {shape}")
+
+
+def _require_frame(name: Name, frame: _Frame, moments: Mapping[tuple[Name, Name], Tensor]) -> None:
+    if not bool(frame.centre.isfinite().all()):
+        raise ValueError(f"the centre of {_text(name)} is not finite")
+    if frame.exponent is None:
+        # As long as all that was seen is zero; then so is every moment that it has a part in, but for the other's own sums.
+        parts = [frame.centre, *(moment[:-1] for (one, _), moment in moments.items() if one == name)]
+        parts += [moment[:, :-1] for (_, two), moment in moments.items() if two == name]
+        if any(bool(part.any()) for part in parts):
+            raise ValueError(f"the exponent of {_text(name)} is missing")
+    elif not _EXPONENTS[0] <= frame.exponent <= _EXPONENTS[1]:
+        raise ValueError(f"the exponent of {_text(name)} is {frame.exponent}, that of no floating-point number")
 
 
 def _mapped(moment: Tensor, scale: float, delta: Tensor) -> Tensor:
