@@ -39,6 +39,7 @@ from hypothesis import settings
 from cdbench import execute
 from cdbench.config import Profile, RunSpec, build_profile
 from cdbench.containers.images import Image
+from cdbench.record import PREPARED
 from cdbench.store import Store
 from cdbench.workspace import Workspace
 from engine import host_image
@@ -131,6 +132,12 @@ class World:
 
     def spec(self, method: str, *, seed: int = 0, task: str = "addition_2digit", **params: object) -> RunSpec:
         return RunSpec(profile=self.profile, method=method, params=params, task=task, seed=seed)  # type: ignore[arg-type]
+
+    @property
+    def shared(self) -> list[str]:
+        """The artefacts that were made for every run, as kind/name."""
+        (listed,) = (self.root / "prepare").glob(f"*/{PREPARED}")
+        return list(json.loads(listed.read_text())["artefacts"])
 
     def workspace(self, spec: RunSpec | None = None, *, build: bool = True) -> Workspace:
         profile = spec.profile if spec else self.profile

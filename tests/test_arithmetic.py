@@ -7,7 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from cdbench.api import Example
@@ -164,11 +165,21 @@ def test_other_operands_go_where_the_old_ones_stood() -> None:
         ("The difference between 21 and 0 is ", "-"),
         ("Subtract 0 from 21: ", "-"),
         ("The sum of 21 and 0 is ", "+"),
+        ("Add the two-digit numbers 21 and 0: ", "+"),
+        ("21 – 0 = ", "-"),
+        ("21 less 0 is ", "-"),
     ],
 )
 def test_where_sum_and_difference_are_equal_the_prompt_says_which(prompt: str, op: str) -> None:
     assert operator(Example(prompt, "21", (21, 0))) == op
     assert operator(difference_of(0, 21)) == "-"  # −21 is no sum of them
+
+
+@pytest.mark.parametrize("prompt", ["21, 0: ", "The sum, not the difference, of 21 and 0: "])
+def test_where_the_prompt_says_neither_or_both_it_is_refused(prompt: str) -> None:
+    with pytest.raises(UserError, match="may be a sum or a difference"):
+        operator(Example(prompt, "21", (21, 0)))
+    assert operator(Example(prompt, "24", (21, 3))) == "+"
 
 
 def test_every_problem_of_the_subtraction_tasks_is_a_difference() -> None:
@@ -177,13 +188,17 @@ def test_every_problem_of_the_subtraction_tasks_is_a_difference() -> None:
         assert {operator(task.draw(rng)) for _ in range(4000)} == {"-"}
 
 
-def test_where_digits_are_joined_numbers_begin_and_end_at_the_same_tokens() -> None:
+@pytest.mark.parametrize("in_front", [False, True])
+def test_where_digits_are_joined_numbers_begin_and_end_at_the_same_tokens(in_front: bool) -> None:
     """13|+|5|7 and 1|7|+|57 are as long, and a plus would stand in for a digit."""
     joined = Tokenizer(models.BPE(vocab=_JOINING, merges=[("1", "3"), ("5", "7")]))
+    if in_front:  # as Llama-2's: "▁" and "<s>" make up for two joined pairs in the count
+        joined.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+        joined.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 15)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=joined, eos_token="</s>")
     encoded = lambda text: prompt_ids(tokenizer, text)  # noqa: E731
     one, other = sum_of(13, 75), sum_of(31, 57)
-    assert len(encoded(one.prompt)) == len(encoded(other.prompt)) == 5
+    assert len(encoded(one.prompt)) == len(encoded(other.prompt)) == (7 if in_front else 5)
     assert layout(one, encoded) != layout(other, encoded)
     assert layout(one, encoded) == layout(sum_of(13, 35), encoded)
     examples = [sum_of(a, b) for a in (13, 31, 17, 71) for b in (57, 75, 35, 53)]
@@ -194,7 +209,7 @@ def test_where_digits_are_joined_numbers_begin_and_end_at_the_same_tokens() -> N
         assert encoded(clean.prompt).index(plus) == encoded(counterfactual.prompt).index(plus)
 
 
-_JOINING = {"</s>": 0, "+": 1, "=": 2, **{str(i): 3 + i for i in range(10)}, "13": 13, "57": 14}
+_JOINING = {"</s>": 0, "+": 1, "=": 2, **{str(i): 3 + i for i in range(10)}, "13": 13, "57": 14, "<s>": 15, "▁": 16}
 
 
 def lengths(text: str) -> list[int]:

@@ -477,6 +477,35 @@ def test_trends_are_decided_by_their_signs_however_perfect_they_are(last: list[f
     assert found.outcome == "inconclusive" and found.p_holm == pytest.approx(0.25)
 
 
+def test_a_trend_throughout_the_training_must_show_in_each_part_of_it() -> None:
+    """A loss that falls for two thirds and rises again falls on the whole, and not throughout."""
+    claim = forms.Trend(
+        id="T.t", says="", source="", decided_by="trend", task=TASK, row="kl", series="loss/kl", sign=-1, parts=3
+    )
+    group = row("kl", 0.9, seeds=12)
+
+    def judged_with(values: list[float]) -> Verdict:
+        vars(group)["histories"] = [[{"step": float(i), "loss/kl": v} for i, v in enumerate(values, 1)]] * 12
+        return one(claim, group)
+
+    falls = [300.0 - i for i in range(300)]
+    throughout = judged_with(falls)
+    assert throughout.outcome == "supported" and throughout.evidence and throughout.evidence.effect == pytest.approx(-1)
+    turns = judged_with([*falls[:200], *falls[100:200][::-1]])
+    assert turns.outcome == "refuted" and turns.evidence and turns.evidence.effect == pytest.approx(1)
+    assert "of 3 parts of the training the weakest" in turns.why
+    whole = one(claim.model_copy(update={"parts": 1}), group)
+    assert whole.outcome == "supported" and whole.evidence and whole.evidence.effect < -0.5
+    stays = judged_with([*falls[:200], *[101.0] * 100])  # what does not move in the end does not fall there
+    assert (
+        stays.outcome == "inconclusive" and stays.evidence and stays.evidence.effect == 0 and stays.evidence.seeds == 12
+    )
+    vars(group)["histories"] = [[{"step": float(i), "loss/kl": v} for i, v in enumerate(falls, 1)]] * 11 + [[]]
+    assert "1 of 12 runs logged too little of it" in one(claim, group).why
+    # In a part of which nothing was logged nothing can be said.
+    assert judged_with(falls[:2]).outcome == "not tested here"
+
+
 def test_how_much_an_alignment_term_can_do_is_told_beside_what_it_did() -> None:
     """By hand: 0.01 of gradients of 3 and 1 beside whole ones of 2 and 4: 0.015 and 0.0025, in the mean 0.9 %."""
     group = row("atp_cd", 0.9, seeds=3)

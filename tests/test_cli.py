@@ -117,6 +117,17 @@ def test_the_doctor_looks_and_says_what_is_missing(cli: Cli) -> None:
     assert "Meta-Llama-3-8B" in paper.stdout
 
 
+def test_the_doctor_imports_nobodys_code(cli: Cli, plugin_folder, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    """It may be there to be run in a container, unread."""
+    folder = plugin_folder(
+        "methods", "unread", f"from pathlib import Path\nPath({str(tmp_path / 'imported')!r}).touch()\n"
+    )
+    done = cli("doctor", CDBENCH_PLUGINS=str(folder))
+    assert done.returncode == 0, done.stdout
+    assert "1 of others, not imported here (cdbench test FILE does): unread" in done.stdout
+    assert not (tmp_path / "imported").exists()
+
+
 def test_a_broken_plugin_is_a_finding_of_the_doctor(cli: Cli, plugin_folder) -> None:  # type: ignore[no-untyped-def]
     folder = plugin_folder("tasks", "broken", "class (:")
     done = cli("doctor", CDBENCH_PLUGINS=str(folder))

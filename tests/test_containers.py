@@ -126,7 +126,7 @@ def lacked_signals(tmp_path: Path) -> list[list[dict[str, str]]]:
 def begun(spec: RunSpec, world: World, tmp_path: Path, runner: DockerRunner) -> Handle:
     """A training that has come as far as its method."""
     folder = world.folder(spec, tmp_path)
-    handle = runner.start("train", folder, world.store, spec)
+    handle = runner.start("train", folder, world.store, spec, world.shared)
     log = folder / "train.stderr.log"
     until(lambda: log.exists() and "a warning" in log.read_text())
     return handle
@@ -521,7 +521,7 @@ def test_gpus_are_counted_inside_before_anything_else(
     spec = world.spec("base").model_copy(update={"profile": world.profile.model_copy(update={"device": "cuda"})})
     runner = DockerRunner(image.tag, ["0"])
     runner.require([spec], tmp_path / "scratch")
-    handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec)
+    handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec, world.shared)
     assert finished(handle).code == 4
     runner.close()
     told = record.read_failure(tmp_path / spec.run_id, "train")
@@ -569,7 +569,7 @@ def test_a_disk_that_fills_up_is_no_fault_of_the_method(
     runner = DockerRunner(image.tag)
     runner.require([world.spec("base")], small_disk / "scratch")
     spec = world.spec("waits")
-    end = finished(runner.start("train", world.folder(spec, tmp_path), world.store, spec))
+    end = finished(runner.start("train", world.folder(spec, tmp_path), world.store, spec, world.shared))
     runner.close()
     assert end.status == "infra" and "less than 512 MiB are free" in end.text
 

@@ -61,6 +61,12 @@ def test_a_file_dropped_into_a_folder_is_a_row(use: Write) -> None:
         ("class (:", "line 1"),
         ("import cdbench.train\n" + GOOD, "imports cdbench.train"),
         ("from cdbench import evaluate\n" + GOOD, "imports cdbench.evaluate"),
+        (
+            "from . import helper\n" + GOOD,
+            "line 1: imports a file beside it (from . import helper); a plug-in is one file",
+        ),
+        ("from .helper import thing\n" + GOOD, "imports a file beside it"),
+        ("import broken\n" + GOOD, "imports a file beside it (broken)"),
         (GOOD + "\n@dataclass(frozen=True)\nclass Second(Nothing):\n    pass\n", "found Nothing, Second"),
         ("x = 1\n", "exactly one concrete Method, found none"),
         (GOOD.replace("@dataclass(frozen=True)", "@dataclass"), "must be a frozen dataclass"),

@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
+from transformers import LlamaForCausalLM
 
 from cdbench.data import read_examples
 from cdbench.evaluate import Refused, load_masks, load_student, require_own, summarise_masks
 from cdbench.generation import generate
 from cdbench.predictions import NO_ANSWER, count, dump_predictions, parse_predictions, score
+from cdbench.seeds import generator_for
+from cdbench.tokens import encode
+from cdbench.zoo import fresh
 from conftest import World
 
 
@@ -126,20 +131,38 @@ def test_a_pickle_and_a_link_are_refused(world: World, tmp_path: Path) -> None:
 
 
 def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
-    teacher, student = world.workspace().teacher.model(), world.workspace().student.model()
-    with pytest.raises(Refused, match=r"the teacher's: 0.0e\+00 away from it"):
-        require_own(world.workspace().teacher.model(), teacher)
-    require_own(student, teacher)
-    other = world.workspace().teacher.model()
+    """Also rounded, with noise, or with its neurons in another order, which are other weights and the same student."""
+    workspace = world.workspace()
+    split = encode(workspace.tokenizer, workspace.validation_examples)
+    teacher, base = workspace.teacher.model(), fresh(workspace.teacher.model().config, generator_for("test"))
+
+    def handed_in(change: Callable[[torch.Tensor], torch.Tensor]) -> LlamaForCausalLM:
+        model = workspace.teacher.model()
+        for value in model.parameters():
+            value.data = change(value.data)
+        return model
+
     draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for value in other.parameters():
-            value.mul_(1 + 5e-4 * torch.randn(value.shape, generator=draw))
-    with pytest.raises(Refused, match=r"the teacher's: .* 0.001 of its norm \(.*\) or less"):
-        require_own(other, teacher)
-    with torch.no_grad():
-        other.lm_head.weight.add_(0.05)
-    require_own(other, teacher)
+    noisy = handed_in(lambda value: value * (1 + 5e-4 * torch.randn(value.shape, generator=draw)))
+    mlp = (permuted := workspace.teacher.model()).model.layers[0].mlp
+    order = torch.randperm(mlp.gate_proj.out_features, generator=draw)
+    for part in (mlp.gate_proj, mlp.up_proj):
+        part.weight.data = part.weight.data[order]
+    mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]
+    assert not torch.equal(mlp.up_proj.weight, teacher.model.layers[0].mlp.up_proj.weight)
+    for disguised in (workspace.teacher.model(), handed_in(lambda value: value.bfloat16().float()), noisy, permuted):
+        with pytest.raises(Refused, match="compute what the teacher computes"):
+            require_own(disguised, base, teacher, split)
+    require_own(base, base, teacher, split)
+    require_own(handed_in(lambda value: value * 1.05), base, teacher, split)
+
+
+def test_a_student_that_was_its_teachers_copy_before_training_is_its_own(world: World) -> None:
+    workspace = world.workspace()
+    split = encode(workspace.tokenizer, workspace.validation_examples)
+    near = workspace.teacher.model()
+    near.lm_head.weight.data[3] *= 1.001
+    require_own(near, near, workspace.teacher.model(), split)
 
 
 def test_masks_by_hand() -> None:

@@ -63,6 +63,7 @@ OUTCOME = {"params": {"lr": 0.1}, "extras": {}, "cost": {}, "environment": {}, "
         (OUTCOME | {"notes": ["x" * 2000]}, "", "notes"),
         (OUTCOME | {"cost": {"steps": float("inf")}}, "", "cost.steps"),
         (OUTCOME | {"cost": {"energy": 1.0}}, "", "cost.energy"),
+        (OUTCOME | {"cost": {"train_wall_seconds": 1.0}}, "", "cost.train_wall_seconds"),
         (OUTCOME | {"extras": {"a": float("inf")}}, "", "outcome.json"),
         (OUTCOME | {"extras": {"a": "\ud800"}}, "", "outcome.json"),
         (OUTCOME | {"files": {"student.safetensors": "0"}}, "", "student.safetensors is not the file"),

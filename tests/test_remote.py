@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
@@ -104,7 +104,7 @@ class LosesItsGpu(Runner):
         if len(self.looks) == 1:
             raise EnvironmentLacks("GPU 0 is not there")
 
-    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         end = End(1) if step == "train" else End(0)
         if step == "train":
             fails_with_cuda(folder)
@@ -158,7 +158,7 @@ def test_a_step_that_fails_where_the_gpu_is_gone_is_tried_elsewhere(
     smi = tmp_path / "bin" / "nvidia-smi"
     smi.parent.mkdir()
     monkeypatch.setenv("PATH", f"{smi.parent}:{os.environ['PATH']}")
-    monkeypatch.setattr(LocalRunner, "start", lambda self, step, folder, store, spec: Ended(folder, End(1)))
+    monkeypatch.setattr(LocalRunner, "start", lambda self, step, folder, store, spec, shared: Ended(folder, End(1)))
     fails_with_cuda(tmp_path)
     order = Order("train", tmp_path, world.store, tmp_path / "scratch", wants.model_dump_json(), "local", None, ())
     for says, status in (("echo 570.1", None), ("echo 'Unable to determine the device handle'; exit 9", "infra")):

@@ -74,7 +74,7 @@ def test_a_study_runs_to_its_report_and_the_second_time_takes_everything_from_th
     assert "MLflow: 0 records sent, 3 were there already" in second.stderr
     assert result["study"].startswith("paper_a-micro-")  # other seeds make another study
     saved = json.loads((tmp_path / "runs" / result["study"] / "study.json").read_text())
-    assert len(saved["run_ids"]) == 23  # -k narrows what is run now, not the study
+    assert len(saved["run_ids"]) == 25  # -k narrows what is run now, not the study
     dry = cli(*command[: -len(args) - 1], "-n", *args)
     assert dry.stdout.count("finished, same spec and code") == 3
     assert "training.lr" in dry.stdout and "micro.toml" in dry.stdout
@@ -176,7 +176,7 @@ def test_an_interrupted_study_keeps_what_is_finished_and_goes_on(
     assert done.returncode == 0, done.stderr
     after = {r["run_id"]: r for r in records(tmp_path)}
     assert all(after[run_id] == kept[run_id] for run_id in kept)
-    assert len(after) == 12 and all(r["status"] == "ok" for r in after.values())
+    assert len(after) == 13 and all(r["status"] == "ok" for r in after.values())
 
 
 def test_after_sigkill_nothing_is_left_running_and_the_study_goes_on(cli: Cli, args: list[str], tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_a_shared_step_that_crashes_makes_failed_rows_and_a_report(cli: Cli, arg
     done = cli("reproduce", "paper_a", "--seeds", "0", "--set", "teacher.hidden=1000000", *args)
     assert done.returncode == 1, done.stderr
     made = records(tmp_path)
-    assert len(made) == 12
+    assert len(made) == 13
     assert all(r["status"] in ("failed", "oom") and "teacher model" in r["error"] for r in made)
     assert next((tmp_path / "runs").glob("paper_a-micro-*/report/index.html")).is_file()
 

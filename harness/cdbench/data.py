@@ -142,7 +142,8 @@ def layout(example: Example, encode: PromptEncoder) -> Layout:
     """
     prompt, tokens = example.prompt, len(encode(example.prompt))
     own: Layout = (_NUMBER.sub("#", prompt), tokens, *(len(str(abs(operand))) for operand in example.operands))
-    if tokens - len(encode("")) >= len(prompt):
+    # A token for each character, beside what stands in front of every text; of others one may take several.
+    if prompt.isascii() and tokens - len(encode(prompt[0])) + 1 >= len(prompt):
         return own
     return (*own, *(len(encode(prompt[:end])) for match in _NUMBER.finditer(prompt) for end in match.span()))
 

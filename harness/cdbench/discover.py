@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import importlib
 import inspect
+import sys
 import typing
 from collections.abc import Iterable
 from pathlib import Path
@@ -51,7 +52,7 @@ def check_file(path: Path) -> None:
     """Checks a plug-in file without importing it.
 
     Raises:
-        UserError: its name is no plug-in's, it cannot be parsed, or it imports the package's internals.
+        UserError: its name is no plug-in's, it cannot be parsed, or it imports the package's internals or a file beside it.
     """
     if path.suffix != ".py" or path.stem.startswith("_"):
         raise UserError(f"{path} cannot be a plug-in: its name must end in .py and not begin with '_'")
@@ -198,15 +199,31 @@ def _refuse_internals(path: Path, tree: ast.Module) -> None:
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            module = "." * node.level + (node.module or "")
+            if node.level:
+                raise _beside(path, node.lineno, ast.unparse(node))
+            module = node.module or ""
             names = [f"{module}.{alias.name}" for alias in node.names] if module == "cdbench" else [module]
         else:
             continue
         for name in names:
+            _refuse_beside(path, node.lineno, name.partition(".")[0])
             if name == "cdbench" or (name.startswith("cdbench.") and name != "cdbench.api"):
                 raise UserError(
                     f"{path}, line {node.lineno}: imports {name}; a plug-in imports cdbench.api and what it re-exports"
                 )
+
+
+def _refuse_beside(path: Path, line: int, name: str) -> None:
+    found = [path.parent / f"{name}.py", path.parent / name / "__init__.py"]
+    if name not in sys.stdlib_module_names and any(file.is_file() for file in found):
+        raise _beside(path, line, name)
+
+
+def _beside(path: Path, line: int, what: str) -> UserError:
+    return UserError(
+        f"{path}, line {line}: imports a file beside it ({what}); a plug-in is one file, whose hash its records have: put the "
+        "code into it, or into a package that is installed"
+    )
 
 
 def load(kind: Kind, name: str) -> type:

@@ -174,7 +174,7 @@ class LiveTable(Display):
         self._count += 1
         self._failed += result.status != "ok"
         if run.action == "run" and result.status == "ok":
-            self._seconds.append(sum(v for k, v in result.cost.items() if k.endswith("_seconds")))
+            self._seconds.append(sum(result.cost.get(f"{step}_seconds", 0.0) for step in ("train", "evaluate")))
         self._ended.append((result.status, run.spec.label, result_line(run, result)))
 
     def prepared(self, job: Job) -> None:

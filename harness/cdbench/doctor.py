@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from cdbench import config, discover, provenance
+from cdbench import config, discover, plugins, provenance
 from cdbench.containers import engine, images
 from cdbench.errors import CdbenchError, EnvironmentLacks
 from cdbench.plan import Places
@@ -40,7 +40,7 @@ def examine(where: Places, profile: str | None) -> list[Finding]:
     """All findings; those about a profile only when one is named."""
     wanted = None if profile is None else config.build_profile(profile, {})
     findings = [_python(), _torch(), _cores(), _gpu(), _disk(where), _writable(where)]
-    findings += [_plugins("methods", where), _plugins("tasks", where)]
+    findings += [_plugins("methods"), _plugins("tasks")]
     findings += [_engine(), _client(), *_images(wanted is not None and wanted.device == "cuda")]
     findings.append(_token())
     if wanted is not None:
@@ -110,18 +110,23 @@ def _writable(where: Places) -> Finding:
     return Finding("runs folder", "ok", str(where.runs))
 
 
-def _plugins(kind: discover.Kind, where: Places) -> Finding:
+def _plugins(kind: discover.Kind) -> Finding:
     try:
         found = discover.find(kind)
-        brought = {name: path for name, path in found.items() if path.is_relative_to(where.plugins)}
+        ours = plugins.roots()[-1]
+        brought = {name: path for name, path in found.items() if not path.is_relative_to(ours)}
         loaded = [name for name in found if name not in brought]
         for name in loaded:
             discover.load(kind, name)
-        for path in brought.values():  # to be run in a container perhaps: not imported here
-            discover.static_fields(path)
+        for path in brought.values():  # to be run in a container perhaps, unread: looked at, not imported
+            discover.check_file(path)
     except CdbenchError as error:
         return Finding(kind, "missing", str(error))
-    apart = f"; {len(brought)} brought by path, not imported here: {', '.join(brought)}" if brought else ""
+    apart = (
+        f"; {len(brought)} of others, not imported here (cdbench test FILE does): {', '.join(brought)}"
+        if brought
+        else ""
+    )
     return Finding(kind, "ok", f"{len(loaded)} load: {', '.join(loaded)}{apart}")
 
 

@@ -238,14 +238,16 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
     tokenizer = workspace.tokenizer
     reference = spec.method == TEACHER
     model = (workspace.teacher if reference else workspace.student).model(device)
-    if not reference and (folder / "student.safetensors").exists():
+    handed_in = not reference and (folder / "student.safetensors").exists()
+    if handed_in:
         load_student(model, folder / "student.safetensors")
-        if workspace.student.content != workspace.teacher.content and workspace.same_architecture:
-            require_own(model, workspace.teacher.model(device))
     splits = {
         Path(name).stem: data.read_examples(workspace.heldout_data / name)
         for name in sorted(manifest_files(workspace.heldout_data))
     }
+    if handed_in and workspace.student.content != workspace.teacher.content and workspace.same_architecture:
+        base, teacher = workspace.student.model(device), workspace.teacher.model(device)
+        require_own(model, base, teacher, encode(tokenizer, splits["test"]))
     predictions = {name: predict(model, tokenizer, examples, batch) for name, examples in splits.items()}
     cka = None
     if not reference:

@@ -18,9 +18,11 @@ from cdbench.files import explained, open_to_all, read_json, sha256, write_json
 from cdbench.seeds import digest
 
 MANIFEST = "MANIFEST.json"
-TRAINING_KINDS = ("data", "models", "circuits", "counterfactuals", "signals", "solutions")
+OWN_KINDS = ("data", "models")
+"""What a method may see of its own profile and task: among another's could be a student that it hands in as its own."""
+OPEN_KINDS = ("circuits", "counterfactuals", "signals", "solutions")
 """What a method may see. Held-out splits, and what a model computes on them, are of other kinds."""
-KINDS = (*TRAINING_KINDS, "heldout", "heldout-signals")
+KINDS = (*OWN_KINDS, *OPEN_KINDS, "heldout", "heldout-signals")
 Key = dict[str, object]
 
 

@@ -7,16 +7,20 @@ untouched student.
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from cdbench.containers.images import Image
 from cdbench.containers.waiting import containers_of
+from cdbench.store import Store
 from conftest import MICRO, World
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -34,6 +38,7 @@ CAUGHT = {
     "a_fifo": ("refused", "student.safetensors is a pipe"),
     "a_huge_file": ("failed", "File too large"),
     "many_files": ("refused", "limits.output_gib"),
+    "holds_deleted_files": ("refused", "GiB of deleted files; limits.output_gib allows less"),
     "empty_files": ("refused", "left more than 20000 files"),
     "forks_without_end": ("failed", "Resource temporarily unavailable"),
     "eats_memory": ("oom", "limits.memory_gib"),
@@ -53,7 +58,7 @@ CAUGHT = {
 }
 IMPOSSIBLE = [
     "reads_the_test_split", "talks_to_the_engine", "kills_its_parent", "prints_a_forged_record", "patches_everything",
-    "changes_the_tokenizer", "patches_what_it_exports_with", "wants_the_moon", "hangs_who_watches",
+    "changes_the_tokenizer", "returns_anothers_student", "patches_what_it_exports_with", "wants_the_moon", "hangs_who_watches",
 ]  # fmt: skip
 FLAGGED = {
     "fades_its_gradient": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
@@ -81,7 +86,7 @@ class Study:
 
 
 @pytest.fixture(scope="session")
-def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Study]:
     root = tmp_path_factory.mktemp("integrity")
     profile = root / "micro.toml"
     profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
@@ -92,13 +97,23 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) 
         'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
     )
     (root / "runs").mkdir()
+    better = Store(world.store).artefact(
+        "models", {"student": "another profile's"}, lambda to: trained_further(world, to)
+    )
     env = os.environ | {"CDBENCH_PLUGINS": str(PLUGINS)}
     command = [sys.executable, "-m", "cdbench", "reproduce", "battery.toml", "--runner", "docker", "--image", image.tag]
     command += ["--store", str(world.store), "--jobs", "3", "--logs"]  # some only sleep
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True, timeout=500)
     assert done.returncode == 1, done.stderr[-3000:]
     found = [json.loads(path.read_text()) for path in (root / "runs" / "records").glob("*/record.json")]
-    return Study({r["spec"]["method"]: r for r in found}, root / "runs", profile, done.stderr, env)
+    yield Study({r["spec"]["method"]: r for r in found}, root / "runs", profile, done.stderr, env)
+    shutil.rmtree(better)  # the store is everybody's
+
+
+def trained_further(world: World, to: Path) -> None:
+    """A checkpoint that fits the student of this study, and is another."""
+    student = world.workspace(build=False).student.folder
+    save_file({k: v + 0.01 for k, v in load_file(student / "model.safetensors").items()}, to / "model.safetensors")
 
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow]
@@ -128,12 +143,31 @@ def test_what_cannot_be_done_changes_nothing(method: str, study: Study) -> None:
 def test_who_looks_for_the_test_split_would_know_it(study: Study, world: World) -> None:
     """Else to find nothing would say nothing: outside, the same eyes see it in the store."""
     assert study.records["reads_the_test_split"]["extras"]["found"] == []
-    spec = importlib.util.spec_from_file_location("looks", PLUGINS / "methods" / "reads_the_test_split.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = planted("reads_the_test_split")
     seen = [name for folder, _, names in os.walk(world.store) for name in names if module.looks_heldout(folder, name)]
     assert "test.jsonl" in seen and len(seen) > 1
+
+
+def test_who_looks_for_anothers_student_would_know_it(study: Study, world: World) -> None:
+    """And would hand it in: outside, it finds the one that this battery has put into the store."""
+    assert study.records["returns_anothers_student"]["extras"]["found"] == []
+    own = load_file(world.workspace(build=False).student.folder / "model.safetensors")
+    assert len(planted("returns_anothers_student").others(str(world.store), own)) == 1
+
+
+def planted(name: str) -> Any:
+    """The module of a planted flaw, imported here."""
+    spec = importlib.util.spec_from_file_location(name, PLUGINS / "methods" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_harness_takes_the_time_of_what_it_has_locked_in(study: Study) -> None:
+    cost = study.records["fades_its_gradient"]["cost"]
+    assert cost["train_wall_seconds"] >= cost["train_seconds"] > 0
 
 
 def test_patches_would_work_on_an_evaluator_in_the_same_process() -> None:

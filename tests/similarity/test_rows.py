@@ -98,6 +98,12 @@ def test_copies_in_half_precision_are_found_and_what_differs_is_kept(dtype: torc
     copied[5, 7] = torch.nextafter(copied[4, 7], torch.tensor(9.0, dtype=dtype))  # another batch, another last digit
     with pytest.raises(ValueError, match="rows 4 and 5 of hidden are the same"):
         require_distinct(copied, "hidden")
+    # Of prompts that are close, many digits differ, and some by several steps.
+    near = rows.clone()
+    near[5] = (near[4].double() * (1 + 2.1 * torch.finfo(dtype).eps)).to(dtype)
+    require_distinct(near, "hidden")
+    dense = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) @ torch.randn(2, 256)
+    require_distinct(dense.to(dtype), "hidden")
 
 
 def test_what_is_no_tensor_is_told() -> None:

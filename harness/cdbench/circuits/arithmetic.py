@@ -22,23 +22,30 @@ VARIABLES: tuple[Variable, ...] = get_args(Variable)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 _NUMBER = re.compile(r"\d+")
 _PLACES = {"ones": 0, "tens": 1}
-_MINUS = re.compile(r"-|−|minus|subtract|difference", re.IGNORECASE)
+_WORDS: dict[Operator, re.Pattern[str]] = {
+    "+": re.compile(r"\d\s*\+\s*\d|\bplus\b|\bsum\b|\badd|\btotal\b", re.IGNORECASE),
+    "-": re.compile(r"\d\s*[-−–]\s*\d|\bminus\b|\bsubtract|\bdifference\b|\bless\b|\btake\b", re.IGNORECASE),
+}
 
 
 def operator(example: Example) -> Operator:
     """What a problem asks for, by its answer; where both fit (21 and 0), by its prompt.
 
     Raises:
-        UserError: it is neither the sum nor the difference of its two operands.
+        UserError: it is neither the sum nor the difference of its two operands, or both and the prompt does not say which.
     """
     if len(example.operands) == 2:
         fitting: list[Operator] = [
             op for op in get_args(Operator) if example.answer == str(solve(*example.operands, op))
         ]
-        if len(fitting) > 1:
-            return "-" if _MINUS.search(example.prompt) else "+"
+        said = [op for op in fitting if _WORDS[op].search(example.prompt)] if len(fitting) > 1 else fitting
+        if len(said) == 1:
+            return said[0]
         if fitting:
-            return fitting[0]
+            raise UserError(
+                f"{example.prompt!r} with answer {example.answer!r} may be a sum or a difference; only 'random' counterfactuals "
+                "can be made for it"
+            )
     raise UserError(
         f"{example.prompt!r} with answer {example.answer!r} is no sum and no difference of two operands; only 'random' "
         "counterfactuals can be made for it"

@@ -21,7 +21,7 @@ from cdbench.containers.images import Image
 from cdbench.errors import EnvironmentLacks
 from cdbench.record import GPUS
 from cdbench.requirements import hub_snapshot
-from cdbench.store import TRAINING_KINDS
+from cdbench.store import OPEN_KINDS
 
 OWNER, DEADLINE, KIND = "cdbench.owner", "cdbench.deadline", "cdbench.kind"
 """Labels of a container: who made it, when anybody may remove it, what it is for."""
@@ -75,10 +75,18 @@ def promises_of(spec: RunSpec, gpus: tuple[str, ...]) -> Promises:
     return Promises(memory, spec.profile.threads, limits.processes, output, scratch, user(), gpus)
 
 
+@dataclass(frozen=True)
+class View:
+    """What a container sees of a store: all of it; where a method runs in it all of the open kinds, and of the others these."""
+
+    store: Path
+    own: frozenset[str] = frozenset()
+
+
 def options_of(
-    image: Image, kind: str, spec: RunSpec, box: Path, store: Path | None, gpus: tuple[str, ...]
+    image: Image, kind: str, spec: RunSpec, box: Path, view: View | None, gpus: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What the engine's client is told for a container; without a store it is one that only looks."""
+    """What the engine's client is told for a container; without a view of the store it is one that only looks."""
     from docker.types import DeviceRequest, LogConfig, Ulimit
 
     promises = promises_of(spec, gpus)
@@ -86,7 +94,7 @@ def options_of(
     # It may wait for two steps of that length before it begins its own.
     deadline = int(time.time() + 3 * spec.profile.timeout_minutes * 60 + _SPARE_SECONDS)
     # What a step prints is read as it comes: `logs` loses what was rotated away.
-    log = LogConfig(type="json-file" if store is None else "none")
+    log = LogConfig(type="json-file" if view is None else "none")
     return {
         "labels": {OWNER: owner(), DEADLINE: str(deadline), KIND: kind},
         "user": user(),
@@ -106,7 +114,7 @@ def options_of(
             Ulimit(name="core", soft=0, hard=0),
             Ulimit(name="nofile", soft=4096, hard=4096),
         ],
-        "mounts": _mounts(image, kind, spec, box, store),
+        "mounts": _mounts(image, kind, spec, box, view),
         "environment": _environment(kind, spec, gpus),
         "device_requests": requested,
         "working_dir": "/step",
@@ -115,19 +123,19 @@ def options_of(
     }
 
 
-def _mounts(image: Image, kind: str, spec: RunSpec, box: Path, store: Path | None) -> list[Any]:
+def _mounts(image: Image, kind: str, spec: RunSpec, box: Path, view: View | None) -> list[Any]:
     # mounts, not volumes: a missing source is an error instead of a new folder that belongs to root.
     mounts = [_mount("/step", box, write=True)]
     if image.environment:
         mounts.append(_mount(image.environment, Path(image.environment)))
-    if store is None:
+    if view is None:
         return mounts
     mounts.append(_mount("/opt/cdbench/cdbench", _PACKAGE))
     mounts += [_mount(target, source) for target, source in _plugin_folders(kind).items()]
     if kind == "train":
-        mounts += [_mount(f"/store/{name}", store / name) for name in TRAINING_KINDS]
+        mounts += [_mount(f"/store/{name}", view.store / name) for name in (*OPEN_KINDS, *sorted(view.own))]
     else:
-        mounts.append(_mount("/store", store))
+        mounts.append(_mount("/store", view.store))
     return mounts + _model_mounts(spec)
 
 

@@ -7,11 +7,12 @@ A container holds on to its harness by its stdin; what even that left behind, th
 
 import contextlib
 import os
+import stat
 import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,22 @@ class WaitingContainer:
     Attributes:
         again: whether it can do another step after one that ended well.
         free: whether it has done one, and can.
+        shared: the artefacts that it sees.
         printed: bytes that its step has printed.
         asked_for: when the engine was asked for it.
     """
 
     def __init__(
-        self, image: str, command: list[str], options: dict[str, Any], promises: Promises, spec: RunSpec, box: Box
+        self,
+        image: str,
+        options: dict[str, Any],
+        promises: Promises,
+        spec: RunSpec,
+        box: Box,
+        shared: Collection[str] = (),
     ) -> None:
-        self.promises, self.box = promises, box
-        self.again, self.free = command[-1] == AGAIN, False
+        self.promises, self.box, self.shared = promises, box, frozenset(shared)
+        self.again, self.free = options["command"][-1] == AGAIN, False
         self.printed = 0
         self._deadline = float(options["labels"][DEADLINE])
         self._writer = threading.Thread()
@@ -74,15 +82,13 @@ class WaitingContainer:
         self._error: Exception | None = None
         self._gone = False
         self.asked_for = time.time()
-        self._thread = threading.Thread(
-            target=self._make, args=(image, command, options), name="cdbench-container", daemon=True
-        )
+        self._thread = threading.Thread(target=self._make, args=(image, options), name="cdbench-container", daemon=True)
         self._thread.start()
 
-    def fits(self, spec: RunSpec) -> bool:
+    def fits(self, spec: RunSpec, shared: Collection[str]) -> bool:
         """Whether it was made for such a spec, still waits, and will not be removed by somebody before its step has ended."""
         late = time.time() + spec.profile.timeout_minutes * 60 > self._deadline
-        if late or made_by(spec.profile) != made_by(self._profile):
+        if late or made_by(spec.profile) != made_by(self._profile) or self.shared != frozenset(shared):
             return False
         with contextlib.suppress(Exception):  # whatever is wrong with it: it is of no use
             container = self.get()
@@ -90,10 +96,10 @@ class WaitingContainer:
             return bool(container.status == "running")
         return False
 
-    def _make(self, image: str, command: list[str], options: dict[str, Any]) -> None:
+    def _make(self, image: str, options: dict[str, Any]) -> None:
         try:
             self._client = connect()
-            self._made = self._client.containers.create(image, command, **options)
+            self._made = self._client.containers.create(image, **options)
             require_promises(self._made, self.promises)
             self._attached = self._made.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
             self._made.start()
@@ -199,6 +205,33 @@ def containers_of(client: Any, folder: Path) -> list[Any]:
     """Containers, running or not, whose step's folder lies below this one."""
     found = client.containers.list(all=True, filters={"label": OWNER}, ignore_removed=True)
     return [each for each in found if any(folder in Path(m["Source"]).parents for m in each.attrs["Mounts"])]
+
+
+def held_by_deleted(container: Any, folder: Path) -> int:
+    """Bytes on the disk of `folder` in files that the container's processes hold open or mapped, and nobody can find any more.
+
+    0 where its processes cannot be looked at: an engine in a virtual machine, or another user's.
+    """
+    disk, found = folder.stat().st_dev, {}
+    with contextlib.suppress(Exception):  # it may have ended
+        told = container.top()
+        place = told["Titles"].index("PID")
+        for process in told["Processes"]:
+            own = Path(f"/proc/{int(process[place])}")
+            with contextlib.suppress(OSError):
+                for opened in (own / "fd").iterdir():
+                    with contextlib.suppress(OSError):
+                        state = opened.stat()
+                        if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == disk:
+                            found[state.st_ino] = 512 * state.st_blocks
+            with contextlib.suppress(OSError):  # mapped, and closed
+                for line in (own / "maps").read_text(errors="replace").splitlines():
+                    if line.endswith("(deleted)"):
+                        span, _, offset, device, inode, *_ = line.split()
+                        begin, end = (int(each, 16) for each in span.split("-"))
+                        if device == f"{os.major(disk):02x}:{os.minor(disk):02x}":
+                            found.setdefault(int(inode), end - begin + int(offset, 16))
+    return sum(found.values())
 
 
 def reap(client: Any) -> int:

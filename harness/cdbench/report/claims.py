@@ -617,13 +617,20 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
     found = []
     for rows in group.histories:
-        first, second = (_resampled(rows, key) for key in (claim.against, claim.series))
-        both = sorted(first.keys() & second.keys())
-        x, y = [first[i] for i in both], [second[i] for i in both]
-        if len(both) > 2 and len(set(x)) > 1 and len(set(y)) > 1:
-            found.append(float(distributions.spearmanr(x, y).statistic))
+        correlations = _correlations(rows, claim)
+        if len(correlations) == claim.parts:
+            found.append(claim.sign * min(claim.sign * each for each in correlations))  # the part that shows it least
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
-    evidence = _of_runs(group, found, region, "correlation", f"{claim.series} over {claim.against}", _AS_LOGGED)
+    what = f"{claim.series} over {claim.against}"
+    note = _AS_LOGGED
+    if claim.parts > 1:
+        what, note = (
+            f"{what} in each of {claim.parts} parts",
+            f"of {claim.parts} parts of the training the weakest; {note}",
+        )
+    if 0 < len(found) < len(group.histories):
+        note += f"; {len(group.histories) - len(found)} of {len(group.histories)} runs logged too little of it"
+    evidence = _of_runs(group, found, region, "correlation", what, note)
     # Correlations of a trend crowd at 1, where their spread says nothing: three at 0.99 would decide, three at 1 not.
     return replace(
         evidence,
@@ -635,15 +642,30 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
 
 
 _BLOCKS = 20
+"""Of each part of a training of which a correlation is asked."""
 
 
-def _resampled(rows: Sequence[dict[str, float]], key: str) -> dict[int, float]:
+def _correlations(rows: Sequence[dict[str, float]], claim: Trend) -> list[float]:
+    """Spearman's, of each part of a training that was logged there; 0 of what does not move."""
+    first, second = (_resampled(rows, key, claim.parts * _BLOCKS) for key in (claim.against, claim.series))
+    both = sorted(first.keys() & second.keys())
+    found = []
+    for part in range(claim.parts):
+        own = [i for i in both if i // _BLOCKS == part]
+        x, y = [first[i] for i in own], [second[i] for i in own]
+        if len(own) > 2:
+            moves = len(set(x)) > 1 and len(set(y)) > 1
+            found.append(float(distributions.spearmanr(x, y).statistic) if moves else 0.0)
+    return found
+
+
+def _resampled(rows: Sequence[dict[str, float]], key: str, parts: int) -> dict[int, float]:
     """A series as means of equal parts of the training, so that two that were logged at other steps can be compared."""
     logged = [(row["step"], row[key]) for row in rows if key in row]
     last = max([1.0, *(row["step"] for row in rows)])
     blocks: dict[int, list[float]] = {}
     for step, value in logged:
-        blocks.setdefault(min(_BLOCKS - 1, int(_BLOCKS * (step - 1) / last)), []).append(value)
+        blocks.setdefault(min(parts - 1, int(parts * (step - 1) / last)), []).append(value)
     return {part: float(np.mean(values)) for part, values in blocks.items()}
 
 

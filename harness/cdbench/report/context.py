@@ -248,7 +248,8 @@ def _of_numbers(claim: Claim) -> str:
         case forms.EvenHeads():
             return f"even heads of the later layers of {claim.row} have more importance than shuffled ones"
         case forms.Trend():
-            return f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0"
+            parts = f", in each of {claim.parts} equal parts of the training" if claim.parts > 1 else ""
+            return f"rank correlation of {claim.series} with {claim.against} {'>' if claim.sign > 0 else '<'} 0{parts}"
         case forms.Mathematics():
             return f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
     return "–"

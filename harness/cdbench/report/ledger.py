@@ -214,13 +214,17 @@ class EvenHeads(_OfRows):
 
 
 class Trend(_OfRows):
-    """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign."""
+    """In the course of training `series` goes with `against` (steps, or another series): rank correlation of that sign.
+
+    In each of `parts` equal parts of the training, where these are more than one.
+    """
 
     decided_by: Literal["trend"]
     row: str
     series: str
     against: str = "step"
     sign: Literal[-1, 1]
+    parts: Annotated[int, Field(ge=1, le=10)] = 1
     paper: None = None
 
 

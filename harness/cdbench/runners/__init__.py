@@ -22,12 +22,14 @@ class End:
         status: set where the runner knows better than the files that the step left.
         text: why, with `status`.
         container: in what it ran, where `Runner.describe` cannot know: on another machine.
+        seconds: how long it took, by the word of whoever had it locked in.
     """
 
     code: int
     status: Status | None = None
     text: str = ""
     container: dict[str, Any] | None = None
+    seconds: float | None = None
 
 
 class Handle(ABC):
@@ -101,8 +103,12 @@ class Runner(ABC):
         return None
 
     @abstractmethod
-    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
-        """Starts `python -m cdbench.execute STEP FOLDER STORE`, what it prints going to FOLDER/STEP.{stdout,stderr}.log."""
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
+        """Starts `python -m cdbench.execute STEP FOLDER STORE`, what it prints going to FOLDER/STEP.{stdout,stderr}.log.
+
+        `shared` names the artefacts that were made for its profile and task, as kind/name: where a method is locked in, it sees
+        no data and no models but these.
+        """
 
     def require(self, specs: list[RunSpec], scratch: Path) -> None:  # noqa: B027  (a plain process needs nothing)
         """Checks that steps of these specs can be started here. `scratch` is a folder for what is not yet anybody's.
@@ -129,8 +135,8 @@ class Runner(ABC):
             return str(error)
         return ""
 
-    def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:  # noqa: B027
-        """Says which steps will come, so that something can be held ready for them."""
+    def expect(self, step: str, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> None:  # noqa: B027
+        """Says which step will come, so that something can be held ready for it."""
 
     def close(self) -> None:  # noqa: B027
         """Ends what it holds ready."""

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,14 @@ from cdbench.containers import AGAIN, images
 from cdbench.containers.engine import address, connect
 from cdbench.containers.harvest import RESUMED, Kept, NotPlain, harvest, keep
 from cdbench.containers.images import Image
-from cdbench.containers.options import GIB, options_of, promises_of, require_promises, user
-from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, reap
+from cdbench.containers.options import GIB, View, options_of, promises_of, require_promises, user
+from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, held_by_deleted, reap
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
 from cdbench.files import explained
 from cdbench.provenance import versions
 from cdbench.record import WANTED, Status, failure_file, log_file, progress_file
 from cdbench.runners import End, Handle, Runner, WatchedHandle
-from cdbench.store import TRAINING_KINDS, Store
+from cdbench.store import OPEN_KINDS, OWN_KINDS, Store
 
 _GRACE_SECONDS = 5
 _LEAST_FREE = 512 << 20
@@ -133,15 +133,15 @@ class DockerRunner(Runner):
                 f"{self.image.tag} has other libraries ({'; '.join(wrong)}): cdbench build makes a new one"
             )
 
-    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
         kind, container = _kind_of(step), None
         while container is None and self._ahead.get(kind):
             container = self._ahead[kind].pop()
-            if not container.fits(spec):
+            if not container.fits(spec, _seen_by(kind, shared)):
                 container.remove()
                 container = None
-        container = container or self._open(kind, spec, store, gpus)
+        container = container or self._open(kind, spec, View(store, _seen_by(kind, shared)), gpus)
         self._busy.add(container)
         return DockerHandle(step, folder, store, container, lambda: self._let_go(kind, container, gpus))
 
@@ -156,25 +156,26 @@ class DockerRunner(Runner):
             self._busy.discard(container)
             self._free.extend(gpus)
 
-    def expect(self, steps: Collection[str], store: Path, spec: RunSpec) -> None:
+    def expect(self, step: str, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> None:
         if spec.profile.device == "cuda":
             return  # one that waits would hold a GPU
-        there = {kind for kind, waiting in self._ahead.items() if waiting}
-        there |= {"evaluate"} if any(container.again for container in list(self._busy)) else set()  # soon free again
-        for kind in {_kind_of(step) for step in steps} - there:
-            self._ahead.setdefault(kind, []).append(self._open(kind, spec, store, ()))
+        kind = _kind_of(step)
+        soon_free = kind == "evaluate" and any(container.again for container in list(self._busy))
+        if not self._ahead.get(kind) and not soon_free:
+            view = View(store, _seen_by(kind, shared))
+            self._ahead.setdefault(kind, []).append(self._open(kind, spec, view, ()))
 
-    def _open(self, kind: str, spec: RunSpec, store: Path, gpus: tuple[str, ...]) -> WaitingContainer:
+    def _open(self, kind: str, spec: RunSpec, view: View, gpus: tuple[str, ...]) -> WaitingContainer:
         assert self.image, "require() comes first"
         box = Box(self._scratch)
-        with explained(store, "the store"):
-            for name in TRAINING_KINDS:
-                (store / name).mkdir(parents=True, exist_ok=True)
+        with explained(view.store, "the store"):
+            for name in OPEN_KINDS:
+                (view.store / name).mkdir(parents=True, exist_ok=True)
         command = [self.image.python, "-m", "cdbench.runners.inside", "/step", "/store", "/step/store"]
         if kind == "evaluate" and not gpus:  # one that waits would hold a GPU
             command.append(AGAIN)
-        options = options_of(self.image, kind, spec, box.path, store, gpus)
-        return WaitingContainer(self.image.id, command, options, promises_of(spec, gpus), spec, box)
+        options = options_of(self.image, kind, spec, box.path, view, gpus) | {"command": command}
+        return WaitingContainer(self.image.id, options, promises_of(spec, gpus), spec, box, view.own)
 
     def close(self) -> None:
         for waiting in self._ahead.values():
@@ -212,6 +213,7 @@ class DockerHandle(WatchedHandle):
         # What runs nobody's code but ours is not refused and does not fail for a method's fault.
         self._ours = step != "train"
         self._stop = threading.Event()
+        self._free_at_first = shutil.disk_usage(self._box.path).free
         self._keep_at, self._kept = time.monotonic() + _KEEP_SECONDS, Kept()
         self._thread.start()
 
@@ -243,11 +245,13 @@ class DockerHandle(WatchedHandle):
                 self._step,
                 [self._target / log_file(self._step, "stdout"), self._target / log_file(self._step, "stderr")],
             )
+            begun = time.monotonic()
             end = self._wait(self._container.get())
+            seconds = time.monotonic() - begun
             self._container.finish_logs(_GRACE_SECONDS)
             # Taken only when nobody is left who could still write.
             if self._container.free or self._container.end():
-                return self._without_a_word(self._harvest(end))
+                return replace(self._without_a_word(self._harvest(end)), seconds=seconds)
             return (
                 end
                 if end.status
@@ -329,7 +333,20 @@ class DockerHandle(WatchedHandle):
             return End(1, "refused", f"left more than {_MOST_FILES} files")
         if self._container.printed > PRINTED_BYTES:
             return End(1, "refused", f"printed more than {PRINTED_BYTES >> 20} MiB")
+        if held := self._held_by_deleted():
+            return End(1, "refused", f"holds {held / GIB:.2f} GiB of deleted files; limits.output_gib allows less")
         return self._is_full()
+
+    def _held_by_deleted(self) -> int:
+        """Bytes in open files that no listing shows, if they are too many.
+
+        Looked for only where the disk has lost that much since: it asks the engine, and goes through all open files.
+        """
+        limit = self._container.promises.output
+        if self._free_at_first - shutil.disk_usage(self._box.path).free <= limit:
+            return 0
+        held = held_by_deleted(self._container.get(), self._box.path)
+        return held if held > 1.1 * limit else 0
 
     def _is_full(self) -> End | None:
         if shutil.disk_usage(self._box.path).free < _LEAST_FREE:
@@ -354,6 +371,18 @@ class DockerHandle(WatchedHandle):
 def _kind_of(step: str) -> str:
     """Steps that see the same can run in each other's containers."""
     return step if step in ("train", "evaluate") else "prepare"
+
+
+def _seen_by(kind: str, shared: Collection[str]) -> frozenset[str]:
+    """The artefacts that a method sees of kinds of which it does not see all; none for steps that run no method."""
+    if kind != "train":
+        return frozenset()
+    own = frozenset(name for name in shared if name.partition("/")[0] in OWN_KINDS)
+    if not own:
+        raise ValueError(
+            "a training in a container needs the names of the artefacts that were made for its profile and task"
+        )
+    return own
 
 
 def _used(folder: Path, of: str) -> int:

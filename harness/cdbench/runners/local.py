@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Collection
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -63,7 +64,7 @@ class LocalRunner(Runner):
         if shutil.which("nvidia-smi") and not nvidia_driver():
             raise EnvironmentLacks("nvidia-smi finds no GPU any more")
 
-    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         process = self._context.Process(target=_child, args=(step, str(folder), str(store)), daemon=False)
         process.start()
         return LocalHandle(process, folder)

@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -46,6 +46,7 @@ class Order:
     inside: Inside
     image: str | None
     plugin_roots: tuple[str, ...]
+    shared: tuple[str, ...] = ()
 
     def obey(self, gpus: Sequence[str] = ()) -> End:
         """Runs the step here, in a container or as a process; `gpus` are the ids that the cluster gave."""
@@ -66,7 +67,7 @@ class Order:
             runner.require([spec], scratch)
         except EnvironmentLacks as error:
             return End(1, "infra", f"{os.uname().nodename}: {error}")
-        handle = runner.start(self.step, self.folder, self.store, spec)
+        handle = runner.start(self.step, self.folder, self.store, spec, self.shared)
         try:
             last = time.monotonic() + spec.profile.timeout_minutes * 60
             while (end := handle.ended()) is None:
@@ -103,11 +104,19 @@ class RemoteRunner(Runner):
             remove_folder(scratch)
         self._scratch = scratch
 
-    def start(self, step: str, folder: Path, store: Path, spec: RunSpec) -> Handle:
+    def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         roots = tuple(str(root) for root in plugins.roots()[:-1])
         attempt = Attempt(folder, self._scratch / f"try-{uuid.uuid4().hex}")
         order = Order(
-            step, attempt.work, store, self._scratch, spec.model_dump_json(), self._inside, self._image, roots
+            step,
+            attempt.work,
+            store,
+            self._scratch,
+            spec.model_dump_json(),
+            self._inside,
+            self._image,
+            roots,
+            tuple(shared),
         )
         wait_for, cancel = self.submit(order, spec)
         return RemoteHandle(attempt, wait_for, cancel)

@@ -40,6 +40,8 @@ _TRIES = 3
 """How often a step is started that the machine or the engine fails."""
 _OUTCOME = ("outcome.json", "student.safetensors", "masks.safetensors")
 _OUTPUTS = (*_OUTCOME, "metrics.json", "predictions.jsonl")
+_WALL = "train_wall_seconds"
+"""A training's time by the clock of whoever had it locked in; all other cost of it is its own word."""
 _RESULT = {"train": "outcome.json", "evaluate": "metrics.json"}
 """A step that ends well without this file has not ended well: a method can leave by `os._exit(0)`."""
 _ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
@@ -152,6 +154,8 @@ class Schedule:
     records: dict[str, Record] = field(default_factory=dict)
     containers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """Run id -> in what its last step ran."""
+    shared: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Shared key -> the artefacts that were made for it."""
     begun: dict[str, tuple[str, Code]] = field(default_factory=dict)
     """Run id -> when it began, and with which code: a file edited in the meantime did not make the numbers."""
 
@@ -209,10 +213,11 @@ class Schedule:
     def _is_prepared(self, key: str, folder: Path, spec: RunSpec) -> bool:
         """Whether the shared artefacts of a (profile, task) were made by this code and are still in the store."""
         code = code_of(spec.model_copy(update={"method": TEACHER})).digest
-        if f"{key}/circuits" not in self.done and (folder / record.PREPARED).exists() and _stamped(folder) == code:
-            names = read_json(folder / record.PREPARED, "list of artefacts").get("artefacts")
-            if isinstance(names, list) and Store(self.where.store).has([str(name) for name in names]):
+        if f"{key}/circuits" not in self.done and _stamped(folder) == code:
+            names = _listed(folder)
+            if names and Store(self.where.store).has(names):
                 self.done.add(f"{key}/circuits")
+                self.shared[key] = names
         if f"{key}/circuits" in self.done:
             return True
         (folder / record.PREPARED).unlink(missing_ok=True)
@@ -228,7 +233,8 @@ class Schedule:
                 self._begin(job.run)
                 self._clean(job)
             with explained(job.folder, "the run"):
-                job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec)
+                shared = self.shared.get(_shared_key(job.spec), ())
+                job.handle = self.runner.start(job.step, job.folder, self.where.store, job.spec, shared)
             container = self.runner.describe(job.spec)  # now: an engine that comes back may have another image
             if job.run:
                 self.containers[job.run.spec.run_id] = container
@@ -237,7 +243,17 @@ class Schedule:
             job.started, job.tries = time.monotonic(), job.tries + 1
             self.running.append(job)
         if self.waiting and len(self.running) == self.slots:
-            self.runner.expect({job.step for job in self.waiting}, self.where.store, self.waiting[0].spec)
+            self._expect()
+
+    def _expect(self) -> None:
+        """Tells the runner of the first of each step that waits; of a training when what it may see is known."""
+        first: dict[str, Job] = {}
+        for job in self.waiting:
+            first.setdefault(job.step, job)
+        for step, job in first.items():
+            shared = self.shared.get(_shared_key(job.spec), ())
+            if shared or step != "train":
+                self.runner.expect(step, self.where.store, job.spec, shared)
 
     def _begin(self, run: PlannedRun) -> None:
         self.begun.setdefault(run.spec.run_id, (_now(), code_of(run.spec)))
@@ -282,7 +298,7 @@ class Schedule:
                 if fault := _fault_of(job):
                     self._failed(job, "refused", fault)
                 else:
-                    self._succeeded(job)
+                    self._succeeded(job, end)
             elif end:
                 self._explained(job, end)
 
@@ -326,13 +342,16 @@ class Schedule:
         self._end(job)
         self.waiting.insert(0, job)
 
-    def _succeeded(self, job: Job) -> None:
+    def _succeeded(self, job: Job, end: End) -> None:
         self._end(job)
         self.done.add(job.name)
+        if job.step == "circuits":
+            self.shared[_shared_key(job.spec)] = _listed(job.folder)
         if job.run is None:
             self.display.prepared(job)
         elif job.step == "train":
-            write_json(job.folder / record.TRAINED_IN, self.containers[job.run.spec.run_id] or {}, "the run")
+            wall = {} if end.seconds is None else {_WALL: round(end.seconds, 1)}
+            write_json(job.folder / record.TRAINED_IN, (self.containers[job.run.spec.run_id] or {}) | wall, "the run")
             self._share_signals(job)
         elif job.step == "evaluate":
             self._finish(job.run, self._write_record(job.run, "ok", ""))
@@ -402,11 +421,11 @@ class Schedule:
             result = build_record(spec, status, text, outcome, metrics, self.begun[spec.run_id], folder)
             container = self.containers.get(spec.run_id) or self.runner.describe(spec)
             trained = folder / record.TRAINED_IN
-            inside = {
-                "container": container,
-                "trained_in": (read_json(trained, "description") or None) if trained.exists() else None,
-            }
-            result = result.model_copy(update={"environment": result.environment | inside})
+            trained_in = read_json(trained, "description") if trained.exists() else {}
+            wall = {_WALL: trained_in.pop(_WALL)} if _WALL in trained_in else {}
+            inside = {"container": container, "trained_in": trained_in or None}
+            changes = {"environment": result.environment | inside, "cost": result.cost | wall}
+            result = result.model_copy(update=changes)
             record.write(folder, result)
             if status == "ok":  # in a container a copy of it was gone on from
                 (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -473,6 +492,14 @@ def _stop_step(job: Job) -> None:
     assert job.handle
     job.handle.stop()
     job.handle.close()
+
+
+def _listed(prepared: Path) -> tuple[str, ...]:
+    """The artefacts that were made for a (profile, task), as kind/name."""
+    if not (prepared / record.PREPARED).exists():
+        return ()
+    names = read_json(prepared / record.PREPARED, "list of artefacts").get("artefacts")
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _stamped(folder: Path) -> str | None:

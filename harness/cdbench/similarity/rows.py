@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 _SAME = 1e-5
-"""Two rows nearer than this part of what other rows are apart are one prompt, computed twice; in half precision its eps."""
+"""Two rows nearer than this part of what other rows are apart are one prompt, computed twice."""
 
 
 def sample_rows(hidden: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
@@ -63,17 +63,24 @@ def require_distinct(rows: Tensor, name: str) -> None:
         raise ValueError(f"{name} of shape {tuple(rows.shape)} holds NaN or infinity")
     if len(values) < 2:
         return
-    same = max(_SAME, torch.finfo(rows.dtype).eps)
     distances = torch.cdist(values, values, compute_mode="donot_use_mm_for_euclid_dist")
     distances.fill_diagonal_(float("inf"))
     finite = distances[distances.isfinite()]
     # Of rows that are apart: where most stand twice, the median of all is that of copies. Two rows have but their size.
-    apart = finite[finite > same * finite.max()]
+    apart = finite[finite > _SAME * finite.max()]
     usual = apart.median() if len(values) > 2 and len(apart) else values.norm(dim=1).max()
     nearest = distances.argmin()
-    if distances.flatten()[nearest] <= same * usual:
-        one, two = divmod(int(nearest), len(values))
+    one, two = divmod(int(nearest), len(values))
+    if distances[one, two] <= _SAME * usual or _in_last_digits(rows[one], rows[two]):
         raise ValueError(
             f"rows {one} and {two} of {name} are the same: rows must be independent samples, one a prompt, and this is a "
             f"prompt that stands twice, padding, or a position before the prompts differ"
         )
+
+
+def _in_last_digits(one: Tensor, two: Tensor) -> bool:
+    """Whether no entry differs by more than a step of its type; asked of half precisions, whose steps are large."""
+    one, two = one.detach(), two.detach()
+    eps = torch.finfo(one.dtype).eps
+    steps = eps * torch.maximum(one.double().abs(), two.double().abs())
+    return one.dtype.itemsize == 2 and bool(((one.double() - two.double()).abs() <= steps).all())
