@@ -27,6 +27,8 @@ LAYERS = [
     {"runners", "tracking", "report"},
     {"doctor", "display"},
     {"circuit_output", "circuit_session"},
+    {"circuit_options"},
+    {"circuit_inside_command", "circuit_mib_command"},
     {
         "ability_command",
         "circuit_command",

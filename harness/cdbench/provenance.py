@@ -18,7 +18,8 @@ from cdbench.seeds import digest
 _PACKAGE = Path(__file__).resolve().parent
 _VIEWS = {
     "__main__.py", "ability.py", "ability_command.py", "build_command.py", "bundle.py", "check_command.py",
-    "circuit_command.py", "circuit_output.py", "circuit_session.py", "cli.py", "compare_command.py", "containers",
+    "circuit_command.py", "circuit_inside_command.py", "circuit_mib_command.py", "circuit_options.py", "circuit_output.py",
+    "circuit_session.py", "cli.py", "compare_command.py", "containers",
     "display.py", "doctor.py", "inference.py", "leaderboard_command.py", "lm_eval_tasks.py", "new_command.py",
     "plan.py", "plugin_test.py", "report", "requirements.py", "runners", "scoring.py", "session.py",
     "test_command.py", "tracking.py",

@@ -1,0 +1,171 @@
+"""`cdbench circuit interchange` and `attention`: what a model's nodes carry, and what its heads look at."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cdbench.circuit_options import (
+    SHOWN,
+    VARIABLES,
+    batch_option,
+    clear_line,
+    data_of,
+    data_wanted,
+    model_options,
+    require_top,
+    source_options,
+    studied_again,
+    studied_of,
+    where_options,
+    work_told,
+)
+from cdbench.circuit_output import draw_attention, require_svg, show_interchange
+from cdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cdbench.api import Example
+    from cdbench.circuit_session import Studied
+    from cdbench.stats import Proportion
+
+_HEADS = 4
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--variable",
+    type=click.Choice(VARIABLES),
+    default="ones_carry",
+    show_default=True,
+    help="The causal model's variable: a carry, or a digit of an operand.",
+)
+@click.option(
+    "-n", "--problems", type=click.IntRange(4), default=500, show_default=True, help="Held-out problems to use."
+)
+@click.option("--top", type=click.IntRange(1), help="Nodes to show [10, or all there are].")
+@click.option("--all", "every", is_flag=True, help="Also problems that the model gets wrong.")
+@source_options
+@model_options
+@batch_option
+def interchange(model: str, **options: Any) -> None:
+    """Ask which node carries a variable: give it the activation of another problem, and see if the answer is the causal model's.
+
+    \b
+    cdbench circuit interchange teacher --variable ones_carry
+    cdbench circuit interchange student --variable tens_op1 --json
+    cdbench circuit interchange ./my-llama --data mib-generated
+    """
+    import torch
+
+    from cdbench.circuits.graph import Graph
+    from cdbench.circuits.interchange import best_node, interchange_hits, make_interchanges, solved
+    from cdbench.seeds import rng_for
+    from cdbench.stats import wilson
+
+    studied = studied_of(model, options)
+    studied.start()
+    names = Graph.of(studied.model).nodes
+    require_top("--top", options["top"] or 1, len(names), "nodes")
+    # Sources are drawn here, so that a problem needs no counterfactual of the variable's kind.
+    wanted = data_wanted({**options, "counterfactual": "random"})
+    drawn = studied.prompts(wanted, options["problems"])
+    if not drawn:
+        raise UserError(f"--data {wanted.source} has no held-out problem")
+    examples = list(drawn) if options["every"] else solved(studied.model, studied.tokenizer, drawn)
+    if not examples:
+        raise UserError(
+            f"{model} answers none of {len(drawn)} held-out problems right; --all takes those that it gets wrong, too"
+        )
+    variable = options["variable"]
+    rng = rng_for("interchange", studied.workspace.task, variable)
+    problems = make_interchanges(studied.tokenizer, examples, variable, rng)
+    hits = interchange_hits(studied.model, problems, range(len(names)), work_told("interchange", options["batch_size"]))
+    clear_line()
+    shares = [wilson(int(k), len(hits)) for k in hits.sum(0).tolist()]
+    order = torch.tensor([share.value for share in shares]).argsort(descending=True, stable=True).tolist()
+    best, held = best_node(hits)
+    judged = wilson(int(held.sum()), len(held))
+    control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
+    (base, source), expected = problems.pairs[0], problems.expected[0]
+    table = {
+        "model": model, "variable": variable, "problems": len(hits),
+        "not_solved": None if options["every"] else len(drawn) - len(examples),  # with --all nobody asks
+        "without_source": len(examples) - len(hits),
+        "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],
+        "best": names[best], "judged_on": len(held), "accuracy": judged.model_dump(), "median_node": float(others.median()),
+        "control": control.model_dump() if control else None,
+        "nodes": {names[i]: shares[i].model_dump() for i in order},
+    }  # fmt: skip
+    if options["as_json"]:
+        click.echo(json.dumps(table, indent=1))
+        return
+    which = "" if options["every"] else " (those that it answers right)"
+    what = studied.workspace.task if wanted.source == "task" else f"--data {wanted.source}"
+    click.echo(f"{model} on {what}: {len(examples)} of {len(drawn)} held-out problems{which}, "
+               f"{len(hits)} with a source that differs in {variable}")  # fmt: skip
+    show_interchange(table, options["top"] or SHOWN)
+
+
+def _control_of(
+    studied: "Studied", examples: Sequence["Example"], node: int, options: dict[str, Any]
+) -> "Proportion | None":
+    """How often the answer stays where the source has the same value; None where there is no such source."""
+    from cdbench.circuits.interchange import interchange_hits, make_interchanges
+    from cdbench.seeds import rng_for
+    from cdbench.stats import wilson
+
+    rng = rng_for("interchange", studied.workspace.task, options["variable"], "control")
+    try:
+        problems = make_interchanges(studied.tokenizer, examples, options["variable"], rng, same=True)
+    except UserError:
+        return None
+    hits = interchange_hits(studied.model, problems, [node], work_told("control", options["batch_size"]))
+    clear_line()
+    return wilson(int(hits.sum()), len(hits))
+
+
+@click.command()
+@click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
+@click.option("--heads", type=click.IntRange(1, 8), help="How many heads, most important first [4, or all there are].")
+@click.option(
+    "-n", "--problems", type=click.IntRange(1), default=500, show_default=True, help="Held-out problems to use."
+)
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="Also draw it, into this .svg file.")
+@where_options
+def attention(folder: Path, **options: Any) -> None:
+    """Show what a circuit's top heads look at, by the role of a token: tens of the first operand, ones of the second, "=".
+
+    \b
+    cdbench circuit attention runs/circuits/teacher-addition_2digit-node-attribution
+    cdbench circuit attention runs/circuits/teacher-addition_2digit-node-attribution --heads 2 --out heads.svg
+    """
+    from cdbench.circuits import saved
+    from cdbench.circuits.attention import attention_pattern, top_heads
+
+    made, scores = saved.read(folder)
+    graph, mean = made.model.graph, scores.mean
+    require_top("--heads", options["heads"] or 1, graph.layers * graph.heads, "heads")
+    require_svg(options["out"])
+    studied = studied_again(made, options)
+    prompts = studied.prompts(data_of(made), options["problems"])
+    pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
+    size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
+    heads = top_heads(graph, size, options["heads"] or _HEADS)
+    shown = {name: pattern.weights[layer, head] for name, (layer, head) in heads.items()}
+    if options["out"]:
+        draw_attention(options["out"], shown, pattern, made.model.name)
+    if options["as_json"]:
+        table = {"circuit": str(folder), "roles": pattern.roles, "prompts": pattern.prompts, "of": pattern.of}
+        click.echo(json.dumps(table | {"heads": {name: w.tolist() for name, w in shown.items()}}, indent=1))
+        return
+    click.echo(f"{made.model.name} on {made.data.named}: mean over the {pattern.prompts} of {pattern.of} held-out prompts laid "
+               f"out as {' | '.join(pattern.roles)}")  # fmt: skip
+    click.echo(f"from the last token, '{pattern.roles[-1]}', each head looks at")
+    for name, weights in shown.items():
+        seen = sorted(zip(weights[-1].tolist(), pattern.roles, strict=True), reverse=True)
+        click.echo(f"  {name:<7}" + ", ".join(f"{role} {weight:.0%}" for weight, role in seen if weight >= 0.005))
+    if options["out"]:
+        click.echo(f"drawn in {options['out']}")
