@@ -83,7 +83,7 @@ def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Pa
             and r["spec"]["profile"]["training"]["lr"] == 1e-3
         ]  # fmt: skip
         assert float(row["mean"]) == pytest.approx(sum(mine) / len(mine)), row["method"]
-    assert len(runs) == 23
+    assert len(runs) == 25
     for run in runs:
         assert f'id="run-{run["run_id"]}"' in text
 
@@ -132,7 +132,7 @@ def test_the_row_of_weight_zero_equals_kl_and_base_equals_its_seeds(study: Path)
 def test_a_run_that_two_studies_share_is_run_once(study: Path) -> None:
     ids = [json.loads((study / f"runs/{n}-micro/study.json").read_text())["run_ids"] for n in ("paper_a", "failed_run")]
     assert len(set(ids[0]) & set(ids[1])) == 1  # the teacher
-    assert len(list((study / "runs" / "records").iterdir())) == 23 + 9 - 1
+    assert len(list((study / "runs" / "records").iterdir())) == 25 + 9 - 1
     log = (study / "stderr.txt").read_text()
     assert "9 runs: 8 to do, 1 finished before" in log
 
