@@ -158,4 +158,4 @@ def test_pages_of_runs_cost_the_first_view_nothing(study: Path, chromium: Any) -
     with tab(chromium) as opened:
         opened.page.goto(page_of(study, NAMES[0]))
         heights = opened.page.evaluate("[...document.querySelectorAll('article')].map(a => a.offsetHeight)")
-    assert heights == [0] * 23
+    assert heights == [0] * 25
