@@ -128,7 +128,7 @@ def test_the_run_id_is_the_hash_of_the_spec_and_of_nothing_else() -> None:
     specs = plan_specs(load_study("paper_a"), {}, "tiny")
     again = plan_specs(load_study("paper_a"), {}, "tiny")
     assert [s.run_id for s in specs] == [s.run_id for s in again]
-    assert len({s.run_id for s in specs}) == len(specs) == 34
+    assert len({s.run_id for s in specs}) == len(specs) == 37
     changed = specs[1].model_copy(update={"seed": 99})
     assert changed.run_id != specs[1].run_id
 
