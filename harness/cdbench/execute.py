@@ -245,13 +245,12 @@ def evaluate_run(folder: Path, spec: RunSpec, workspace: Workspace) -> tuple[Met
         Path(name).stem: data.read_examples(workspace.heldout_data / name)
         for name in sorted(manifest_files(workspace.heldout_data))
     }
+    test = encode(tokenizer, splits["test"])
     if handed_in and workspace.student.content != workspace.teacher.content and workspace.same_architecture:
-        base, teacher = workspace.student.model(device), workspace.teacher.model(device)
-        require_own(model, base, teacher, encode(tokenizer, splits["test"]))
+        require_own(model, workspace.student.model(device), workspace.teacher.model(device), test)
     predictions = {name: predict(model, tokenizer, examples, batch) for name, examples in splits.items()}
     cka = None
     if not reference:
-        test = encode(tokenizer, splits["test"])
         require_samples(test, "the held-out split")
         sites = [[last_prompt_mlp(i) for i in range(c.layers)] for c in (workspace.student, workspace.teacher)]
         split = content_hash(workspace.heldout_data)

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +68,9 @@ class WaitingContainer:
         promises: Promises,
         spec: RunSpec,
         box: Box,
-        shared: Collection[str] = (),
+        shared: frozenset[str],
     ) -> None:
-        self.promises, self.box, self.shared = promises, box, frozenset(shared)
+        self.promises, self.box, self.shared = promises, box, shared
         self.again, self.free = options["command"][-1] == AGAIN, False
         self.printed = 0
         self._deadline = float(options["labels"][DEADLINE])
@@ -85,10 +85,10 @@ class WaitingContainer:
         self._thread = threading.Thread(target=self._make, args=(image, options), name="cdbench-container", daemon=True)
         self._thread.start()
 
-    def fits(self, spec: RunSpec, shared: Collection[str]) -> bool:
+    def fits(self, spec: RunSpec, shared: frozenset[str]) -> bool:
         """Whether it was made for such a spec, still waits, and will not be removed by somebody before its step has ended."""
         late = time.time() + spec.profile.timeout_minutes * 60 > self._deadline
-        if late or made_by(spec.profile) != made_by(self._profile) or self.shared != frozenset(shared):
+        if late or made_by(spec.profile) != made_by(self._profile) or self.shared != shared:
             return False
         with contextlib.suppress(Exception):  # whatever is wrong with it: it is of no use
             container = self.get()
@@ -212,26 +212,38 @@ def held_by_deleted(container: Any, folder: Path) -> int:
 
     0 where its processes cannot be looked at: an engine in a virtual machine, or another user's.
     """
-    disk, found = folder.stat().st_dev, {}
+    disk = folder.stat().st_dev
+    mapped: dict[int, int] = {}
+    opened: dict[int, int] = {}
     with contextlib.suppress(Exception):  # it may have ended
         told = container.top()
         place = told["Titles"].index("PID")
         for process in told["Processes"]:
             own = Path(f"/proc/{int(process[place])}")
+            mapped.update(_mapped_deleted(own, disk))
+            opened.update(_open_deleted(own, disk))
+    # Of a file that somebody has open its size on the disk is known; of one that is only mapped, what is mapped.
+    return sum((mapped | opened).values())
+
+
+def _open_deleted(process: Path, disk: int) -> Iterator[tuple[int, int]]:
+    """Inode and bytes of files without a name that a process of /proc has open."""
+    with contextlib.suppress(OSError):
+        for opened in (process / "fd").iterdir():
             with contextlib.suppress(OSError):
-                for opened in (own / "fd").iterdir():
-                    with contextlib.suppress(OSError):
-                        state = opened.stat()
-                        if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == disk:
-                            found[state.st_ino] = 512 * state.st_blocks
-            with contextlib.suppress(OSError):  # mapped, and closed
-                for line in (own / "maps").read_text(errors="replace").splitlines():
-                    if line.endswith("(deleted)"):
-                        span, _, offset, device, inode, *_ = line.split()
-                        begin, end = (int(each, 16) for each in span.split("-"))
-                        if device == f"{os.major(disk):02x}:{os.minor(disk):02x}":
-                            found.setdefault(int(inode), end - begin + int(offset, 16))
-    return sum(found.values())
+                state = opened.stat()
+                if stat.S_ISREG(state.st_mode) and state.st_nlink == 0 and state.st_dev == disk:
+                    yield state.st_ino, 512 * state.st_blocks
+
+
+def _mapped_deleted(process: Path, disk: int) -> Iterator[tuple[int, int]]:
+    """The same of those that it has mapped, which it may have closed."""
+    with contextlib.suppress(OSError):
+        for line in (process / "maps").read_text(errors="replace").splitlines():
+            span, _, offset, device, inode, *_ = line.split()
+            if line.endswith("(deleted)") and device == f"{os.major(disk):02x}:{os.minor(disk):02x}":
+                begin, end = (int(each, 16) for each in span.split("-"))
+                yield int(inode), end - begin + int(offset, 16)
 
 
 def reap(client: Any) -> int:

@@ -621,13 +621,10 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
         if len(correlations) == claim.parts:
             found.append(claim.sign * min(claim.sign * each for each in correlations))  # the part that shows it least
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
-    what = f"{claim.series} over {claim.against}"
-    note = _AS_LOGGED
+    what, note = f"{claim.series} over {claim.against}", _AS_LOGGED
     if claim.parts > 1:
-        what, note = (
-            f"{what} in each of {claim.parts} parts",
-            f"of {claim.parts} parts of the training the weakest; {note}",
-        )
+        what += f" in each of {claim.parts} parts"
+        note = f"of {claim.parts} parts of the training the weakest; {note}"
     if 0 < len(found) < len(group.histories):
         note += f"; {len(group.histories) - len(found)} of {len(group.histories)} runs logged too little of it"
     evidence = _of_runs(group, found, region, "correlation", what, note)

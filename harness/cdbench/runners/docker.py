@@ -136,12 +136,13 @@ class DockerRunner(Runner):
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
         kind, container = _kind_of(step), None
+        view = View(store, _seen_by(kind, shared))
         while container is None and self._ahead.get(kind):
             container = self._ahead[kind].pop()
-            if not container.fits(spec, _seen_by(kind, shared)):
+            if not container.fits(spec, view.own):
                 container.remove()
                 container = None
-        container = container or self._open(kind, spec, View(store, _seen_by(kind, shared)), gpus)
+        container = container or self._open(kind, spec, view, gpus)
         self._busy.add(container)
         return DockerHandle(step, folder, store, container, lambda: self._let_go(kind, container, gpus))
 
