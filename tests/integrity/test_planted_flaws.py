@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from cdbench.containers.images import Image
 from cdbench.containers.waiting import containers_of
-from cdbench.store import Store
+from cdbench.store import Store, content_hash
 from conftest import MICRO, World
 
 PLUGINS = Path(__file__).parent / "plugins"
@@ -65,6 +66,7 @@ FLAGGED = {
     "schedules_the_weight_to_zero": "weighed 0.5 on the first step and less than a thousandth of that on 12 of 16",
 }
 RERUN = "seeds_from_the_clock"
+TWINS = "trains_on_twins"
 LIMITS = """
 [limits]
 memory_gib = 1.5
@@ -91,7 +93,7 @@ def study(image: Image, world: World, tmp_path_factory: pytest.TempPathFactory) 
     profile = root / "micro.toml"
     profile.write_text(MICRO.replace('device = "cpu"', 'device = "cpu"\ntimeout_minutes = 1') + LIMITS)
     # The longest first; others after the one that asks for a signal.
-    methods = list(dict.fromkeys(["sleeps_for_ever", "base", *IMPOSSIBLE, *CAUGHT, *FLAGGED, RERUN]))
+    methods = list(dict.fromkeys(["sleeps_for_ever", "base", *IMPOSSIBLE, *CAUGHT, *FLAGGED, RERUN, TWINS]))
     (root / "battery.toml").write_text(
         f'title = "Planted flaws"\ndescription = "One each."\nprofile = "{profile}"\nmethods = {json.dumps(methods)}\n'
         'tasks = ["addition_2digit"]\nseeds = [0]\nreference = false\n'
@@ -121,7 +123,7 @@ pytestmark = [pytest.mark.docker, pytest.mark.slow]
 
 def test_every_planted_flaw_is_in_the_battery() -> None:
     files = {path.stem for path in (PLUGINS / "methods").glob("*.py")}
-    assert files == {*CAUGHT, *IMPOSSIBLE, *FLAGGED, RERUN}
+    assert files == {*CAUGHT, *IMPOSSIBLE, *FLAGGED, RERUN, TWINS}
 
 
 @pytest.mark.parametrize("method", CAUGHT)
@@ -199,7 +201,8 @@ def test_a_seed_from_the_clock_shows_when_the_run_is_repeated(study: Study, worl
             [*command, "--store", str(world.store)], env=study.env, capture_output=True, text=True, timeout=120
         )
 
-    honest, drawn = verify("schedules_the_weight_to_zero"), verify(RERUN)
+    with ThreadPoolExecutor() as pool:
+        honest, drawn = pool.map(verify, ("schedules_the_weight_to_zero", RERUN))
     assert honest.returncode == 0, honest.stdout + honest.stderr
     assert drawn.returncode == 3, drawn.stderr
     assert "student.safetensors is another one this time" in drawn.stdout
@@ -234,23 +237,29 @@ def test_a_refused_or_failed_run_leaves_nothing_but_its_record_and_logs(study: S
     assert not any((study.runs / "scratch").iterdir())
 
 
-def test_twins_of_test_problems_in_the_training_split_are_counted(study: Study) -> None:
-    assert study.records["base"]["inputs"]["test_twins_in_train"] == 0
-    assert study.records["base"]["inputs"]["split"] == "strict"
-    where = [
-        "--profile",
-        study.profile,
-        "--runs",
-        study.runs.parent / "leaky",
-        "--store",
-        study.runs.parent / "leaky-store",
-    ]
-    command = [sys.executable, "-m", "cdbench", "run", "base", "--set", "data.split=paper", *map(str, where)]
-    done = subprocess.run(command, env=study.env, cwd=study.runs.parent, capture_output=True, text=True, timeout=200)
+def test_who_trains_on_twins_of_test_problems_is_counted(study: Study, world: World) -> None:
+    """With the split of the paper; with our own there are none to train on."""
+    strict = study.records[TWINS]
+    assert (strict["status"], strict["inputs"]["split"]) == ("ok", "strict")
+    assert strict["inputs"]["test_twins_in_train"] == heldout_among_twins(strict, world.store) == 0
+    runs, store = study.runs.parent / "leaky", study.runs.parent / "leaky-store"
+    where = ["--profile", str(study.profile), "--runs", str(runs), "--store", str(store)]
+    command = [sys.executable, "-m", "cdbench", "run", TWINS, "--set", "data.split=paper", *where]
+    done = subprocess.run(command, env=study.env, cwd=runs.parent, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    leaky = [json.loads(path.read_text()) for path in (study.runs.parent / "leaky").glob("records/*/record.json")]
-    assert leaky and all(record["inputs"]["test_twins_in_train"] > 0 for record in leaky)
-    assert all(record["inputs"]["split"] == "paper" for record in leaky)
+    found = [json.loads(path.read_text()) for path in runs.glob("records/*/record.json")]
+    (leaky,) = (record for record in found if record["spec"]["method"] == TWINS)
+    assert leaky["inputs"]["split"] == "paper"
+    assert leaky["inputs"]["test_twins_in_train"] == heldout_among_twins(leaky, store) > 0
+
+
+def heldout_among_twins(record: dict[str, Any], store: Path) -> int:
+    """How many problems of a run's test split stand among those that it says it trained on."""
+    twins = set(record["extras"]["twins"])
+    (file,) = (
+        path for path in store.glob("heldout/*/test.jsonl") if content_hash(path.parent) == record["inputs"]["heldout"]
+    )
+    return sum(json.loads(line)["prompt"] in twins for line in file.read_text().splitlines())
 
 
 def test_the_record_says_in_what_it_ran(study: Study, image: Image) -> None:

@@ -1,6 +1,6 @@
 """Containers that wait for their step: made ahead, each with a folder of its own, gone with their harness.
 
-Those of evaluations wait for another step after one that ended well.
+Those in which no method runs wait for another step after one that ended well.
 
 A container holds on to its harness by its stdin; what even that left behind, the next start removes by its owner label.
 """
@@ -19,7 +19,7 @@ from typing import Any
 from cdbench.config import RunSpec
 from cdbench.containers import AGAIN, ENDED
 from cdbench.containers.engine import connect
-from cdbench.containers.options import DEADLINE, OWNER, USER, Promises, is_alive, made_by, require_promises
+from cdbench.containers.options import DEADLINE, KIND, OWNER, USER, Promises, is_alive, made_by, require_promises
 from cdbench.files import explained
 
 PRINTED_BYTES = 256 << 20
@@ -54,6 +54,7 @@ class WaitingContainer:
     """A container that waits for its step, made by a thread of its own (half a second).
 
     Attributes:
+        kind: of steps that it is for.
         again: whether it can do another step after one that ended well.
         free: whether it has done one, and can.
         shared: the artefacts that it sees.
@@ -71,6 +72,7 @@ class WaitingContainer:
         shared: frozenset[str],
     ) -> None:
         self.promises, self.box, self.shared = promises, box, shared
+        self.kind = options["labels"][KIND]
         self.again, self.free = options["command"][-1] == AGAIN, False
         self.printed = 0
         self._deadline = float(options["labels"][DEADLINE])

@@ -45,11 +45,11 @@ _GIVEN = {
 
 
 class DockerRunner(Runner):
-    """One container a training, which belongs to nobody before and is gone afterwards; evaluations take turns in theirs.
+    """One container a training, which belongs to nobody before and is gone afterwards; all other steps take turns in theirs.
 
     A container takes seconds to import torch and the harness, so one of each kind is started ahead and waits: the next step of
-    that kind begins at once. An evaluation that ended well leaves its container to the next one, which is a process of its own
-    there (`runners.inside`) with an empty folder: neither runs anybody's code but ours.
+    that kind begins at once. A step that runs no method and ended well leaves its container to the next one of its kind, which
+    is a process of its own there (`runners.inside`) with an empty folder.
     """
 
     name = "docker"
@@ -149,7 +149,9 @@ class DockerRunner(Runner):
     def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
         """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
         try:
-            if container.free and container.box.empty():  # or the next would be judged by what this one left
+            # Evaluations go on to the end of a study; of those that prepare one is left, for signals that are asked for later.
+            wanted = container.free and (kind == "evaluate" or not self._ahead.get(kind))
+            if wanted and container.box.empty():  # or the next would be judged by what this one left
                 self._ahead.setdefault(kind, []).append(container)
             else:
                 container.remove()
@@ -161,7 +163,7 @@ class DockerRunner(Runner):
         if spec.profile.device == "cuda":
             return  # one that waits would hold a GPU
         kind = _kind_of(step)
-        soon_free = kind == "evaluate" and any(container.again for container in list(self._busy))
+        soon_free = any(container.again and container.kind == kind for container in list(self._busy))
         if not self._ahead.get(kind) and not soon_free:
             view = View(store, _seen_by(kind, shared))
             self._ahead.setdefault(kind, []).append(self._open(kind, spec, view, ()))
@@ -173,7 +175,7 @@ class DockerRunner(Runner):
             for name in OPEN_KINDS:
                 (view.store / name).mkdir(parents=True, exist_ok=True)
         command = [self.image.python, "-m", "cdbench.runners.inside", "/step", "/store", "/step/store"]
-        if kind == "evaluate" and not gpus:  # one that waits would hold a GPU
+        if kind != "train" and not gpus:  # one that waits would hold a GPU
             command.append(AGAIN)
         options = options_of(self.image, kind, spec, box.path, view, gpus) | {"command": command}
         return WaitingContainer(self.image.id, options, promises_of(spec, gpus), spec, box, view.own)

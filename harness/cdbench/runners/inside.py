@@ -5,8 +5,8 @@
 The name comes as a line on stdin. It lives no longer than stdin is open, from its first moment on: whoever started this holds the
 other end, and that closes however its process ends.
 
-With `again` (for evaluations: none of somebody else's code) it does one step after another, as long as they end well. Each has a
-process of its own, forked from this one, which has read no file of any run.
+With `again` (for steps that run no method) it does one after another, as long as they end well. Each has a process of its own,
+forked from this one, which has read no file of any run and imported no plug-in.
 """
 
 import contextlib
