@@ -380,19 +380,6 @@ def test_a_number_of_the_evaluator_is_compared_seed_by_seed() -> None:
     assert one(more(), numbered("atp_cd", {7: 0.9}), low).outcome == "not tested here"
 
 
-def test_a_number_of_the_evaluator_is_compared_at_points_of_a_sweep() -> None:
-    small, large = {"training.lr": 1e-4}, {"training.lr": 2e-4}
-    claim = more().model_copy(update={"low": "atp_cd", "high_at": large, "low_at": small})
-    rows = (
-        replace(numbered("atp_cd", {0: 0.31, 1: 0.7, 2: 1.09}), point=large),
-        replace(numbered("atp_cd", {0: 0.1, 1: 0.5, 2: 0.9}), point=small),
-    )
-    found = one(claim, *rows)
-    assert found.outcome == "supported" and found.evidence and found.evidence.effect == pytest.approx(0.2)
-    assert one(claim.model_copy(update={"high_at": small, "low_at": large}), *rows).outcome == "refuted"
-    assert "training.lr = 0.5" in one(claim.model_copy(update={"high_at": {"training.lr": 0.5}}), *rows).why
-
-
 def marked(high: dict[int, str], low: dict[int, str]) -> Verdict:
     claim = more().model_copy(update={"marks": "circuit.faithfulness.cpr"})
     return one(claim, numbered("atp_cd", high), numbered("kl", low))

@@ -131,7 +131,7 @@ def test_a_pickle_and_a_link_are_refused(world: World, tmp_path: Path) -> None:
 
 
 def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
-    """Also rounded, with noise, or with its neurons in another order, which are other weights and the same student."""
+    """Also rounded, with noise, louder, or with its neurons in another order, which are other weights and the same student."""
     workspace = world.workspace()
     split = encode(workspace.tokenizer, workspace.validation_examples)
     teacher, base = workspace.teacher.model(), fresh(workspace.teacher.model().config, generator_for("test"))
@@ -150,7 +150,10 @@ def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
         part.weight.data = part.weight.data[order]
     mlp.down_proj.weight.data = mlp.down_proj.weight.data[:, order]
     assert not torch.equal(mlp.up_proj.weight, teacher.model.layers[0].mlp.up_proj.weight)
-    for disguised in (workspace.teacher.model(), handed_in(lambda value: value.bfloat16().float()), noisy, permuted):
+    louder = workspace.teacher.model()
+    louder.model.norm.weight.data *= 1.1
+    rounded = handed_in(lambda value: value.bfloat16().float())
+    for disguised in (workspace.teacher.model(), rounded, noisy, permuted, louder):
         with pytest.raises(Refused, match="compute what the teacher computes"):
             require_own(disguised, base, teacher, split)
     require_own(base, base, teacher, split)

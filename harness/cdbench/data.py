@@ -15,7 +15,7 @@ from cdbench.files import write_atomic
 from cdbench.seeds import rng_for
 
 _PLAIN = re.compile(r"(\d+)([+-])(\d+)=")
-_NUMBER = re.compile(r"\d+")
+NUMBER = re.compile(r"\d+")
 _DRAWS_PER_PROBLEM = 200
 
 
@@ -141,11 +141,11 @@ def layout(example: Example, encode: PromptEncoder) -> Layout:
     Where a tokenizer joins digits, also the tokens up to each number's ends: 13|+|5|7 is as long as 1|7|+|57.
     """
     prompt, tokens = example.prompt, len(encode(example.prompt))
-    own: Layout = (_NUMBER.sub("#", prompt), tokens, *(len(str(abs(operand))) for operand in example.operands))
+    own: Layout = (NUMBER.sub("#", prompt), tokens, *(len(str(abs(operand))) for operand in example.operands))
     # A token for each character, beside what stands in front of every text; of others one may take several.
     if prompt.isascii() and tokens - len(encode(prompt[0])) + 1 >= len(prompt):
         return own
-    return (*own, *(len(encode(prompt[:end])) for match in _NUMBER.finditer(prompt) for end in match.span()))
+    return (*own, *(len(encode(prompt[:end])) for match in NUMBER.finditer(prompt) for end in match.span()))
 
 
 def make_counterfactuals(examples: Sequence[Example], encode: PromptEncoder, rng: Random) -> list[Example | None]:

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 from cdbench.api import Example
 from cdbench.circuits.contrasts import Pair
-from cdbench.data import PromptEncoder, layout, make_counterfactuals
+from cdbench.data import NUMBER, PromptEncoder, layout, make_counterfactuals
 from cdbench.errors import UserError
 
 Variable = Literal["ones_op1", "ones_op2", "tens_op1", "tens_op2", "ones_carry", "tens_carry"]
@@ -20,7 +20,6 @@ Operator = Literal["+", "-"]
 Kind = Literal["random", "ones_op1", "ones_op2", "tens_op1", "tens_op2", "ones_carry", "tens_carry"]
 VARIABLES: tuple[Variable, ...] = get_args(Variable)
 KINDS: tuple[Kind, ...] = get_args(Kind)
-_NUMBER = re.compile(r"\d+")
 _PLACES = {"ones": 0, "tens": 1}
 _WORDS: dict[Operator, re.Pattern[str]] = {
     "+": re.compile(r"\d\s*\+\s*\d|\bplus\b|\bsum\b|\badd|\btotal\b", re.IGNORECASE),
@@ -99,10 +98,10 @@ def with_operands(example: Example, a: int, b: int) -> Example:
         UserError: the prompt does not hold the two operands, and no other number, in their order.
     """
     op, old = operator(example), [str(x) for x in example.operands]
-    if _NUMBER.findall(example.prompt) != old:
+    if NUMBER.findall(example.prompt) != old:
         raise UserError(f"{example.prompt!r} does not hold just the operands {' and '.join(old)}, in this order")
     numbers = iter((str(a), str(b)))
-    prompt = _NUMBER.sub(lambda match: next(numbers), example.prompt)
+    prompt = NUMBER.sub(lambda match: next(numbers), example.prompt)
     return Example(prompt, str(solve(a, b, op)), (a, b))
 
 

@@ -30,6 +30,7 @@ USER = 10001
 """Who a step is where the harness is root."""
 _PACKAGE = Path(plugins.__file__).resolve().parents[1]
 _SPARE_SECONDS = 120
+_NAMESPACES, _SHARED = ("PidMode", "IpcMode", "UTSMode"), ("host", "container:")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -54,13 +55,19 @@ class Promises:
             "no network": host["NetworkMode"] == "none",
             "read-only root": host["ReadonlyRootfs"] is True,
             "no capabilities": "ALL" in (host.get("CapDrop") or []) and not host.get("CapAdd"),
-            "no new privileges": any("no-new-privileges" in option for option in host.get("SecurityOpt") or []),
+            "no new privileges": not {
+                "no-new-privileges",
+                "no-new-privileges:true",
+                "no-new-privileges=true",
+            }.isdisjoint(host.get("SecurityOpt") or []),
+            "namespaces of its own": not any(str(host.get(mode) or "").startswith(_SHARED) for mode in _NAMESPACES),
             "not privileged": not host["Privileged"],
             "memory": host["Memory"] == self.memory and host["MemorySwap"] == self.memory,
             "processors": host["NanoCpus"] == int(self.processors * 1e9),
             "processes": host["PidsLimit"] == self.processes,
             "file size": sizes.get("fsize") == self.output,
-            "scratch": f"size={self.scratch}" in (host.get("Tmpfs") or {}).get("/tmp", ""),
+            "scratch": f"size={self.scratch}" in (host.get("Tmpfs") or {}).get("/tmp", "")
+            and host["ShmSize"] == self.scratch,
             "user": attrs["Config"]["User"] == self.user,
             "read-only mounts": {m["Destination"] for m in attrs["Mounts"] if m["RW"]} <= {"/step", "/tmp"},
             "GPUs": requested == list(self.gpus),

@@ -160,10 +160,12 @@ class WaitingContainer:
             return False
         return True
 
-    @property
     def unheard(self) -> bool:
-        """Whether its step might end without anybody to hear it: what it prints is no longer read."""
-        return self.again and not self.free and not self._writer.is_alive()
+        """Whether its step might end without anybody to hear it: it is at work, and what it prints is no longer read."""
+        if not self.again or self.free or self._writer.is_alive():
+            return False
+        self.get().reload()
+        return bool(self.get().status == "running")
 
     def finish_logs(self, seconds: float) -> None:
         """Waits until what it printed is written down, so many seconds at most."""

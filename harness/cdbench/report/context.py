@@ -209,7 +209,7 @@ def asserted(claim: Claim) -> str:
 def _of_accuracy(claim: Claim) -> str:
     match claim:
         case forms.Difference():
-            return f"{_two(claim)} > {100 * claim.margin:g}"
+            return f"{claim.high}{_at(claim.high_at)} − {claim.low}{_at(claim.low_at)} > {100 * claim.margin:g}"
         case forms.Drop():
             return _ends(claim, f"what {claim.row} loses", lambda share: f"{100 * share:g}")
         case forms.Equivalence():
@@ -221,10 +221,6 @@ def _of_accuracy(claim: Claim) -> str:
         case forms.AtPoint():
             return _ends(claim, f"{claim.row}{_at(claim.at)}", percent)
     return ""
-
-
-def _two(claim: forms.Difference | forms.MetricDifference) -> str:
-    return f"{claim.high}{_at(claim.high_at)} − {claim.low}{_at(claim.low_at)}"
 
 
 def _at(point: dict[str, float]) -> str:
@@ -248,7 +244,7 @@ def _of_numbers(claim: Claim) -> str:
         case forms.Metric():
             return _ends(claim, claim.metric)
         case forms.MetricDifference():
-            return f"{claim.metric}: {_two(claim)} > {claim.margin:g}"
+            return f"{claim.metric}: {claim.high} − {claim.low} > {claim.margin:g}"
         case forms.EvenHeads():
             return f"even heads of the later layers of {claim.row} have more importance than shuffled ones"
         case forms.Trend():

@@ -58,7 +58,7 @@ def _bounded(claim: _Bounded) -> _Bounded:
 
 
 def _of_two(claim: _Two) -> _Two:
-    if claim.high == claim.low and claim.high_at == claim.low_at:
+    if claim.high == claim.low and getattr(claim, "high_at", None) == getattr(claim, "low_at", None):
         raise ValueError(f"high and low are both {claim.high}: it would be compared with itself")
     return claim
 
@@ -197,9 +197,6 @@ class MetricDifference(_OfRows):
     metric: str
     marks: str | None = None
     margin: Annotated[float, Field(ge=0)] = 0.0
-    high_at: dict[str, float] = Field(default_factory=dict)
-    low_at: dict[str, float] = Field(default_factory=dict)
-    """Points of a sweep; none where the rows are not swept."""
     unit: Literal["share", "correlation"] = "share"
     paper: None = None
 

@@ -64,6 +64,7 @@ class DockerRunner(Runner):
         self._free = list(gpus)
         self._ahead: dict[str, list[WaitingContainer]] = {}
         self._busy: set[WaitingContainer] = set()
+        self._lock = threading.Lock()
         self._scratch = Path()
         self.image: Image | None = None
         self._engine = ""
@@ -149,15 +150,19 @@ class DockerRunner(Runner):
     def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
         """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
         try:
-            # Evaluations go on to the end of a study; of those that prepare one is left, for signals that are asked for later.
-            wanted = container.free and (kind == "evaluate" or not self._ahead.get(kind))
-            if wanted and container.box.empty():  # or the next would be judged by what this one left
-                self._ahead.setdefault(kind, []).append(container)
-            else:
+            if not (container.free and container.box.empty() and self._keep(kind, container)):
                 container.remove()
         finally:
             self._busy.discard(container)
             self._free.extend(gpus)
+
+    def _keep(self, kind: str, container: WaitingContainer) -> bool:
+        """Keeps it for the next step; of those that prepare one, for signals that are asked for when all else is there."""
+        with self._lock:
+            waiting = self._ahead.setdefault(kind, [])
+            if kind == "evaluate" or not waiting:
+                waiting.append(container)
+            return container in waiting
 
     def expect(self, step: str, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> None:
         if spec.profile.device == "cuda":
@@ -282,7 +287,7 @@ class DockerHandle(WatchedHandle):
                 return End(130)
             if not _answers(client):
                 return End(1, "infra", "the container engine went away in the middle of the step")
-            if self._container.unheard:
+            if self._container.unheard():
                 container.kill()
                 return End(1, "infra", "what the step printed could not be written down, and its end not be heard")
             if excess := self._excess():

@@ -79,7 +79,7 @@ def _one_after_another(places: list[str]) -> NoReturn:
         child = os.fork()
         if child == 0:
             os.close(ended)
-            os.environ["TMPDIR"] = tempfile.tempdir = own
+            os.environ["TMPDIR"] = os.environ["HOME"] = tempfile.tempdir = own
             _do(step, places)
         os.close(held)
         if 0 in select.select([0, ended], [], [])[0]:  # whoever started this has gone

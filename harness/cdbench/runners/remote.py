@@ -79,6 +79,8 @@ class Order:
         except BaseException:
             handle.stop()
             raise
+        finally:
+            handle.close()
         if end.code != 0 and not end.status and (lacking := runner.lacking_gpu(spec, scratch)):
             told = read_failure(self.folder, self.step)
             end = End(end.code, "infra", f"{told.error + '; ' if told else ''}{os.uname().nodename}: {lacking}")

@@ -42,8 +42,8 @@ _OUTCOME = ("outcome.json", "student.safetensors", "masks.safetensors")
 _OUTPUTS = (*_OUTCOME, "metrics.json", "predictions.jsonl")
 _WALL = "train_wall_seconds"
 """A training's time by the clock of whoever had it locked in; all other cost of it is its own word."""
-_RESULT = {"train": "outcome.json", "evaluate": "metrics.json"}
-"""A step that ends well without this file has not ended well: a method can leave by `os._exit(0)`."""
+_RESULT = {"train": "outcome.json", "evaluate": "metrics.json", "circuits": record.PREPARED}
+"""A step that ends well without this file has not ended well: a method, or a task's file, can leave by `os._exit(0)`."""
 _ARTEFACTS = ("spec.json", "history.jsonl", *_OUTPUTS)
 
 
@@ -150,7 +150,7 @@ class Schedule:
     running: list[Job] = field(default_factory=list)
     done: set[str] = field(default_factory=set)
     dropped: set[str] = field(default_factory=set)
-    """Steps that nobody needs, and that failed once."""
+    """What was wanted of a step that nobody needs, and that failed: hashes. A method can want what cannot be made."""
     records: dict[str, Record] = field(default_factory=dict)
     containers: dict[str, dict[str, Any] | None] = field(default_factory=dict)
     """Run id -> in what its last step ran."""
@@ -363,7 +363,8 @@ class Schedule:
         wanted = record.lacked(job.folder)
         others = any(other.step == "train" and _shared_key(other.spec) == key for other in self.waiting)
         busy = any(other.name == name for other in (*self.waiting, *self.running))
-        if not (wanted.signals or wanted.artefacts) or not others or busy or name in self.dropped:
+        vain = digest(wanted.model_dump()) in self.dropped
+        if not (wanted.signals or wanted.artefacts) or not others or busy or vain:
             return
         folder = self.where.runs / "prepare" / key
         write_json(folder / record.WANTED, wanted.model_dump(), "the list of signals")
@@ -372,7 +373,7 @@ class Schedule:
     def _failed(self, job: Job, status: Status, text: str) -> None:
         self._end(job)
         if job.step == "signals":  # nobody needs them: a training that finds none computes its own
-            self.dropped.add(job.name)
+            self.dropped.add(digest(read_json(job.folder / record.WANTED, "list of signals")))
             self.display.noted(job, f"not made ({text}); each training computes its own")
             return
         if job.run is None:
@@ -407,8 +408,8 @@ class Schedule:
             list(pool.map(_stop_step, self.running))
         for job in self.running:
             _drop_bad_history(job)
-            if job.run and isinstance(error, KeyboardInterrupt):
-                self._finish(job.run, self._write_record(job.run, "interrupted", f"{job.step}: stopped by the user"))
+            if job.run and (told := _why_stopped(error)):
+                self._finish(job.run, self._write_record(job.run, told[0], f"{job.step}: {told[1]}"))
         self.running.clear()
 
     def _write_record(self, run: PlannedRun, status: Status, text: str) -> Record:
@@ -492,6 +493,13 @@ def _stop_step(job: Job) -> None:
     assert job.handle
     job.handle.stop()
     job.handle.close()
+
+
+def _why_stopped(error: BaseException) -> tuple[Status, str] | None:
+    """What the record of a run under way says; None for a fault of ours, which the same command begins anew."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", "stopped by the user"
+    return ("infra", str(error)) if isinstance(error, EnvironmentLacks) else None
 
 
 def _listed(prepared: Path) -> tuple[str, ...]:

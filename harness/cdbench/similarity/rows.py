@@ -80,7 +80,8 @@ def require_distinct(rows: Tensor, name: str) -> None:
 
 def _in_last_digits(one: Tensor, two: Tensor) -> bool:
     """Whether no entry differs by more than a step of its type; asked of half precisions, whose steps are large."""
-    one, two = one.detach(), two.detach()
-    eps = torch.finfo(one.dtype).eps
-    steps = eps * torch.maximum(one.double().abs(), two.double().abs())
-    return one.dtype.itemsize == 2 and bool(((one.double() - two.double()).abs() <= steps).all())
+    if one.dtype.itemsize != 2:
+        return False
+    first, second = one.detach().double(), two.detach().double()
+    steps = torch.finfo(one.dtype).eps * torch.maximum(first.abs(), second.abs())
+    return bool(((first - second).abs() <= steps).all())
