@@ -307,6 +307,39 @@ def test_a_line_that_is_no_row_is_named(hub: Path, line: str, told: str) -> None
         list(mib_data.load(SUBTRACTION, "train", COMMIT))
 
 
+@pytest.mark.parametrize(
+    ("key", "size"), [("n_layers", 30_000_000), ("n_heads", 0), ("n_layers", True), ("d_model", -4)]
+)
+def test_a_file_of_no_models_size_is_refused_at_once(tmp_path: Path, key: str, size: object) -> None:
+    path = tmp_path / "x.json"
+    mib.write(path, GRAPH, "node", scores_of("node"))
+    table = json.loads(path.read_text())
+    table["cfg"][key] = size
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="whole numbers of the size that a model has"):
+        mib.read(path)
+
+
+@pytest.mark.parametrize("score", [True, "0.5"])
+def test_a_score_that_is_no_number_is_none(tmp_path: Path, score: object) -> None:
+    path = tmp_path / "x.json"
+    mib.write(path, GRAPH, "node", scores_of("node"))
+    table = json.loads(path.read_text())
+    table["nodes"]["m0"]["score"] = score
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="a score of nodes is missing or no number"):
+        mib.read(path, "node")
+
+
+def test_a_file_of_a_large_model_is_read_in_seconds(tmp_path: Path) -> None:
+    """386,713 edges: whatever is done for each of them must not take as many steps again, or this does not end."""
+    graph, path = Graph(16, 32, 8), tmp_path / "x.json"
+    scores = torch.zeros(graph.shape("edge"))
+    scores[0, 0] = 1.0
+    mib.write(path, graph, "edge", scores)
+    assert torch.equal(mib.read(path).scores["edge"], scores)
+
+
 def test_a_pt_files_rows_and_columns_go_by_the_names_that_it_gives(tmp_path: Path) -> None:
     path, scores = tmp_path / "x.pt", scores_of("edge")
     mib.write(path, GRAPH, "edge", scores, top(scores, 3, GRAPH, "edge"))

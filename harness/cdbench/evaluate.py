@@ -89,7 +89,7 @@ def require_own(student: LlamaForCausalLM, base: LlamaForCausalLM, teacher: Llam
 def _unit(logits: Tensor) -> Tensor:
     """Without what a softmax does not see, a shift of each row, and without the scale of all, which changes no order."""
     centred = logits.double() - logits.double().mean(-1, keepdim=True)
-    return centred / centred.norm()
+    return centred.div_(centred.norm())
 
 
 def predict(

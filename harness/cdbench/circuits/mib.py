@@ -119,11 +119,18 @@ def read(path: Path, level: Level | None = None) -> Importances:
     return Importances(graph, scores)
 
 
+_SIZES = {"n_layers": 1000, "n_heads": 1000, "d_model": 1_000_000}
+"""No model has more; a file could say anything, and a graph is made of it."""
+
+
 def _graph(config: object, path: Path) -> Graph:
     if not isinstance(config, Mapping) or not all(
-        isinstance(config.get(key), int) for key in ("n_layers", "n_heads", "d_model")
+        type(config.get(key)) is int and 0 < config[key] <= most for key, most in _SIZES.items()
     ):
-        raise UserError(f"{path}: 'cfg' must hold n_layers, n_heads and d_model; this is no circuit file of MIB")
+        raise UserError(
+            f"{path}: 'cfg' must hold n_layers, n_heads and d_model, whole numbers of the size that a model has; this is no "
+            "circuit file of MIB"
+        )
     if config.get("parallel_attn_mlp"):
         raise UserError(f"{path}: the model's attention and MLP are parallel; a Llama's are not")
     return Graph(config["n_layers"], config["n_heads"], config["d_model"])
@@ -137,11 +144,9 @@ def _read_json(path: Path, level: Level | None) -> tuple[Graph, dict[Level, Tens
     nodes, edges = table.get("nodes"), table.get("edges")
     if not isinstance(nodes, dict) or not isinstance(edges, dict):
         raise UserError(f"{path}: 'nodes' and 'edges' must be tables; this is no circuit file of MIB")
-    unknown = [name for name in nodes if name not in {*graph.nodes, "logits"}] + [
-        name for name in edges if name not in set(graph.edges)
-    ]
-    if unknown:
-        raise UserError(f"{path}: '{unknown[0]}' is no node or edge of a model of {_size(graph)}")
+    for given, known in ((nodes, {*graph.nodes, "logits"}), (edges, graph.edges if edges else ())):
+        if unknown := given.keys() - known:
+            raise UserError(f"{path}: '{min(unknown)}' is no node or edge of a model of {_size(graph)}")
     found: dict[Level, Tensor] = {}
     for each in LEVELS:
         try:
@@ -160,18 +165,24 @@ def _read_json(path: Path, level: Level | None) -> tuple[Graph, dict[Level, Tens
 def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any], level: Level) -> Tensor | None:
     """Scores of a level; None where not each of its items has one, or all edges have 0."""
     if level == "edge":
-        if not any(float(edge["score"]) != 0 for edge in edges.values()):
+        if not any(_number(edge["score"]) != 0 for edge in edges.values()):
             return None
         if absent := [name for name in graph.edges if name not in edges]:
             raise ValueError(f"{len(absent)} edges have none, the first of them '{absent[0]}'")
-        values = torch.tensor([float(edges[name]["score"]) for name in graph.edges])
+        values = torch.tensor([_number(edges[name]["score"]) for name in graph.edges])
         return torch.zeros(graph.shape("edge")).masked_scatter_(graph.edge_mask, values)
     key = "score" if level == "node" else "neurons_scores"
     if not all(key in nodes.get(name, {}) for name in graph.nodes):
         return None
     if level == "node":
-        return torch.tensor([float(nodes[name][key]) for name in graph.nodes])
+        return torch.tensor([_number(nodes[name][key]) for name in graph.nodes])
     return torch.stack([_own(torch.tensor(nodes[name][key]), graph, i) for i, name in enumerate(graph.nodes)])
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{str(value)[:40]!r} is none")
+    return float(value)
 
 
 def _own(values: Tensor, graph: Graph, node: int) -> Tensor:
@@ -221,7 +232,7 @@ def _read_pt(path: Path) -> tuple[Graph, dict[Level, Tensor]]:
 def _require_plain(path: Path, key: str, values: object) -> None:
     if not isinstance(values, Tensor):
         raise UserError(f"{path}: {key} is a {type(values).__name__}, a tensor is expected")
-    if values.layout != torch.strided or values.is_meta or values.is_complex():
+    if values.layout != torch.strided or values.is_meta or values.is_complex() or values.is_quantized:
         raise UserError(f"{path}: {key} is no plain tensor of real numbers")
 
 
