@@ -12,11 +12,13 @@ from scipy import stats as distributions
 
 from cdbench import discover
 from cdbench.errors import UserError
+from cdbench.inference import seed_interval
 from cdbench.report import ledger as forms
 from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
 from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
+from cdbench.stats import wilson
 
 TASK = "addition_2digit"
 
@@ -291,6 +293,7 @@ def read_changed(change: Callable[[str], str], folder: Path, monkeypatch: pytest
         ('marks = "circuit.interchange.marks"', 'marks = "circuit.interchange.mark"',
          "claim C.component-interventions, marks: a record has no text 'circuit.interchange.mark'"),
         ("paper = 0.516\n", "paper = 51.6\n", "table1 number 2, paper = 51.6: "),
+        ('method = "base"\npaper', 'method = "teacher"\npaper', "table1 has two rows of addition_2digit / teacher"),
     ],
 )  # fmt: skip
 def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
@@ -307,6 +310,7 @@ def test_a_damaged_ledger_is_an_error_that_names_file_and_key(
         ("A.cka-over-kl", 'low = "kl"\n', "", "key 'claim A.cka-over-kl, low' is missing"),
         ("A.cka-over-kl", 'low = "kl"', 'low = "cka_cd"', "claim A.cka-over-kl: high and low are both cka_cd"),
         ("A.cka-over-kl", "margin = ", "margin = -", "claim A.cka-over-kl, margin = -0.02: "),
+        ("A.cka-equals-teacher", 'other = "teacher"', 'other = "cka_cd"', "A.cka-equals-teacher: one and other are both cka_cd"),
         ("A.masks-near-prior", "at_most = 0.15", "at_most = 0.01", "A.masks-near-prior: nothing lies between at_least"),
         ("A.masks-near-prior", "at_most = 0.15", "at_most = 15", "claim A.masks-near-prior, at_most = 15: "),
         ("A.masks-near-prior", "at_least = 0.05\nat_most = 0.15", "", "claim A.masks-near-prior: at_least, at_most or both"),
@@ -573,3 +577,68 @@ def test_claims_are_counted_by_whose_they_are() -> None:
         judge([mathematics, nothing, difference("atp_cd", "kl")], study(row("atp_cd", 0.9), row("kl", 0.5)))
     )
     assert {whose: some["supported"] for whose, some in apart.items()} == {"mathematics": 1, "T": 1}
+
+
+def judged_alike(rng: np.random.Generator, seeds: int, n: int) -> Group:
+    """Circuits of a model that solves everything: each problem has a difficulty of its own, the same for all seeds."""
+    easy = rng.beta(2, 1, n)
+    made = []
+    for seed in range(seeds):
+        alone = wilson(int((rng.random(n) < easy).sum()), n)
+        judgement = SimpleNamespace(accuracy=alone, alone_share=alone.value)
+        made.append(SimpleNamespace(run_id=f"{seed}", spec=SimpleNamespace(seed=seed), params={},
+                                    metrics=SimpleNamespace(circuit=judgement)))  # fmt: skip
+    return Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(made)), (), np.zeros((seeds, 2)), ())
+
+
+def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_problems() -> None:
+    """By simulation: of difficulties with mean 2/3 the truth must be held as often as is said; seeds alone hold it less often."""
+    rng = np.random.default_rng(0)
+    claim = forms.Metric(
+        id="T.c",
+        says="",
+        source="",
+        decided_by="metric",
+        task=TASK,
+        row="atp_cd",
+        metric="circuit.alone_share",
+        at_least=0.9,
+    )
+    held, by_seeds = 0, 0
+    for _ in range(400):
+        group = judged_alike(rng, 3, 200)
+        found = one(claim, group).evidence
+        assert found
+        held += found.interval.low <= 2 / 3 <= found.interval.high
+        alone = seed_interval(group.values("circuit.alone_share"))
+        assert alone and found.interval.high - found.interval.low > alone.high - alone.low
+        by_seeds += alone.low <= 2 / 3 <= alone.high
+    assert held >= 0.94 * 400 > by_seeds
+
+
+def test_an_area_brings_its_own_interval_over_problems() -> None:
+    """By hand: three runs alike, [0.3, 0.7] each; Student's 95 % with 199 degrees is half a hundredth more than the normal's."""
+    area = {"cpr": 0.5, "cpr_95": [0.3, 0.7], "problems": 200}
+    runs = [
+        SimpleNamespace(run_id=str(seed), spec=SimpleNamespace(seed=seed), params={},
+                        metrics=SimpleNamespace(circuit=SimpleNamespace(faithfulness=SimpleNamespace(**area))))
+        for seed in range(3)
+    ]  # fmt: skip
+    group = Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(runs)), (), np.zeros((3, 2)), ())
+    claim = forms.Metric(
+        id="T.c",
+        says="",
+        source="",
+        decided_by="metric",
+        task=TASK,
+        row="atp_cd",
+        metric="circuit.faithfulness.cpr",
+        at_least=0.2,
+    )
+    found = one(claim, group)
+    assert found.evidence and found.outcome == "supported" and "over seeds and problems" in found.why
+    assert found.evidence.interval.low == pytest.approx(0.5 - 0.2 * 1.97196 / 1.95996, abs=1e-4)
+    low = SimpleNamespace(**(area | {"cpr": 0.25, "cpr_95": [0.05, 0.45]}))
+    for run in runs:
+        run.metrics.circuit.faithfulness = low
+    assert one(claim, group).outcome == "inconclusive"

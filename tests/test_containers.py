@@ -197,6 +197,27 @@ def test_evaluations_take_turns_in_a_container_and_know_nothing_of_each_other(
     assert containers(tmp_path) == []
 
 
+def test_steps_that_prepare_take_turns_in_a_container(world: World, tmp_path: Path, runner: DockerRunner) -> None:
+    """Also after one that had to make something; what it leaves for the store is no longer there for the next."""
+    spec, used = world.spec("base"), []
+    folder = world.folder(spec, tmp_path)
+    shutil.copytree(world.store, tmp_path / "store", ignore=shutil.ignore_patterns("counterfactuals", "circuits"))
+    for step in ("model-teacher", "model-student", "circuits", "circuits"):
+        handle = runner.start(step, folder, tmp_path / "store", spec)
+        assert finished(handle).code == 0
+        used.append(handle._container.get().id)  # type: ignore[attr-defined]
+        until(lambda: not runner._busy)
+        (waiting,) = runner._ahead["prepare"]
+        assert not any(waiting.box.path.iterdir())
+    assert len(set(used)) == 1
+    assert sorted(json.loads((folder / record.PREPARED).read_text())["artefacts"]) == sorted(world.shared)
+    assert Store(tmp_path / "store").has(world.shared)
+    (folder / "spec.json").write_text("{}")
+    assert finished(runner.start("circuits", folder, tmp_path / "store", spec)).code == 2
+    until(lambda: not runner._busy)
+    assert runner._ahead["prepare"] == [] and containers(tmp_path) == []
+
+
 def test_an_evaluation_that_fails_ends_its_container_and_the_next_has_another(
     world: World, tmp_path: Path, runner: DockerRunner
 ) -> None:

@@ -336,8 +336,21 @@ def test_writing_takes_no_run_off_the_file_unless_it_is_told_to(written: Path, c
     assert cli("leaderboard", "write", "--into", "mine.md").returncode == 0
     assert cli("leaderboard", "write", "--force").returncode == 0
     assert written.read_text() == (tmp_path / "mine.md").read_text() != before
-    written.write_text("# Something else\n")
-    assert cli("leaderboard", "write").returncode == 0  # what cannot be read is made anew, as its message says
+    for damaged in (b"# Something else\n", b"\xff\xfe"):
+        written.write_bytes(damaged)
+        assert cli("leaderboard", "write").returncode == 0  # what cannot be read is made anew, as its message says
+
+
+def test_a_board_that_was_taken_off_the_file_is_told(written: Path, cli: Cli, tmp_path: Path, world: World) -> None:
+    assert (
+        cli(
+            "run", "base", "--profile", str(world.profile_file), "--store", str(world.store), "--set", "data.test=64"
+        ).returncode
+        == 0
+    )
+    done = cli("leaderboard", "check")
+    assert done.returncode == 0, done.stdout
+    assert "a board of 2 rows has its records here and is not in the file" in done.stdout
 
 
 def test_runs_are_listed_with_what_they_are(finished: Path, cli: Cli, tmp_path: Path) -> None:

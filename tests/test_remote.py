@@ -14,10 +14,11 @@ from cdbench.errors import EnvironmentLacks
 from cdbench.files import write_json
 from cdbench.plan import Places, Plan, make_plan, places, single_run_study
 from cdbench.record import Record, failure_file
-from cdbench.runners import End, Handle, Runner, WatchedHandle, schedule, slurm
+from cdbench.runners import End, Handle, Runner, schedule, slurm
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.remote import Attempt, Order, RemoteRunner
 from conftest import Silent, World
+from test_schedule import Ended, prepares
 
 
 class CutOff(RemoteRunner):
@@ -105,28 +106,15 @@ class LosesItsGpu(Runner):
             raise EnvironmentLacks("GPU 0 is not there")
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
-        end = End(1) if step == "train" else End(0)
         if step == "train":
             fails_with_cuda(folder)
-        return Ended(folder, end)
+        return Ended(folder, End(0 if prepares(step, folder) else 1))
 
 
 def fails_with_cuda(folder: Path) -> None:
     """Leaves what a training says whose GPU does."""
     told = {"status": "failed", "error": "CUDA error", "step": "train", "exit_code": 1}
     write_json(folder / failure_file("train"), told)
-
-
-class Ended(WatchedHandle):
-    def __init__(self, folder: Path, end: End) -> None:
-        super().__init__(folder, "ended")
-        self._wait = end
-        self._thread.start()
-
-    def wait(self) -> End:
-        return self._wait
-
-    def stop(self) -> None: ...
 
 
 class Told(Silent):

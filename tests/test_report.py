@@ -173,6 +173,19 @@ def test_altered_predictions_are_an_error_that_names_the_file(damage, study: Pat
     assert str(path) in done.stderr and "Traceback" not in done.stderr
 
 
+def test_a_record_that_says_more_than_its_predictions_is_an_error(study: Path, tmp_path: Path, cli: Cli) -> None:
+    shutil.copytree(study / "runs", tmp_path / "runs")
+    run_id = json.loads((study / "runs" / "paper_a-micro" / "study.json").read_text())["run_ids"][1]
+    path = tmp_path / "runs" / "records" / run_id / "record.json"
+    table = json.loads(path.read_text())
+    solved = table["metrics"]["accuracy"]["k"]
+    table["metrics"]["accuracy"] |= {"k": 90, "value": 90 / 96}
+    path.write_text(json.dumps(table))
+    done = cli("report", "paper_a-micro")
+    assert done.returncode == 2
+    assert f"says that 90 of 96 problems were solved, the predictions beside it {solved} of 96" in done.stderr
+
+
 def test_rows_with_other_length_shifts_share_the_columns_of_a_table() -> None:
     from cdbench.report.build import to_csv
     from cdbench.report.circuits import _NUMBERS, circuit_table

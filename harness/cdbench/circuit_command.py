@@ -143,7 +143,7 @@ def discover(model: str, **options: Any) -> None:
         "spearman_with_exact": _number(checked.spearman),
         "same_sign_as_exact": checked.same_sign,
         "top": top_rows(scores, graph, checked.items, checked),
-        **_ends(studied, contrasts),
+        **_ends(studied, contrasts, work),
     }
     made = saved.write(folder, table, scores)
     clear_line()
@@ -192,12 +192,13 @@ def _all(scores: "Scores") -> "Tensor":
     return torch.ones(scores.rows.shape[1:], dtype=torch.bool)
 
 
-def _ends(studied: "Studied", contrasts: Any) -> dict[str, float]:
+def _ends(studied: "Studied", contrasts: Any, work: Any) -> dict[str, float]:
     from cdbench.circuits.faithfulness import circuit_metric
     from cdbench.circuits.graph import Circuit, Graph
 
     graph = Graph.of(studied.model)
-    metric = circuit_metric(studied.model, contrasts, [Circuit.whole(graph), Circuit.empty(graph)]).double().mean(1)
+    both = [Circuit.whole(graph), Circuit.empty(graph)]
+    metric = circuit_metric(studied.model, contrasts, both, work=work).double().mean(1)
     return {"metric_clean": metric[0].item(), "metric_corrupt": metric[1].item()}
 
 
@@ -236,7 +237,8 @@ def evaluate(folder: Path, **options: Any) -> None:
     training, _ = studied.contrasts(wanted, "train", made.data.drawn or options["problems"])
     means = None
     if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
-        means = mean_outputs(studied.model, studied.encoded([clean for clean, _ in training.pairs]))
+        split = studied.encoded([clean for clean, _ in training.pairs])
+        means = mean_outputs(studied.model, split, batch_size=options["batch_size"])
     exchange = faithfulness.Exchange(options["ablation"], means)
     work = work_told("faithfulness", options["batch_size"])
     rivals = evaluation.Rivals(options["draws"], faithfulness.magnitude(studied.model, training, scores.level, work))

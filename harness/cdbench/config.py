@@ -87,7 +87,8 @@ class DataConfig(Closed):
     seed: Annotated[int, Field(ge=0)] = 0
     train: PositiveInt
     validation: PositiveInt
-    test: PositiveInt
+    test: Annotated[int, Field(ge=2)]
+    """At least two: of one problem no interval is known."""
     length_shift: Annotated[int, Field(ge=0)] = 0
     """Problems in each out-of-distribution set; 0 makes none."""
     split: Literal["strict", "paper"] = "strict"

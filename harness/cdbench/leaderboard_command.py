@@ -88,12 +88,12 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
     \b
     cdbench leaderboard write --profile tiny
     """
-    from cdbench.report.leaderboard import as_markdown, boards, read_boards
+    from cdbench.report.leaderboard import as_markdown, boards, read_boards, text_of
 
     found = _of_profile(boards(plan.places(runs, None), task), profile)
     if file.is_file() and not force:
         try:
-            before = read_boards(file.read_text(), file)
+            before = read_boards(text_of(file), file)
         except UserError:  # damaged, or no leaderboard: this is what makes it anew
             before = []
         told = {run_id for board in before for row in board.rows for run_id in row.run_ids}

@@ -24,6 +24,7 @@ from cdbench.inference import (
     MOST_SEEDS,
     Hits,
     Interval,
+    Spread,
     difference_of_shares,
     drop,
     equivalence_p,
@@ -64,6 +65,7 @@ from cdbench.report.ledger import (
     Undecidable,
     Value,
 )
+from cdbench.report.sampled import sampled
 from cdbench.stats import Proportion, wilson
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
@@ -490,7 +492,7 @@ _ROUNDING = 1e-9
 def _of_runs(
     group: Group, values: Sequence[float], region: tuple[float, float], unit: Unit, what: str, note: str = ""
 ) -> Evidence:
-    """Of a number that each run has one of."""
+    """Of a number that each run has one of; the interval is over seeds alone."""
     if not values:
         raise NotTested(f"no run of {group.name} has {what}")
     interval = seed_interval(values)
@@ -514,6 +516,22 @@ def _of_runs(
     )
 
 
+def _over_problems(found: Evidence, values: Sequence[float], groups: Sequence[Group], metric: str) -> Evidence:
+    """Evidence of runs that were all judged on the same sample of problems: what other problems could have said is added."""
+    if found.lone or (sample := sampled(groups, metric)) is None:
+        return found
+    spread = Spread(float(np.var(values, ddof=1)) / len(values), len(values), sample.variance, sample.problems)
+    edge = _edge(found.region, found.effect)
+    half, distance = spread.half_width(0.95), abs(found.effect - edge)
+    return replace(
+        found,
+        interval=Interval(found.effect - half, found.effect + half),
+        p=min(1.0, 2 * spread.tail(distance)),
+        seeds_needed=lambda level: spread_to_decide(spread, distance, level),
+        detail=_with(_lost(groups[0]), "over seeds and problems"),
+    )
+
+
 _ALIKE = "all runs gave the same number: no spread, no interval; the test counts on which side of the edge they lie"
 
 
@@ -532,10 +550,17 @@ def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
-    beside = group.metric(claim.control) if claim.control else None
-    if beside is not None and beside < (claim.control_at_least or 0.0):
-        raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
-    return _of_runs(group, group.values(claim.metric), _between(claim), claim.unit, claim.metric)
+    if claim.control:
+        beside = group.metric(claim.control)
+        if beside is None:
+            raise NotTested(
+                f"no run of {group.name} has {claim.control}, without which nothing could be seen to be more"
+            )
+        if beside < (claim.control_at_least or 0.0):
+            raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
+    values = group.values(claim.metric)
+    found = _of_runs(group, values, _between(claim), claim.unit, claim.metric)
+    return _over_problems(found, values, [group], claim.metric)
 
 
 def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
@@ -550,6 +575,7 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
         first, second = (group.by_seed(claim.metric) for group in (high, low))
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
         found = _of_runs(high, gaps, region, claim.unit, f"{claim.metric} on a seed of {low.name}")
+        found = _over_problems(found, gaps, [high, low], claim.metric)
         found = replace(found, detail=_with(_lost(low), found.detail))
     detail = _with(found.detail, _what_differs(high, low))
     summary, _, _ = claim.metric.rpartition(".")

@@ -244,7 +244,15 @@ def read_answers(record: Record, folder: Path) -> Answers:
     path = folder / "predictions.jsonl"
     if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
-    return read_predictions(folder)
+    answers = read_predictions(folder)
+    if record.metrics is not None:
+        said, test = record.metrics.accuracy, answers.get("test", ())
+        if (said.k, said.n) != (solved := sum(p.correct for p in test), len(test)):
+            raise UserError(
+                f"{folder / RECORD} says that {said.k} of {said.n} problems were solved, the predictions beside it {solved} of "
+                f"{len(test)}: one of the two was altered; run it again"
+            )
+    return answers
 
 
 def hits_of(answers: Sequence[Answers], split: str) -> Hits | None:

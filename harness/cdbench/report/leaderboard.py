@@ -195,7 +195,7 @@ def check(file: Path, where: Places) -> Checked:
     Raises:
         UserError: the file is missing, or holds no data that can be understood.
     """
-    text = _text(file)
+    text = text_of(file)
     told = read_boards(text, file)
     wrong = []
     if (made := as_markdown(told)) != text:
@@ -216,6 +216,11 @@ def check(file: Path, where: Places) -> Checked:
     elsewhere: list[str] = []
     for board in told:
         wrong += _against_records(board, ours, here, elsewhere, notes)
+    notes += [
+        f"{board.task}, profile {board.profile}: a board of {len(board.rows)} rows has its records here and is not in the file"
+        for board in ours
+        if not here & {run_id for row in board.rows for run_id in row.run_ids}
+    ]
     return Checked(len(ids), len(here) - len(elsewhere), wrong, notes + elsewhere)
 
 
@@ -295,7 +300,12 @@ _KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased", "worked")
 """What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
 
-def _text(file: Path) -> str:
+def text_of(file: Path) -> str:
+    """A leaderboard file as it stands.
+
+    Raises:
+        UserError: it is missing, or no text.
+    """
     try:
         return file.read_text()
     except FileNotFoundError:

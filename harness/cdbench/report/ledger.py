@@ -109,6 +109,12 @@ class Equivalence(OfAnswers):
     """The other's accuracy, below which being as good says nothing."""
     paper: Share | None = None
 
+    @model_validator(mode="after")
+    def _compares_two(self) -> "Equivalence":
+        if self.one == self.other:
+            raise ValueError(f"one and other are both {self.one}: it would be compared with itself")
+        return self
+
 
 class Order(OfAnswers):
     """Each of `rows` is above the next."""
@@ -308,6 +314,9 @@ def read_ledger() -> Ledger:
     ids = [claim.id for claim in ledger.claim]
     if twice := {each for each in ids if ids.count(each) > 1}:
         raise UserError(f"{path}: two claims are called {min(twice)}")
+    printed = [(row.task, row.method) for row in ledger.table1]
+    if twice_printed := {each for each in printed if printed.count(each) > 1}:
+        raise UserError(f"{path}: table1 has two rows of {' / '.join(min(twice_printed))}")
     for claim in ledger.claim:
         _require_names(claim, path)
     return ledger
