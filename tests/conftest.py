@@ -84,7 +84,7 @@ top_k = 2
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Which tests stay on one worker (`make test` has two): those of a file, and of all files of one `group_of`."""
+    """Which tests stay on one worker (`make test` has two): those of one `group_of`."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByGroup(LoadScopeScheduling):
@@ -96,11 +96,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @cache
 def group_of(file: Path) -> str:
-    """The battery; all others that count what is on the engine; those that look at the study, which takes a minute to make."""
-    text = file.read_text()
-    if "mark.docker" in text:
-        return f"engine-{file.parent.name}"
-    return "study" if re.search(r"\bstudy: Path\b", text) else str(file)
+    """A file; but all that look at the study, which takes a minute to make."""
+    return "study" if re.search(r"\bstudy: Path\b", file.read_text()) else str(file)
 
 
 def quiet(step: int, steps: int, note: str) -> None:

@@ -15,11 +15,11 @@ from typing import BinaryIO
 from cdbench.errors import EnvironmentLacks, UserError
 
 _ADVICE = {
-    errno.ENOSPC: "the disk is full: free some space, or move the folder with --runs or --store",
-    errno.EDQUOT: "the disk quota is used up: free some space, or move the folder with --runs or --store",
-    errno.EACCES: "no permission to write there: change its owner, or choose another with --runs or --store",
-    errno.EPERM: "no permission to write there: change its owner, or choose another with --runs or --store",
-    errno.EROFS: "the file system is read-only: choose another folder with --runs or --store",
+    errno.ENOSPC: "the disk is full: free some space, or choose another folder (--runs, --store, --out)",
+    errno.EDQUOT: "the disk quota is used up: free some space, or choose another folder (--runs, --store, --out)",
+    errno.EACCES: "no permission to write there: change its owner, or choose another folder (--runs, --store, --out)",
+    errno.EPERM: "no permission to write there: change its owner, or choose another folder (--runs, --store, --out)",
+    errno.EROFS: "the file system is read-only: choose another folder (--runs, --store, --out)",
 }
 _UMASK = os.umask(0)
 os.umask(_UMASK)
@@ -41,7 +41,7 @@ def explained(path: Path, what: str) -> Iterator[None]:
             number = errno.ENOSPC
         if number == 0:
             raise
-        advice = _ADVICE.get(number, f"{os.strerror(number)}; choose another folder with --runs or --store")
+        advice = _ADVICE.get(number, f"{os.strerror(number)}; choose another folder (--runs, --store, --out)")
         raise EnvironmentLacks(f"cannot write {what} {path}: {advice}") from error
 
 

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from cdbench.inference import seed_interval
+from cdbench.inference import Interval, seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
 from cdbench.report.formats import Measured
+from cdbench.report.sampled import spread_of
 from cdbench.seeds import seed_for
 
 Row = dict[str, Any]
@@ -31,12 +32,16 @@ def judged(record: Record) -> CircuitJudgement | None:
 
 
 def measured(group: Group, name: str) -> Measured | None:
-    """A number that the evaluator takes of each run; None where no run has it."""
+    """A number that the evaluator takes of each run, over seeds and, where records tell, problems; None where no run has it."""
     values = group.values(name)
     mean = mean_of(values)
     if mean is None:
         return None
-    interval = seed_interval(values) if len(set(values)) > 1 else None
+    if spread := spread_of(values, [group], name):
+        half = spread.half_width(0.95)
+        interval: Interval | None = Interval(mean - half, mean + half)
+    else:
+        interval = seed_interval(values) if len(set(values)) > 1 else None
     return Measured(mean, interval.within(-1.0, 1.0) if interval and name.endswith(_BOUNDED) else interval)
 
 

@@ -24,7 +24,6 @@ from cdbench.inference import (
     MOST_SEEDS,
     Hits,
     Interval,
-    Spread,
     difference_of_shares,
     drop,
     equivalence_p,
@@ -65,7 +64,7 @@ from cdbench.report.ledger import (
     Undecidable,
     Value,
 )
-from cdbench.report.sampled import sampled
+from cdbench.report.sampled import spread_of
 from cdbench.stats import Proportion, wilson
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
@@ -518,9 +517,9 @@ def _of_runs(
 
 def _over_problems(found: Evidence, values: Sequence[float], groups: Sequence[Group], metric: str) -> Evidence:
     """Evidence of runs that were all judged on the same sample of problems: what other problems could have said is added."""
-    if found.lone or (sample := sampled(groups, metric)) is None:
+    spread = spread_of(values, groups, metric)
+    if spread is None:
         return found
-    spread = Spread(float(np.var(values, ddof=1)) / len(values), len(values), sample.variance, sample.problems)
     edge = _edge(found.region, found.effect)
     half, distance = spread.half_width(0.95), abs(found.effect - edge)
     return replace(

@@ -7,8 +7,10 @@ happens to be moves all runs together. With three seeds and 200 problems it can 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 from scipy import stats as distributions
 
+from cdbench.inference import Spread
 from cdbench.record import CircuitJudgement, Metrics, value_at
 from cdbench.report.collect import Group, mean_of
 from cdbench.stats import Proportion
@@ -23,7 +25,17 @@ class Sampled(NamedTuple):
     problems: int
 
 
-def sampled(groups: Sequence[Group], metric: str) -> Sampled | None:
+def spread_of(values: Sequence[float], groups: Sequence[Group], metric: str) -> Spread | None:
+    """How far the mean of a number of each run, or of differences between two rows' runs, may be off over seeds and problems.
+
+    None where a record does not tell, and of a single run.
+    """
+    if len(values) < 2 or (found := _sampled(groups, metric)) is None:
+        return None
+    return Spread(float(np.var(values, ddof=1)) / len(values), len(values), found.variance, found.problems)
+
+
+def _sampled(groups: Sequence[Group], metric: str) -> Sampled | None:
     """Of a number of one row, or of the difference of two rows' numbers; None where a record does not tell.
 
     Rows share their problems, so their difference varies less than this: the two variances are added, as of samples apart.
