@@ -213,7 +213,7 @@ def test_steps_that_prepare_take_turns_in_a_container(world: World, tmp_path: Pa
     assert sorted(json.loads((folder / record.PREPARED).read_text())["artefacts"]) == sorted(world.shared)
     assert Store(tmp_path / "store").has(world.shared)
     (folder / "spec.json").write_text("{}")
-    assert finished(runner.start("circuits", folder, tmp_path / "store", spec)).code == 2
+    assert finished(runner.start("circuits", folder, tmp_path / "store", spec)).code != 0
     until(lambda: not runner._busy)
     assert runner._ahead["prepare"] == [] and containers(tmp_path) == []
 

@@ -4,16 +4,15 @@ All runs of a study are judged on one sample of problems. An interval over seeds
 happens to be moves all runs together. With three seeds and 200 problems it can hold the truth three times in four only.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as distributions
 
 from cdbench.inference import Spread
-from cdbench.record import CircuitJudgement, Metrics, value_at
+from cdbench.record import Metrics, value_at
 from cdbench.report.collect import Group, mean_of
-from cdbench.stats import Proportion
 
 _CIRCUIT = "circuit."
 
@@ -54,39 +53,32 @@ def _of_row(group: Group, metric: str) -> Sampled | None:
 
 
 def _of_run(metrics: Metrics, metric: str) -> Sampled | None:
-    judgement = metrics.circuit
-    if not metric.startswith(_CIRCUIT) or judgement is None:
+    if not metric.startswith(_CIRCUIT):
         return None
     if limits := value_at(metrics, f"{metric}_95"):
-        summary = value_at(metrics, metric.rpartition(".")[0])
+        problems = value_at(metrics, f"{metric.rpartition('.')[0]}.problems")
         half = (limits[1] - limits[0]) / 2 / float(distributions.norm.ppf(0.975))
-        return Sampled(half**2, n) if (n := summary.problems or judgement.problems) > 1 else None
-    of_shares = _SHARES.get(metric.removeprefix(_CIRCUIT))
-    variance = of_shares(judgement) if of_shares else None
-    return None if variance is None else Sampled(variance, judgement.accuracy.n)
+        return Sampled(half**2, problems) if problems > 1 else None
+    shares = _SHARES.get(metric.removeprefix(_CIRCUIT))
+    return _of_shares(metrics, *shares) if shares else None
 
 
-def _share(part: Proportion | None, of_whole: float | None) -> float | None:
-    """Of `part` as a share of the whole model's accuracy, which is `part` / `of_whole`: the binomial of its problems."""
-    if part is None or not of_whole or not part.value:
-        return None
-    whole = part.value / of_whole
-    return part.value * (1 - part.value) / part.n / whole**2
-
-
-def _and_random(part: Proportion | None, of_whole: float | None, at_random: float | None) -> float | None:
-    """The same of how far it is from the share that as many nodes drawn at random keep, on the same problems."""
-    own = _share(part, of_whole)
-    if own is None or at_random is None or part is None or not of_whole:
-        return None
-    whole = part.value / of_whole
-    chance = min(1.0, at_random * whole)
-    return own + chance * (1 - chance) / part.n / whole**2
-
-
-_SHARES: dict[str, Callable[[CircuitJudgement], float | None]] = {
-    "alone_share": lambda own: _share(own.accuracy, own.alone_share),
-    "ablated_share": lambda own: _share(own.ablated, own.ablated_share),
-    "suffices_beyond_chance": lambda own: _and_random(own.accuracy, own.alone_share, own.random_alone_share),
-    "needed_beyond_chance": lambda own: _and_random(own.ablated, own.ablated_share, own.random_ablated_share),
+_SHARES = {
+    "alone_share": ("accuracy", "alone_share", None),
+    "ablated_share": ("ablated", "ablated_share", None),
+    "suffices_beyond_chance": ("accuracy", "alone_share", "random_alone_share"),
+    "needed_beyond_chance": ("ablated", "ablated_share", "random_ablated_share"),
 }
+"""Numbers that are an accuracy as a share of the whole model's, or how far that is from as many nodes' drawn at random."""
+
+
+def _of_shares(metrics: Metrics, part: str, share: str, at_random: str | None) -> Sampled | None:
+    """The binomial variance of the accuracies, as shares of the whole model's, which is the first over its share."""
+    accuracy, of_whole = value_at(metrics, _CIRCUIT + part), value_at(metrics, _CIRCUIT + share)
+    chance = value_at(metrics, _CIRCUIT + at_random) if at_random else 0.0
+    if accuracy is None or not accuracy.value or not of_whole or chance is None:
+        return None
+    whole = accuracy.value / of_whole
+    of_chance = min(1.0, chance * whole)
+    variance = sum(p * (1 - p) for p in (accuracy.value, of_chance)) / accuracy.n / whole**2
+    return Sampled(variance, accuracy.n)
