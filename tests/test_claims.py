@@ -18,6 +18,7 @@ from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
 from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
+from cdbench.report.sampled import spread_of
 from cdbench.stats import wilson
 
 TASK = "addition_2digit"
@@ -614,6 +615,53 @@ def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_
         assert alone and found.interval.high - found.interval.low > alone.high - alone.low
         by_seeds += alone.low <= 2 / 3 <= alone.high
     assert held >= 0.94 * 400 > by_seeds
+
+
+def shares(accuracy: int, ablated: int) -> Group:
+    """Three runs alike of a model that solves 100 of 200 problems, its circuit alone and without it so many."""
+    judgement = {
+        "accuracy": wilson(accuracy, 200), "alone_share": accuracy / 100, "ablated": wilson(ablated, 200),
+        "ablated_share": ablated / 100, "random_ablated_share": 0.5, "needed_beyond_chance": 0.5 - ablated / 100,
+    }  # fmt: skip
+    made = [
+        SimpleNamespace(run_id=str(seed), spec=SimpleNamespace(seed=seed), params={},
+                        metrics=SimpleNamespace(circuit=SimpleNamespace(**judgement)))
+        for seed in range(3)
+    ]  # fmt: skip
+    return Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(made)), (), np.zeros((3, 2)), ())
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "ablated", "name", "rates", "share"),
+    [
+        (100, 20, "alone_share", [101 / 202], 1.0),
+        (50, 0, "ablated_share", [1 / 202], 0.0),
+        (50, 0, "needed_beyond_chance", [1 / 202, 51 / 202], -0.5),
+        (0, 50, "ablated_share", [51 / 202], 0.5),
+    ],
+)
+def test_the_variance_of_shares_by_hand(
+    accuracy: int, ablated: int, name: str, rates: list[float], share: float
+) -> None:
+    """(own − random) / whole: each accuracy p has p (1 − p) / n with two problems more, the whole's counts share² times."""
+    found = spread_of([0.0, 0.0, 0.0], [shares(accuracy, ablated)], f"circuit.{name}")
+    whole = 101 / 202
+    expected = (sum(p * (1 - p) for p in rates) + share**2 * whole * (1 - whole)) / 200 / 0.5**2
+    assert found and found.of_problems == pytest.approx(expected) and found.of_seeds == 0
+
+
+def test_runs_that_all_say_one_are_not_certain() -> None:
+    """200 of 200 on three seeds: other problems could have said 199."""
+    group = judged_alike(np.random.default_rng(0), 3, 200)
+    for record in group.records:
+        judgement = cast(Any, record.metrics).circuit
+        judgement.accuracy, judgement.alone_share = wilson(200, 200), 1.0
+    claim = forms.Metric(
+        id="T.c", says="", source="", decided_by="metric", task=TASK, row="atp_cd", metric="circuit.alone_share",
+        at_least=0.995,
+    )  # fmt: skip
+    found = one(claim, group)
+    assert found.outcome == "inconclusive" and found.evidence and found.evidence.interval.low < 0.995 < 1
 
 
 def test_an_area_brings_its_own_interval_over_problems() -> None:

@@ -147,3 +147,10 @@ def test_a_checkpoint_is_another_one_when_any_file_that_is_loaded_changes(name: 
     before = folder_content(FolderModel(source="folder", path=str(tmp_path)))
     (tmp_path / name).write_text("{ }")
     assert folder_content(FolderModel(source="folder", path=str(tmp_path))) != before
+
+
+@pytest.mark.parametrize(("key", "size", "least"), [("test", 3, 4), ("length_shift", 1, 2)])
+def test_too_few_held_out_problems_are_refused_before_anything_is_trained(key: str, size: int, least: int) -> None:
+    with pytest.raises(UserError, match=f"--set: data.{key} = {size}; at least {least} problems are needed"):
+        build_profile("smoke", {f"data.{key}": (size, "--set")})
+    assert build_profile("smoke", {"data.length_shift": (0, "--set")}).data.length_shift == 0

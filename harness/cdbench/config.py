@@ -87,8 +87,7 @@ class DataConfig(Closed):
     seed: Annotated[int, Field(ge=0)] = 0
     train: PositiveInt
     validation: PositiveInt
-    test: Annotated[int, Field(ge=2)]
-    """At least two: of one problem no interval is known."""
+    test: PositiveInt
     length_shift: Annotated[int, Field(ge=0)] = 0
     """Problems in each out-of-distribution set; 0 makes none."""
     split: Literal["strict", "paper"] = "strict"
@@ -407,10 +406,18 @@ def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Pro
                 raise UserError(f"{overrides[key][1]}: '{key}' is no key of a profile")
         node[leaf] = value
     try:
-        return Profile(**table)
+        profile = Profile(**table)
     except ValidationError as error:
         source = overrides.get(_dotted_key(error.errors()[0]["loc"]))
         raise explain(error, source[1] if source else str(path), Profile) from None
+    for key, size, least in (("test", profile.data.test, 4), ("length_shift", profile.data.length_shift or 2, 2)):
+        if size < least:  # asked here, so that records from before this was asked can be read
+            _, where = overrides.get(f"data.{key}", (None, str(path)))
+            raise UserError(f"{where}: data.{key} = {size}; at least {least} problems are needed {_NEEDED_FOR[key]}")
+    return profile
+
+
+_NEEDED_FOR = {"test": "for the debiased CKA", "length_shift": "for an interval, or 0 for no such set"}
 
 
 def plan_specs(study: Study, overrides: Mapping[str, tuple[Scalar, str]], profile_name: str) -> list[RunSpec]:

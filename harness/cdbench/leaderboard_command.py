@@ -88,15 +88,11 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
     \b
     cdbench leaderboard write --profile tiny
     """
-    from cdbench.report.leaderboard import as_markdown, boards, read_boards, text_of
+    from cdbench.report.leaderboard import as_markdown, boards
 
     found = _of_profile(boards(plan.places(runs, None), task), profile)
     if file.is_file() and not force:
-        try:
-            before = read_boards(text_of(file), file)
-        except UserError:  # damaged, or no leaderboard: this is what makes it anew
-            before = []
-        told = {run_id for board in before for row in board.rows for run_id in row.run_ids}
+        told = {run_id for board in _before(file) for row in board.rows for run_id in row.run_ids}
         lost = told - {run_id for board in found for row in board.rows for run_id in row.run_ids}
         if lost:
             raise UserError(
@@ -105,6 +101,18 @@ def write(file: Path, task: str | None, profile: str | None, force: bool, runs: 
             )
     write_atomic(file, as_markdown(found), "the leaderboard")
     click.echo(file)
+
+
+def _before(file: Path) -> "list[Board]":
+    """What a file has that is to be written; nothing where it is damaged, or no leaderboard: writing makes it anew."""
+    from cdbench.report.leaderboard import read_boards
+
+    try:
+        return read_boards(file.read_text(), file)
+    except (UserError, UnicodeDecodeError):
+        return []
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {error.strerror}; write --into another file") from None
 
 
 @leaderboard.command()

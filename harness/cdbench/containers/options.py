@@ -30,7 +30,7 @@ USER = 10001
 """Who a step is where the harness is root."""
 _PACKAGE = Path(plugins.__file__).resolve().parents[1]
 _SPARE_SECONDS = 120
-_NAMESPACES, _SHARED = ("PidMode", "IpcMode", "UTSMode"), ("host", "container:")
+_NAMESPACES, _SHARED = ("PidMode", "IpcMode", "UTSMode"), ("host", "container:", "ns:")
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -67,7 +67,7 @@ class Promises:
             "processes": host["PidsLimit"] == self.processes,
             "file size": sizes.get("fsize") == self.output,
             "scratch": f"size={self.scratch}" in (host.get("Tmpfs") or {}).get("/tmp", "")
-            and host["ShmSize"] == self.scratch,
+            and host.get("ShmSize") == self.scratch,
             "user": attrs["Config"]["User"] == self.user,
             "read-only mounts": {m["Destination"] for m in attrs["Mounts"] if m["RW"]} <= {"/step", "/tmp"},
             "GPUs": requested == list(self.gpus),

@@ -162,7 +162,7 @@ class WaitingContainer:
 
     def unheard(self) -> bool:
         """Whether its step might end without anybody to hear it: it is at work, and what it prints is no longer read."""
-        if not self.again or self.free or self._writer.is_alive():
+        if not self.again or self._writer.is_alive() or self.free:  # in this order: it says so before it ends
             return False
         self.get().reload()
         return bool(self.get().status == "running")

@@ -15,6 +15,7 @@ from cdbench.errors import UserError
 from cdbench.files import sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
+from cdbench.provenance import evaluation_digest
 from cdbench.record import RECORD, Record, check_history, number_at, read
 from cdbench.report.anatomy import Anatomy, Answers, anatomy
 from cdbench.scoring import read_predictions
@@ -245,7 +246,9 @@ def read_answers(record: Record, folder: Path) -> Answers:
     if not path.is_file() or sha256(path) != record.artefacts.get(path.name):
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
     answers = read_predictions(folder)
-    if record.metrics is not None:
+    if (
+        record.metrics is not None and record.code.evaluation == evaluation_digest()
+    ):  # an older one may have scored otherwise
         said, test = record.metrics.accuracy, answers.get("test", ())
         if (said.k, said.n) != (solved := sum(p.correct for p in test), len(test)):
             raise UserError(

@@ -8,7 +8,7 @@ from cdbench.inference import Interval
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of a row: its mean over seeds, and Student's interval over them; none for one run, or runs that are one."""
+    """A number of a row: its mean over seeds, and an interval over them and, where records tell, problems; none for one run."""
 
     mean: float
     interval: Interval | None

@@ -195,7 +195,7 @@ def check(file: Path, where: Places) -> Checked:
     Raises:
         UserError: the file is missing, or holds no data that can be understood.
     """
-    text = text_of(file)
+    text = _text(file)
     told = read_boards(text, file)
     wrong = []
     if (made := as_markdown(told)) != text:
@@ -300,12 +300,7 @@ _KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased", "worked")
 """What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
 
-def text_of(file: Path) -> str:
-    """A leaderboard file as it stands.
-
-    Raises:
-        UserError: it is missing, or no text.
-    """
+def _text(file: Path) -> str:
     try:
         return file.read_text()
     except FileNotFoundError:

@@ -64,21 +64,30 @@ def _of_run(metrics: Metrics, metric: str) -> Sampled | None:
 
 
 _SHARES = {
-    "alone_share": ("accuracy", "alone_share", None),
-    "ablated_share": ("ablated", "ablated_share", None),
-    "suffices_beyond_chance": ("accuracy", "alone_share", "random_alone_share"),
-    "needed_beyond_chance": ("ablated", "ablated_share", "random_ablated_share"),
+    "alone_share": ("accuracy", None),
+    "ablated_share": ("ablated", None),
+    "suffices_beyond_chance": ("accuracy", "random_alone_share"),
+    "needed_beyond_chance": ("ablated", "random_ablated_share"),
 }
 """Numbers that are an accuracy as a share of the whole model's, or how far that is from as many nodes' drawn at random."""
+_PARTS = (("accuracy", "alone_share"), ("ablated", "ablated_share"))
 
 
-def _of_shares(metrics: Metrics, part: str, share: str, at_random: str | None) -> Sampled | None:
-    """The binomial variance of the accuracies, as shares of the whole model's, which is the first over its share."""
-    accuracy, of_whole = value_at(metrics, _CIRCUIT + part), value_at(metrics, _CIRCUIT + share)
+def _of_shares(metrics: Metrics, name: str, at_random: str | None) -> Sampled | None:
+    """The variance of (own − random) / whole, three accuracies on the same problems, as if each had problems of its own."""
+    own = value_at(metrics, _CIRCUIT + name)
     chance = value_at(metrics, _CIRCUIT + at_random) if at_random else 0.0
-    if accuracy is None or not accuracy.value or not of_whole or chance is None:
+    parts = [(value_at(metrics, _CIRCUIT + part), value_at(metrics, _CIRCUIT + share)) for part, share in _PARTS]
+    whole = next((part.value / share for part, share in parts if part and part.value and share), None)
+    if own is None or chance is None or whole is None:
         return None
-    whole = accuracy.value / of_whole
-    of_chance = min(1.0, chance * whole)
-    variance = sum(p * (1 - p) for p in (accuracy.value, of_chance)) / accuracy.n / whole**2
-    return Sampled(variance, accuracy.n)
+    rates = [own.value, min(1.0, chance * whole)] if at_random else [own.value]
+    share = own.value / whole - chance
+    variance = sum(_of_rate(rate, own.n) for rate in rates) + share**2 * _of_rate(min(1.0, whole), own.n)
+    return Sampled(variance / whole**2, own.n)
+
+
+def _of_rate(rate: float, n: int) -> float:
+    """The variance of an accuracy over samples of n problems; two more, one solved, so that 0 and 1 have one, too."""
+    counted = (rate * n + 1) / (n + 2)
+    return counted * (1 - counted) / n

@@ -149,20 +149,25 @@ class DockerRunner(Runner):
 
     def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
         """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
+        kept = False
         try:
-            if not (container.free and container.box.empty() and self._keep(kind, container)):
+            kept = container.free and container.box.empty() and self._keep(kind, container)
+            if not kept:
                 container.remove()
         finally:
-            self._busy.discard(container)
+            if not kept:
+                self._busy.discard(container)
             self._free.extend(gpus)
 
     def _keep(self, kind: str, container: WaitingContainer) -> bool:
         """Keeps it for the next step; of those that prepare one, for signals that are asked for when all else is there."""
         with self._lock:
             waiting = self._ahead.setdefault(kind, [])
-            if kind == "evaluate" or not waiting:
-                waiting.append(container)
-            return container in waiting
+            if kind != "evaluate" and waiting:
+                return False
+            self._busy.discard(container)  # before it is to be had: whoever takes it counts it among the busy ones
+            waiting.append(container)
+            return True
 
     def expect(self, step: str, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> None:
         if spec.profile.device == "cuda":
