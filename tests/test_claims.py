@@ -349,18 +349,32 @@ def test_the_ledgers_schema_is_closed() -> None:
     assert Ledger.model_config["extra"] == "forbid"
 
 
-def numbered(method: str, values: Mapping[int, float | str]) -> Group:
-    """A row whose runs each have one value of the evaluator, by seed."""
+def judged(method: str, by_seed: Mapping[int, object]) -> Group:
+    """A row of runs with this judgement of their circuits each, by seed."""
     made = [
         SimpleNamespace(
             run_id=f"{method}{seed}",
             spec=SimpleNamespace(seed=seed),
             params={},
-            metrics=SimpleNamespace(circuit=SimpleNamespace(faithfulness=SimpleNamespace(cpr=value))),
+            metrics=SimpleNamespace(circuit=judgement),
         )
-        for seed, value in values.items()
+        for seed, judgement in by_seed.items()
     ]
     return Group(method, method, TASK, {}, cast(Any, tuple(made)), (), np.zeros((len(made), 2)), ())
+
+
+def numbered(method: str, values: Mapping[int, float | str]) -> Group:
+    """A row whose runs each have one value of the evaluator, by seed."""
+    return judged(
+        method, {seed: SimpleNamespace(faithfulness=SimpleNamespace(cpr=value)) for seed, value in values.items()}
+    )
+
+
+def measure(metric: str, at_least: float) -> forms.Metric:
+    return forms.Metric(
+        id="T.c", says="", source="", decided_by="metric", task=TASK, row="atp_cd", metric=f"circuit.{metric}",
+        at_least=at_least,
+    )  # fmt: skip
 
 
 def more(margin: float = 0.0) -> forms.MetricDifference:
@@ -583,52 +597,23 @@ def test_claims_are_counted_by_whose_they_are() -> None:
 def judged_alike(rng: np.random.Generator, seeds: int, n: int) -> Group:
     """Circuits of a model that solves everything: each problem has a difficulty of its own, the same for all seeds."""
     easy = rng.beta(2, 1, n)
-    made = []
-    for seed in range(seeds):
-        alone = wilson(int((rng.random(n) < easy).sum()), n)
-        judgement = SimpleNamespace(accuracy=alone, alone_share=alone.value)
-        made.append(SimpleNamespace(run_id=f"{seed}", spec=SimpleNamespace(seed=seed), params={},
-                                    metrics=SimpleNamespace(circuit=judgement)))  # fmt: skip
-    return Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(made)), (), np.zeros((seeds, 2)), ())
+    alone = [wilson(int((rng.random(n) < easy).sum()), n) for _ in range(seeds)]
+    return judged("atp_cd", {i: SimpleNamespace(accuracy=each, alone_share=each.value) for i, each in enumerate(alone)})
 
 
 def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_problems() -> None:
     """By simulation: of difficulties with mean 2/3 the truth must be held as often as is said; seeds alone hold it less often."""
     rng = np.random.default_rng(0)
-    claim = forms.Metric(
-        id="T.c",
-        says="",
-        source="",
-        decided_by="metric",
-        task=TASK,
-        row="atp_cd",
-        metric="circuit.alone_share",
-        at_least=0.9,
-    )
     held, by_seeds = 0, 0
     for _ in range(400):
         group = judged_alike(rng, 3, 200)
-        found = one(claim, group).evidence
+        found = one(measure("alone_share", 0.9), group).evidence
         assert found
         held += found.interval.low <= 2 / 3 <= found.interval.high
         alone = seed_interval(group.values("circuit.alone_share"))
         assert alone and found.interval.high - found.interval.low > alone.high - alone.low
         by_seeds += alone.low <= 2 / 3 <= alone.high
     assert held >= 0.94 * 400 > by_seeds
-
-
-def shares(accuracy: int, ablated: int) -> Group:
-    """Three runs alike of a model that solves 100 of 200 problems, its circuit alone and without it so many."""
-    judgement = {
-        "accuracy": wilson(accuracy, 200), "alone_share": accuracy / 100, "ablated": wilson(ablated, 200),
-        "ablated_share": ablated / 100, "random_ablated_share": 0.5, "needed_beyond_chance": 0.5 - ablated / 100,
-    }  # fmt: skip
-    made = [
-        SimpleNamespace(run_id=str(seed), spec=SimpleNamespace(seed=seed), params={},
-                        metrics=SimpleNamespace(circuit=SimpleNamespace(**judgement)))
-        for seed in range(3)
-    ]  # fmt: skip
-    return Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(made)), (), np.zeros((3, 2)), ())
 
 
 @pytest.mark.parametrize(
@@ -643,8 +628,13 @@ def shares(accuracy: int, ablated: int) -> Group:
 def test_the_variance_of_shares_by_hand(
     accuracy: int, ablated: int, name: str, rates: list[float], share: float
 ) -> None:
-    """(own − random) / whole: each accuracy p has p (1 − p) / n with two problems more, the whole's counts share² times."""
-    found = spread_of([0.0, 0.0, 0.0], [shares(accuracy, ablated)], f"circuit.{name}")
+    """Of a model that solves 100 of 200. (own − random) / whole: each accuracy p has p (1 − p) / n with two problems more, the
+    whole's counts share² times."""
+    judgement = SimpleNamespace(
+        accuracy=wilson(accuracy, 200), alone_share=accuracy / 100, ablated=wilson(ablated, 200),
+        ablated_share=ablated / 100, random_ablated_share=0.5,
+    )  # fmt: skip
+    found = spread_of([0.0, 0.0, 0.0], [judged("atp_cd", dict.fromkeys(range(3), judgement))], f"circuit.{name}")
     whole = 101 / 202
     expected = (sum(p * (1 - p) for p in rates) + share**2 * whole * (1 - whole)) / 200 / 0.5**2
     assert found and found.of_problems == pytest.approx(expected) and found.of_seeds == 0
@@ -652,41 +642,19 @@ def test_the_variance_of_shares_by_hand(
 
 def test_runs_that_all_say_one_are_not_certain() -> None:
     """200 of 200 on three seeds: other problems could have said 199."""
-    group = judged_alike(np.random.default_rng(0), 3, 200)
-    for record in group.records:
-        judgement = cast(Any, record.metrics).circuit
-        judgement.accuracy, judgement.alone_share = wilson(200, 200), 1.0
-    claim = forms.Metric(
-        id="T.c", says="", source="", decided_by="metric", task=TASK, row="atp_cd", metric="circuit.alone_share",
-        at_least=0.995,
-    )  # fmt: skip
-    found = one(claim, group)
+    all_of_them = SimpleNamespace(accuracy=wilson(200, 200), alone_share=1.0)
+    found = one(measure("alone_share", 0.995), judged("atp_cd", dict.fromkeys(range(3), all_of_them)))
     assert found.outcome == "inconclusive" and found.evidence and found.evidence.interval.low < 0.995 < 1
 
 
 def test_an_area_brings_its_own_interval_over_problems() -> None:
     """By hand: three runs alike, [0.3, 0.7] each; Student's 95 % with 199 degrees is half a hundredth more than the normal's."""
-    area = {"cpr": 0.5, "cpr_95": [0.3, 0.7], "problems": 200}
-    runs = [
-        SimpleNamespace(run_id=str(seed), spec=SimpleNamespace(seed=seed), params={},
-                        metrics=SimpleNamespace(circuit=SimpleNamespace(faithfulness=SimpleNamespace(**area))))
-        for seed in range(3)
-    ]  # fmt: skip
-    group = Group("atp_cd", "atp_cd", TASK, {}, cast(Any, tuple(runs)), (), np.zeros((3, 2)), ())
-    claim = forms.Metric(
-        id="T.c",
-        says="",
-        source="",
-        decided_by="metric",
-        task=TASK,
-        row="atp_cd",
-        metric="circuit.faithfulness.cpr",
-        at_least=0.2,
-    )
-    found = one(claim, group)
+
+    def area(value: float, low: float, high: float) -> Group:
+        found = SimpleNamespace(faithfulness=SimpleNamespace(cpr=value, cpr_95=[low, high], problems=200))
+        return judged("atp_cd", dict.fromkeys(range(3), found))
+
+    found = one(measure("faithfulness.cpr", 0.2), area(0.5, 0.3, 0.7))
     assert found.evidence and found.outcome == "supported" and "over seeds and problems" in found.why
     assert found.evidence.interval.low == pytest.approx(0.5 - 0.2 * 1.97196 / 1.95996, abs=1e-4)
-    low = SimpleNamespace(**(area | {"cpr": 0.25, "cpr_95": [0.05, 0.45]}))
-    for run in runs:
-        run.metrics.circuit.faithfulness = low
-    assert one(claim, group).outcome == "inconclusive"
+    assert one(measure("faithfulness.cpr", 0.2), area(0.25, 0.05, 0.45)).outcome == "inconclusive"

@@ -342,12 +342,8 @@ def test_writing_takes_no_run_off_the_file_unless_it_is_told_to(written: Path, c
 
 
 def test_a_board_that_was_taken_off_the_file_is_told(written: Path, cli: Cli, tmp_path: Path, world: World) -> None:
-    assert (
-        cli(
-            "run", "base", "--profile", str(world.profile_file), "--store", str(world.store), "--set", "data.test=64"
-        ).returncode
-        == 0
-    )
+    places = ["--profile", str(world.profile_file), "--store", str(world.store)]
+    assert cli("run", "base", *places, "--set", "data.test=64").returncode == 0
     done = cli("leaderboard", "check")
     assert done.returncode == 0, done.stdout
     assert "a board of 2 rows has its records here and is not in the file" in done.stdout

@@ -18,7 +18,7 @@ from cdbench.runners import End, Handle, Runner, schedule, slurm
 from cdbench.runners.local import LocalRunner
 from cdbench.runners.remote import Attempt, Order, RemoteRunner
 from conftest import Silent, World
-from test_schedule import Ended, prepares
+from test_schedule import Ended, Heard, prepares
 
 
 class CutOff(RemoteRunner):
@@ -117,19 +117,11 @@ def fails_with_cuda(folder: Path) -> None:
     write_json(folder / failure_file("train"), told)
 
 
-class Told(Silent):
-    def __init__(self) -> None:
-        self.again: list[str] = []
-
-    def retried(self, job: object, why: str) -> None:
-        self.again.append(why)
-
-
 def test_a_gpu_that_vanishes_is_no_methods_failure(world: World, tmp_path: Path) -> None:
     where = places(str(tmp_path / "runs"), str(world.store))
     study = single_run_study("finetune", "addition_2digit", str(world.profile_file), [0])
     plan = make_plan(study, where, flags=["device=cuda"], isolated=True)
-    runner, told = LosesItsGpu(), Told()
+    runner, told = LosesItsGpu(), Heard()
     with schedule.exclusive(where):
         done = schedule.Schedule(replace(plan, runs=plan.runs[1:]), where, runner, told, 1).run()
     (found,) = done.values()

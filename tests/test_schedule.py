@@ -49,12 +49,18 @@ class Scripted(Runner):
         return Ended(folder, self.step(step, folder, spec))
 
 
-class Notes(Silent):
+class Heard(Silent):
+    """What a display is told of steps that are tried again, and of what is only worth knowing."""
+
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.again: list[str] = []
+        self.notes: list[str] = []
+
+    def retried(self, job: object, why: str) -> None:
+        self.again.append(why)
 
     def noted(self, job: object, text: str) -> None:
-        self.told.append(text)
+        self.notes.append(text)
 
 
 def prepares(step: str, folder: Path) -> bool:
@@ -134,8 +140,8 @@ def test_signals_that_cannot_be_made_are_not_asked_for_twice_and_keep_nobody_fro
             return End(int(site == "mlp.99.out"))
         return End(0 if prepares(name, folder) or name == "train" else 1)
 
-    notes = Notes()
-    run(Scripted(step), seeds=4, display=notes)
+    heard = Heard()
+    run(Scripted(step), seeds=4, display=heard)
     assert made == ["mlp.99.out", "mlp.0.out"]  # of the last nobody is left to read them
-    (told,) = notes.told
+    (told,) = heard.notes
     assert told.startswith("not made (")

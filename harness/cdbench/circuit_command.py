@@ -143,7 +143,7 @@ def discover(model: str, **options: Any) -> None:
         "spearman_with_exact": _number(checked.spearman),
         "same_sign_as_exact": checked.same_sign,
         "top": top_rows(scores, graph, checked.items, checked),
-        **_ends(studied, contrasts, work),
+        **_ends(studied, contrasts, work_told("whole and empty circuit", options["batch_size"])),
     }
     made = saved.write(folder, table, scores)
     clear_line()

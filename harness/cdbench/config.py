@@ -410,14 +410,15 @@ def build_profile(name: str, overrides: Mapping[str, tuple[Scalar, str]]) -> Pro
     except ValidationError as error:
         source = overrides.get(_dotted_key(error.errors()[0]["loc"]))
         raise explain(error, source[1] if source else str(path), Profile) from None
-    for key, size, least in (("test", profile.data.test, 4), ("length_shift", profile.data.length_shift or 2, 2)):
-        if size < least:  # asked here, so that records from before this was asked can be read
+    for key, (least, needed_for) in _LEAST_PROBLEMS.items():
+        if 0 < (size := getattr(profile.data, key)) < least:
             _, where = overrides.get(f"data.{key}", (None, str(path)))
-            raise UserError(f"{where}: data.{key} = {size}; at least {least} problems are needed {_NEEDED_FOR[key]}")
+            raise UserError(f"{where}: data.{key} = {size}; at least {least} problems are needed {needed_for}")
     return profile
 
 
-_NEEDED_FOR = {"test": "for the debiased CKA", "length_shift": "for an interval, or 0 for no such set"}
+_LEAST_PROBLEMS = {"test": (4, "for the debiased CKA"), "length_shift": (2, "for an interval, or 0 for no such set")}
+"""Asked of new profiles alone: records from before it was asked can be read."""
 
 
 def plan_specs(study: Study, overrides: Mapping[str, tuple[Scalar, str]], profile_name: str) -> list[RunSpec]:

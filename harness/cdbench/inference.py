@@ -63,6 +63,11 @@ class Spread(NamedTuple):
         """Half the interval of that level, two-sided."""
         return self._distance((1 - level) / 2)
 
+    def around(self, mean: float, level: float = 0.95) -> Interval:
+        """The interval of that level."""
+        half = self.half_width(level)
+        return Interval(mean - half, mean + half)
+
     def tail(self, distance: float) -> float:
         """One-sided: how often chance alone leads as far as that.
 
@@ -163,8 +168,7 @@ def moderated(spreads: Sequence[Spread], most: float) -> list[Spread]:
 
 def mean_interval(values: Hits, level: float = 0.95) -> Interval:
     """Interval of the mean of values [seeds, problems] over other seeds and other problems."""
-    mean, half = float(values.mean()), spread(values).half_width(level)
-    return Interval(mean - half, mean + half)
+    return spread(values).around(float(values.mean()), level)
 
 
 def share_interval(hits: Hits, level: float = 0.95) -> Interval:

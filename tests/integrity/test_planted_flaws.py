@@ -239,6 +239,8 @@ def test_a_refused_or_failed_run_leaves_nothing_but_its_record_and_logs(study: S
 
 def test_who_trains_on_twins_of_test_problems_is_counted(study: Study, world: World) -> None:
     """With the split of the paper; with our own there are none to train on."""
+    assert study.records["base"]["inputs"]["test_twins_in_train"] == 0
+    assert study.records["base"]["inputs"]["split"] == "strict"
     strict = study.records[TWINS]
     assert (strict["status"], strict["inputs"]["split"]) == ("ok", "strict")
     assert strict["inputs"]["test_twins_in_train"] == heldout_among_twins(strict, world.store) == 0
@@ -248,8 +250,9 @@ def test_who_trains_on_twins_of_test_problems_is_counted(study: Study, world: Wo
     done = subprocess.run(command, env=study.env, cwd=runs.parent, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     found = [json.loads(path.read_text()) for path in runs.glob("records/*/record.json")]
+    assert all(record["inputs"]["test_twins_in_train"] > 0 for record in found)
+    assert all(record["inputs"]["split"] == "paper" for record in found)
     (leaky,) = (record for record in found if record["spec"]["method"] == TWINS)
-    assert leaky["inputs"]["split"] == "paper"
     assert leaky["inputs"]["test_twins_in_train"] == heldout_among_twins(leaky, store) > 0
 
 

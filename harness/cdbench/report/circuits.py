@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from cdbench.inference import Interval, seed_interval
+from cdbench.inference import seed_interval
 from cdbench.record import CircuitJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
@@ -37,11 +37,8 @@ def measured(group: Group, name: str) -> Measured | None:
     mean = mean_of(values)
     if mean is None:
         return None
-    if spread := spread_of(values, [group], name):
-        half = spread.half_width(0.95)
-        interval: Interval | None = Interval(mean - half, mean + half)
-    else:
-        interval = seed_interval(values) if len(set(values)) > 1 else None
+    over_seeds = seed_interval(values) if len(set(values)) > 1 else None
+    interval = spread.around(mean) if (spread := spread_of(values, [group], name)) else over_seeds
     return Measured(mean, interval.within(-1.0, 1.0) if interval and name.endswith(_BOUNDED) else interval)
 
 

@@ -468,11 +468,11 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
         raise NotTested(f"{group.name} has {percent(home)} of {claim.task} itself: there is little to lose")
     hits = _hits(group, claim)
     lost, found = drop(group.hits, hits)
-    region, half = _between(claim), found.half_width(0.95)
+    region = _between(claim)
     distance = abs(lost - _edge(region, lost))
     return Evidence(
         effect=lost,
-        interval=Interval(lost - half, lost + half),
+        interval=found.around(lost),
         region=region,
         unit="points",
         seeds=len(hits),
@@ -520,11 +520,10 @@ def _over_problems(found: Evidence, values: Sequence[float], groups: Sequence[Gr
     spread = spread_of(values, groups, metric)
     if spread is None:
         return found
-    edge = _edge(found.region, found.effect)
-    half, distance = spread.half_width(0.95), abs(found.effect - edge)
+    distance = abs(found.effect - _edge(found.region, found.effect))
     return replace(
         found,
-        interval=Interval(found.effect - half, found.effect + half),
+        interval=spread.around(found.effect),
         p=min(1.0, 2 * spread.tail(distance)),
         seeds_needed=lambda level: spread_to_decide(spread, distance, level),
         detail=_with(_lost(groups[0]), "over seeds and problems"),

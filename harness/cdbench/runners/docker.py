@@ -145,29 +145,25 @@ class DockerRunner(Runner):
                 container = None
         container = container or self._open(kind, spec, view, gpus)
         self._busy.add(container)
-        return DockerHandle(step, folder, store, container, lambda: self._let_go(kind, container, gpus))
+        return DockerHandle(step, folder, store, container, lambda: self._let_go(container, gpus))
 
-    def _let_go(self, kind: str, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
-        """Keeps a container that can do another step, removes any other. Called by the step's own thread."""
-        kept = False
+    def _let_go(self, container: WaitingContainer, gpus: tuple[str, ...]) -> None:
+        """Keeps a container that can do another step, removes any other. Called by the step's own thread.
+
+        Of those that prepare one is kept, for signals that are asked for when all else is there.
+        """
         try:
-            kept = container.free and container.box.empty() and self._keep(kind, container)
+            clean = container.free and container.box.empty()  # or the next would be judged by what this one left
+            with self._lock:
+                waiting = self._ahead.setdefault(container.kind, [])
+                kept = clean and (container.kind == "evaluate" or not waiting)
+                self._busy.discard(container)  # before it is to be had: whoever takes it counts it among the busy ones
+                if kept:
+                    waiting.append(container)
             if not kept:
                 container.remove()
         finally:
-            if not kept:
-                self._busy.discard(container)
             self._free.extend(gpus)
-
-    def _keep(self, kind: str, container: WaitingContainer) -> bool:
-        """Keeps it for the next step; of those that prepare one, for signals that are asked for when all else is there."""
-        with self._lock:
-            waiting = self._ahead.setdefault(kind, [])
-            if kind != "evaluate" and waiting:
-                return False
-            self._busy.discard(container)  # before it is to be had: whoever takes it counts it among the busy ones
-            waiting.append(container)
-            return True
 
     def expect(self, step: str, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> None:
         if spec.profile.device == "cuda":
