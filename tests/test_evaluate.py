@@ -153,11 +153,20 @@ def test_the_teacher_handed_in_again_is_refused(world: World) -> None:
     louder = workspace.teacher.model()
     louder.model.norm.weight.data *= 1.1
     rounded = handed_in(lambda value: value.bfloat16().float())
-    for disguised in (workspace.teacher.model(), rounded, noisy, permuted, louder):
+    elsewhere, broken = workspace.teacher.model(), workspace.teacher.model()
+    unused = workspace.tokenizer.convert_tokens_to_ids("+")
+    assert unused not in split.answer_tokens
+    elsewhere.lm_head.weight.data[unused] *= 100
+    broken.lm_head.weight.data[unused] = 3e38
+    for disguised in (workspace.teacher.model(), rounded, noisy, permuted, louder, elsewhere, broken):
         with pytest.raises(Refused, match="compute what the teacher computes"):
             require_own(disguised, base, teacher, split)
     require_own(base, base, teacher, split)
     require_own(handed_in(lambda value: value * 1.05), base, teacher, split)
+    endless = workspace.teacher.model()
+    endless.lm_head.weight.data.fill_(3e38)
+    with pytest.raises(Refused, match="logits that are not finite"):
+        require_own(endless, base, teacher, split)
 
 
 def test_a_student_that_was_its_teachers_copy_before_training_is_its_own(world: World) -> None:

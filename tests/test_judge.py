@@ -315,9 +315,13 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
     marks = found.interchange.marks
     assert len(marks) == seen[1]  # a letter for each pair that any row is asked, whatever this one solves
     assert (marks.count("1"), marks.count("0")) == (found.interchange.accuracy.n, 0)
+    assert list(found.interchange_digits) == ["ones_op1", "ones_op2", "tens_op1", "tens_op2"]
+    for judged, pairs in zip(found.interchange_digits.values(), seen[4::3], strict=True):
+        assert len(judged.marks) == pairs and judged.accuracy.value == 1
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found.interchange is None and "solves none of the problems" in found.not_judged["interchange"]
+    assert not found.interchange_digits and "solves none of the problems" in found.not_judged["interchange of tens_op2"]
 
 
 def test_tied_parameters_are_counted_once() -> None:

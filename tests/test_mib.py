@@ -111,6 +111,12 @@ def test_a_level_that_cannot_be_read_does_not_hide_another(tmp_path: Path) -> No
         (lambda t: t["nodes"]["m0"].update(score=10**400), "a score of nodes is missing or no number"),
         (lambda t: t.update(nodes=[]), "must be tables"),
         (lambda t: t["nodes"]["m0"].pop("score"), "no level has a score for each"),
+        (lambda t: t["cfg"].update(n_layers=1000, n_heads=1000), "1,001,001 nodes; no model has more than 20,000"),
+        (lambda t: t["nodes"]["m0"].update(score=True), "a score of nodes is missing or no number"),
+        (
+            lambda t: [node.update(neurons_scores=[True] * 4) for node in t["nodes"].values()],
+            "a score of neurons is missing or no number",
+        ),
     ],
 )
 def test_a_damaged_json_file_is_an_error_that_names_the_fault(tmp_path: Path, change, words: str) -> None:  # type: ignore[no-untyped-def]

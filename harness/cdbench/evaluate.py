@@ -18,7 +18,7 @@ from cdbench.predictions import Prediction, score
 from cdbench.record import Agreement, Cka, MaskAgreement, MaskSummary
 from cdbench.similarity import cka_matrices
 from cdbench.sites import answer_logits
-from cdbench.tokens import Encoded
+from cdbench.tokens import IGNORE, Encoded
 
 _NEAR = 0.05
 """A mask entry so near to 0 or 1 is as good as binary."""
@@ -71,13 +71,18 @@ def require_own(student: LlamaForCausalLM, base: LlamaForCausalLM, teacher: Llam
     """Checks that a student of its teacher's architecture is not the teacher handed in, in whatever disguise.
 
     Neurons in another order, noise or rounding change the weights and not what is computed; a scale changes the logits, and no
-    answer. Where the student was near its teacher before training, it may come ten times as near.
+    answer; nor does anything that moves the logits of tokens that stand in no answer, which are left out here. Where the student
+    was near its teacher before training, it may come ten times as near.
 
     Raises:
-        Refused: its logits at the answers are the teacher's.
+        Refused: its logits of the answers' tokens are the teacher's, or not finite.
     """
     some = split.take(torch.arange(min(_ASKED, len(split)))).to(teacher.device)
-    theirs, before, after = (_unit(answer_logits(model, some)) for model in (teacher, base, student))
+    words = some.answer_tokens[some.answer_tokens != IGNORE].unique()
+    theirs, before, after = (answer_logits(model, some)[..., words] for model in (teacher, base, student))
+    if not bool(torch.isfinite(after).all()):
+        raise Refused("the exported weights give logits that are not finite on held-out problems")
+    theirs, before, after = (_unit(logits) for logits in (theirs, before, after))
     apart, apart_before = (float((logits - theirs).norm()) for logits in (after, before))
     if apart < min(_TEACHERS, apart_before / 10):
         raise Refused(

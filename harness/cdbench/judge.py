@@ -8,6 +8,7 @@ its circuit.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -51,12 +52,14 @@ _PROBLEMS = 500
 _OF_EDGES = Work(batch_size=25)
 """With a stream for each reader, memory goes with their number."""
 _EDGE_PROBLEMS = 200
+_CHOSEN_ON = 250
+"""Training problems on which the node that carries a variable is chosen."""
 _DRAWS = 3
 _SHOWN_EDGES = 40
 _SHOWN_HEADS = 4
 _CHECKED, _CHECKED_PROBLEMS = 10, 200
 """How many nodes, and how many edges, are patched exactly, and on how many problems."""
-_VARIABLE: Variable = "ones_carry"
+_DIGITS: tuple[Variable, ...] = ("ones_op1", "ones_op2", "tens_op1", "tens_op2")
 
 
 Part = TypeVar("Part")
@@ -109,8 +112,7 @@ def judge_circuit(
     circuits = [Circuit.whole(graph), circuit, Circuit(graph, rest), *by_chance]
     whole, alone, ablated, *hits = circuit_hits(model, split, circuits, means.at).sum(1).tolist()
     others_ablated, others_alone = (sum(part) / _DRAWS for part in (hits[:_DRAWS], hits[_DRAWS:]))
-    reasons = _Reasons()
-    own = components(graph, scores)
+    reasons, own, exchange = _Reasons(), components(graph, scores), _Interchange(model, workspace, test)
     return CircuitJudgement(
         problems=len(held),
         found_on=len(found),
@@ -132,7 +134,12 @@ def judge_circuit(
         needed_beyond_chance=(others_ablated - ablated) / whole if whole else None,
         attention=_attention(model, workspace, test, scores),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
-        interchange=reasons.part("interchange", lambda: _interchange(model, workspace, test)),
+        interchange=reasons.part("interchange", lambda: exchange.judge("ones_carry")),
+        interchange_digits={
+            name: judged
+            for name in _DIGITS
+            if (judged := reasons.part(f"interchange of {name}", partial(exchange.judge, name)))
+        },
         cka=None if reference else reasons.part("cka", lambda: component_cka(model, workspace, test, own, SHARE)),
         not_judged=reasons.missing,
     )
@@ -239,35 +246,47 @@ def _faithfulness(
     )
 
 
-def _interchange(model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> InterchangeJudgement:
-    """The node that carries the ones' carry best on training problems, judged on held-out ones.
+class _Interchange:
+    """Which node carries a variable best on training problems, judged on held-out ones; pairs are the same for every row."""
 
-    Raises:
-        UserError: the task has no carry, or the model solves none of the problems that could be exchanged.
-    """
+    def __init__(self, model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> None:
+        self._model, self._workspace = model, workspace
+        self._splits = {"train": workspace.train_examples[:_CHOSEN_ON], "test": test[:_PROBLEMS]}
+        self._solved = {
+            name: {example.prompt for example in solved(model, workspace.tokenizer, split)}
+            for name, split in self._splits.items()
+        }
 
-    def hits(split: Sequence[Example], name: str, nodes: Sequence[int], *, same: bool = False) -> tuple[Tensor, Tensor]:
-        """Of pairs that are the same for every row, hits [pairs, nodes], and of which the model solves both problems."""
-        rng = rng_for("judge-interchange", workspace.task, name)
-        problems = make_interchanges(workspace.tokenizer, split[:_PROBLEMS], _VARIABLE, rng, same=same)
-        known = {example.prompt for example in solved(model, workspace.tokenizer, split[:_PROBLEMS])}
+    def judge(self, variable: Variable) -> InterchangeJudgement:
+        """Judges one variable.
+
+        Raises:
+            UserError: the task has no such variable, or the model solves none of the problems that could be exchanged.
+        """
+        graph = Graph.of(self._model)
+        found, kept = self._hits(variable, "train", all_nodes(graph))
+        best = int(found[kept].sum(0).argmax())
+        judged, mine = (each.flatten() for each in self._hits(variable, "test", [best]))
+        control, own = (each.flatten() for each in self._hits(variable, "test", [best], same=True))
+        return InterchangeJudgement(
+            variable=variable,
+            node=graph.nodes[best],
+            accuracy=wilson(int(judged[mine].sum()), int(mine.sum())),
+            control=wilson(int(control[own].sum()), int(own.sum())),
+            marks="".join(str(int(hit)) if asked else "-" for hit, asked in zip(judged, mine, strict=True)),
+        )
+
+    def _hits(
+        self, variable: Variable, split: str, nodes: Sequence[int], *, same: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Hits [pairs, nodes], and of which pairs the model solves both problems [pairs]."""
+        rng = rng_for("judge-interchange", self._workspace.task, variable, split, same)
+        problems = make_interchanges(self._workspace.tokenizer, self._splits[split], variable, rng, same=same)
+        known = self._solved[split]
         kept = torch.tensor([all(example.prompt in known for example in pair) for pair in problems.pairs])
         if not bool(kept.any()):
             raise UserError("the model solves none of the problems that could be exchanged")
-        return interchange_hits(model, problems, nodes), kept
-
-    graph = Graph.of(model)
-    found, kept = hits(workspace.train_examples, "train", all_nodes(graph))
-    best = int(found[kept].sum(0).argmax())
-    judged, mine = (each.flatten() for each in hits(test, "test", [best]))
-    control, own = (each.flatten() for each in hits(test, "control", [best], same=True))
-    return InterchangeJudgement(
-        variable=_VARIABLE,
-        node=graph.nodes[best],
-        accuracy=wilson(int(judged[mine].sum()), int(mine.sum())),
-        control=wilson(int(control[own].sum()), int(own.sum())),
-        marks="".join(str(int(hit)) if asked else "-" for hit, asked in zip(judged, mine, strict=True)),
-    )
+        return interchange_hits(self._model, problems, nodes), kept
 
 
 @torch.no_grad()

@@ -234,6 +234,9 @@ class CircuitJudgement(_Model):
     attention: AttentionJudgement | None = None
     edges: EdgeJudgement | None = None
     interchange: InterchangeJudgement | None
+    """Of the ones' carry."""
+    interchange_digits: dict[str, InterchangeJudgement] = {}
+    """Of each operand digit; empty in records from before it was judged."""
     cka: ComponentCka | None
 
 

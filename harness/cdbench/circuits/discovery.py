@@ -65,7 +65,7 @@ def discover(
     if search.by == "exact":
         effects = _exact_effects(model, contrasts, search.level, range(graph.items(search.level)), work)
     else:
-        means = mean_outputs(model, split)
+        means = mean_outputs(model, split, batch_size=work.batch_size)
         effects = _ablation_effects(model, split, means, search.level, work)
     return _scores(graph, search.level, effects)
 

@@ -8,7 +8,7 @@ linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
 """
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ from transformers import LlamaForCausalLM
 
 from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.contrasts import Contrasts
-from cdbench.circuits.forward import Forward, Outputs, Part, wide
+from cdbench.circuits.forward import Forward, Outputs, Part, Trace, wide
 from cdbench.circuits.graph import Circuit, Graph, Level, top
 from cdbench.circuits.patching import expanded, hits_at
 from cdbench.circuits.scores import LEAST_ROWS, Scores, single
@@ -344,23 +344,15 @@ def _moved(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Wo
     total = torch.zeros(graph.shape(level))
     for batch in contrasts.batches(work.batch_size, model.device):
         trace, corrupt = forward.trace(forward.embed(batch.clean)), forward.trace(forward.embed(batch.corrupt)).outputs
-        clean = trace.outputs
         real = torch.arange(batch.clean.shape[1], device=batch.clean.device)[None] <= batch.last[:, None]
         found: list[Tensor] = []
-
-        def add(moved: Tensor, stream: Tensor, real: Tensor = real, found: list[Tensor] = found) -> None:
-            """Nodes [b, t, k, width] that write into a stream [b, t, width]: a layer at a time, as all would be large."""
+        for moved, stream in _written(forward, trace, corrupt):
             moved = wide(moved).masked_fill(~real[:, :, None, None], 0.0)
             if level == "edge":
                 found.append(moved.norm(dim=-1))
-                return
+                continue
             moved = moved / _length(stream)[:, :, None, None]
             found.append((moved.abs() if level == "neuron" else moved.norm(dim=-1)).sum((0, 1)))
-
-        add((clean.embedding - corrupt.embedding)[:, :, None], clean.embedding)
-        for i, after in enumerate((*trace.before[1:], trace.end)):
-            add(forward.write(i, clean.heads[i] - corrupt.heads[i]), trace.middle[i])
-            add((clean.mlps[i] - corrupt.mlps[i])[:, :, None], after)
         if level == "edge":
             read: list[Tensor] = []
             for before, middle in zip(trace.before, trace.middle, strict=True):
@@ -370,6 +362,18 @@ def _moved(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Wo
         else:
             total += torch.cat(found).cpu()
     return total / len(contrasts)
+
+
+def _written(forward: Forward, trace: Trace, corrupt: Outputs) -> Iterator[tuple[Tensor, Tensor]]:
+    """By how much nodes move what they write [b, t, nodes, width], and the stream [b, t, width] that they have written into.
+
+    The embedding, then each layer's heads and its MLP, one after the other: all at once would be large.
+    """
+    clean = trace.outputs
+    yield (clean.embedding - corrupt.embedding)[:, :, None], clean.embedding
+    for i, after in enumerate((*trace.before[1:], trace.end)):
+        yield forward.write(i, clean.heads[i] - corrupt.heads[i]), trace.middle[i]
+        yield (clean.mlps[i] - corrupt.mlps[i])[:, :, None], after
 
 
 def greedy_order(scores: Tensor, graph: Graph) -> Tensor:

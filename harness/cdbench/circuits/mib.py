@@ -121,6 +121,8 @@ def read(path: Path, level: Level | None = None) -> Importances:
 
 _SIZES = {"n_layers": 1000, "n_heads": 1000, "d_model": 1_000_000}
 """No model has more; a file could say anything, and a graph is made of it."""
+_MOST_NODES = 20_000
+"""A table of all edges is made, nodes x readers: of Llama-3.1-405B's 16,255 nodes it has 800 million places."""
 
 
 def _graph(config: object, path: Path) -> Graph:
@@ -133,6 +135,9 @@ def _graph(config: object, path: Path) -> Graph:
         )
     if config.get("parallel_attn_mlp"):
         raise UserError(f"{path}: the model's attention and MLP are parallel; a Llama's are not")
+    nodes = 1 + config["n_layers"] * (config["n_heads"] + 1)
+    if nodes > _MOST_NODES:
+        raise UserError(f"{path}: 'cfg' tells of {nodes:,} nodes; no model has more than {_MOST_NODES:,}")
     return Graph(config["n_layers"], config["n_heads"], config["d_model"])
 
 
@@ -176,7 +181,14 @@ def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any], level
         return None
     if level == "node":
         return torch.tensor([_number(nodes[name][key]) for name in graph.nodes])
-    return torch.stack([_own(torch.tensor(nodes[name][key]), graph, i) for i, name in enumerate(graph.nodes)])
+    return torch.stack([_own(_numbers(nodes[name][key]), graph, i) for i, name in enumerate(graph.nodes)])
+
+
+def _numbers(value: object) -> Tensor:
+    made = torch.tensor(value)
+    if made.dtype is torch.bool:
+        raise TypeError("true and false are none")
+    return made
 
 
 def _number(value: object) -> float:
