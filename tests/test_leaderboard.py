@@ -43,10 +43,12 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert len(rows["my_method"]["run_ids"]) == 2 and board["evaluation"]
     shown = cli("leaderboard", "show", "--long").stdout
     own = rows["my_method"]
-    assert (
-        f"my_method: {own['command']}\n    commit {own['commit']}, code {own['code']}, runs {' '.join(own['run_ids'])}\n"
-        in shown
-    )
+    assert f"my_method: {own['command']}\n    CKA {own['cka_debiased']:.3f}" in shown
+    assert f"\n    commit {own['commit']}, code {own['code']}, runs {' '.join(own['run_ids'])}\n" in shown
+    (shift,) = own["length_shift"].values()
+    assert shift["95"][0] <= shift["accuracy"] <= shift["95"][1]
+    assert own["cka_debiased_95"][0] < own["cka_debiased"] < own["cka_debiased_95"][1]
+    assert rows["base"]["cka_debiased_95"] is None  # no seed changes it
     assert f"report/index.html#run-{own['run_ids'][0]}\n" in shown
     again = cli("leaderboard", "add", str(tmp_path / "my_method.py"), *args, "--seeds", "0,1", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == [board], again.stderr

@@ -1,7 +1,7 @@
 """`cdbench leaderboard`: what was run here, by place, with ties shown as ties."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from cdbench.files import write_atomic
 
 if TYPE_CHECKING:
     from cdbench.report.board import Board, Row
+    from cdbench.report.formats import Measured
 
 
 @click.group()
@@ -55,12 +56,20 @@ def show(task: str | None, profile: str | None, long: bool, as_json: bool, runs:
 
 
 def _made_by(board: dict[str, Any]) -> list[str]:
-    """What made each row of a board, and the page that tells of it."""
+    """What made each row of a board, what else was measured of it, and the page that tells of it."""
+    from cdbench.report.formats import number, percent
+
     lines = []
     for row in board["rows"]:
         page = plan.shortest(Path(row["report"])) if row["report"] else "no report yet: cdbench report STUDY"
+        beside = [f"CKA {_told(row['cka_debiased'], row['cka_debiased_95'], number)}"]
+        beside += [
+            f"{name} {_told(found['accuracy'], found['95'], percent)}" for name, found in row["length_shift"].items()
+        ]
+        beside += [f"{percent(row['sparsity'])} of the neurons off"] if row["sparsity"] is not None else []
         lines += [
             f"  {row['name']}: {row['command']}",
+            f"    {', '.join(beside)}",
             f"    commit {row['commit']}, code {row['code']}, runs {' '.join(row['run_ids'])}",
             f"    {page}",
         ]
@@ -151,6 +160,10 @@ def boards_with(where: plan.Places, task: str, method: str) -> "list[Board]":
     return [board for board in boards(where, task) if any(row.method == method for row in board.rows)]
 
 
+def _told(mean: float | None, ends: list[float] | None, show: Callable[[float | None], str]) -> str:
+    return f"{show(mean)} [{show(ends[0])}, {show(ends[1])}]" if ends else show(mean)
+
+
 def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
     """A board for machines."""
     from cdbench.report.board import placed
@@ -161,11 +174,15 @@ def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
         "heldout": board.heldout,
         "evaluation": board.evaluation,
         "problems": board.problems,
-        "rows": [_row_json(row, where) for row in placed(board)],
+        "rows": [_row_json(row, board.shifts, where) for row in placed(board)],
     }
 
 
-def _row_json(row: "Row", where: plan.Places) -> dict[str, Any]:
+def _ends(found: "Measured | None") -> list[float] | None:
+    return list(found.interval) if found and found.interval else None
+
+
+def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str, Any]:
     entry = row.entry
     page = where.study(entry.study) / "report" / "index.html" if entry.study else None
     return {
@@ -179,6 +196,11 @@ def _row_json(row: "Row", where: plan.Places) -> dict[str, Any]:
         "seeds": len(entry.runs),
         "failed": entry.failed,
         "cka_debiased": entry.mean("cka_debiased"),
+        "cka_debiased_95": _ends(entry.measured("cka_debiased")),
+        "length_shift": {
+            name: {"accuracy": found.mean, "95": _ends(found)} for name in shifts if (found := entry.shifted(name))
+        },
+        "sparsity": entry.mean("sparsity"),
         "train_seconds": entry.mean("train_seconds"),
         "peak_memory_mib": entry.mean("peak_memory_mib"),
         "better_than": list(row.better_than),

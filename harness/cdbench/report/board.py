@@ -17,8 +17,19 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from cdbench.config import TEACHER, Closed
-from cdbench.inference import Hits, Interval, Spread, holm, moderated, share_interval, spread, unpaired_spread
+from cdbench.inference import (
+    Hits,
+    Interval,
+    Spread,
+    holm,
+    moderated,
+    seed_interval,
+    share_interval,
+    spread,
+    unpaired_spread,
+)
 from cdbench.report.collect import mean_of
+from cdbench.report.formats import Measured
 
 _ALPHA = 0.05
 _LEAST_SEEDS = 2
@@ -32,28 +43,16 @@ def pack(hits: Sequence[float]) -> str:
     return base64.b64encode(np.packbits(np.array(hits) > 0).tobytes()).decode()
 
 
-class RunEntry(Closed):
-    """A run: what it answered, and where that stands."""
+class Answered(Closed):
+    """What a run solved of a set of problems: `pack` of it."""
 
-    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
-    seed: int
     problems: Annotated[int, Field(ge=2)]
     answers: str
-    """`pack` of what it solved of the held-out problems."""
-    predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """SHA-256 of its predictions.jsonl."""
-    cka_debiased: Annotated[float, Field(ge=-1e6, le=1e6)] | None
-    worked: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Of its answers, how many stand at the end of a worked solution."""
-    train_seconds: _Cost | None
-    peak_memory_mib: _Cost | None
-    machine: str = ""
-    """What it ran on: the same spec gives the same answers on machines of one kind, not on all."""
 
     @model_validator(mode="after")
     def _has_an_answer_a_problem(self) -> Self:
         if len(base64.b64decode(self.answers, validate=True)) != -(-self.problems // 8):
-            raise ValueError(f"run {self.run_id}: the answers are not those to {self.problems} problems")
+            raise ValueError(f"the answers are not those to {self.problems} problems")
         return self
 
     @property
@@ -61,6 +60,26 @@ class RunEntry(Closed):
         """[problems], 1 where the answer was right."""
         bits = np.unpackbits(np.frombuffer(base64.b64decode(self.answers), np.uint8), count=self.problems)
         return bits.astype(np.float64)
+
+
+class RunEntry(Answered):
+    """A run: what it answered of the held-out problems, and where that stands."""
+
+    run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+    seed: int
+    shift: Annotated[dict[str, Answered], Field(default_factory=dict)]
+    """Of sets of other lengths, which no place depends on."""
+    predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    """SHA-256 of its predictions.jsonl."""
+    cka_debiased: Annotated[float, Field(ge=-1e6, le=1e6)] | None
+    sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Of the student's neuron masks, where the method makes any: the share that is off."""
+    worked: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Of its answers, how many stand at the end of a worked solution."""
+    train_seconds: _Cost | None
+    peak_memory_mib: _Cost | None
+    machine: str = ""
+    """What it ran on: the same spec gives the same answers on machines of one kind, not on all."""
 
 
 class RowEntry(Closed):
@@ -93,7 +112,24 @@ class RowEntry(Closed):
 
     def mean(self, key: str) -> float | None:
         """Mean over seeds of a number that some runs have."""
-        return mean_of([value for run in self.runs if (value := getattr(run, key)) is not None])
+        return mean_of(self._values(key))
+
+    def measured(self, key: str) -> Measured | None:
+        """The same with Student's interval over seeds; none where they do not differ."""
+        values = self._values(key)
+        interval = seed_interval(values) if len(set(values)) > 1 else None
+        return Measured(mean, interval) if (mean := mean_of(values)) is not None else None
+
+    def _values(self, key: str) -> list[float]:
+        return [value for run in self.runs if (value := getattr(run, key)) is not None]
+
+    def shifted(self, name: str) -> Measured | None:
+        """Accuracy on a set of another length with its interval over seeds and problems; None where not all runs have it."""
+        found = [run.shift[name] for run in self.runs if name in run.shift]
+        if len(found) < len(self.runs) or len({each.problems for each in found}) > 1:
+            return None
+        hits = np.array([each.hits for each in found])
+        return Measured(float(hits.mean()), share_interval(hits))
 
 
 class Board(Closed):
@@ -118,6 +154,16 @@ class Board(Closed):
     def problems(self) -> int:
         """How many held-out problems."""
         return self.rows[0].runs[0].problems
+
+    @property
+    def shifts(self) -> list[str]:
+        """Sets of other lengths that any row was asked."""
+        return sorted({name for row in self.rows for run in row.runs for name in run.shift})
+
+    @property
+    def masked(self) -> bool:
+        """Whether any row makes neuron masks."""
+        return any(run.sparsity is not None for row in self.rows for run in row.runs)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Circuits in the report: how faithful a row's circuit is, what it can do alone and carries; even heads (errata C6)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cdbench.inference import seed_interval
-from cdbench.record import CircuitJudgement, Record
+from cdbench.record import CircuitJudgement, InterchangeJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
@@ -116,7 +116,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
         found = [j for r in group.records if (j := judged(r))]
         if not found:
             continue
-        nodes = [j.interchange.node for j in found if j.interchange]
+        digits = list(dict.fromkeys(name for j in found for name in j.interchange_digits))
         shifts = sorted({name for r in group.records if r.metrics for name in r.metrics.perplexity} - {"test"})
         kept = next((j.faithfulness.items for j in found if j.faithfulness), [])
         numbers = {key: measured(group, f"circuit.{name}") for key, name in _NUMBERS.items()}
@@ -124,7 +124,15 @@ def circuit_rows(data: StudyData) -> list[Row]:
             {
                 "name": group.name,
                 **numbers,
-                "nodes": ", ".join(dict.fromkeys(nodes)),
+                "nodes": _nodes(j.interchange for j in found),
+                "digits": {
+                    name: {
+                        "accuracy": measured(group, f"circuit.interchange_digits.{name}.accuracy.value"),
+                        "control": measured(group, f"circuit.interchange_digits.{name}.control.value"),
+                        "nodes": _nodes(j.interchange_digits.get(name) for j in found),
+                    }
+                    for name in digits
+                },
                 "stability": stability_over_seeds(found),
                 "perplexity": group.metric("perplexity.test"),
                 "shift_perplexity": {
@@ -145,14 +153,27 @@ def circuit_rows(data: StudyData) -> list[Row]:
     return rows
 
 
+def _nodes(found: Iterable[InterchangeJudgement | None]) -> str:
+    return ", ".join(dict.fromkeys(each.node for each in found if each))
+
+
+def digit_names(rows: Sequence[Row]) -> list[str]:
+    """The digits that any row's nodes were asked for."""
+    return list(dict.fromkeys(name for row in rows for name in row["digits"]))
+
+
 def circuit_table(rows: Sequence[Row]) -> list[Row]:
     """The same for a spreadsheet: mean and interval of each number in columns of their own."""
     found = []
-    shifts = sorted({name for row in rows for name in row["shift_perplexity"]})
+    shifts, digits = sorted({name for row in rows for name in row["shift_perplexity"]}), digit_names(rows)
     for row in rows:
         flat: Row = {"row": row["name"]}
-        for key, name in _NUMBERS.items():
-            value = row[key]
+        of_digits = {
+            f"interchange_digits.{name}.{key}.value": row["digits"].get(name, {}).get(key)
+            for name in digits
+            for key in ("accuracy", "control")
+        }
+        for name, value in ({name: row[key] for key, name in _NUMBERS.items()} | of_digits).items():
             low, high = value.interval if value and value.interval else (None, None)
             flat |= {name: value.mean if value else None, f"{name} low": low, f"{name} high": high}
         flat |= {key: row[key] for key in ("stability", "nodes", "perplexity", "changed", "parameters")}
@@ -246,6 +267,7 @@ def _shown(data: StudyData, trained: int) -> list[tuple[Group, Record, CircuitJu
 def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     """f over the share of nodes and of edges that is kept."""
     panels: dict[str, dict[str, list[tuple[list[float], list[float]]]]] = {"f of nodes": {}, "f of edges": {}}
+    limits: dict[tuple[str, str], figures.Limits] = {}
     for group, _, _ in _shown(data, _LINES):
         found = [j for r in group.records if (j := judged(r))]
         by_level = {
@@ -256,15 +278,20 @@ def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
             lines = [([100 * n / of for n in f.items], f.f) for f, of in curves if f]
             if lines:
                 panels[title][group.name] = lines
+            told = [f for f, _ in curves if f]
+            if told and all(f.f_95 and not f.on_noise for f in told):
+                ends = np.array([f.f_95 for f in told])  # [seeds, sizes, 2]
+                limits[title, group.name] = ends[:, :, 0].min(0).tolist(), ends[:, :, 1].max(0).tolist()
     drawn = {title: curves for title, curves in panels.items() if curves}
     if not drawn:
         return None
     caption = (
         "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes and edges are taken by "
-        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all "
-        "seeds; of the methods and controls those that a colour is left for, the table has all."
+        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all that "
+        "lies in the 95 % interval (over problems) of any seed, or, where f divides by chance, the seeds themselves. Of the "
+        "methods and controls those that a colour is left for, the table has all."
     )
-    return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %")
+    return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %", limits)
 
 
 def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:

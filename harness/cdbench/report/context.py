@@ -13,7 +13,7 @@ from cdbench.inference import Interval, share_interval
 from cdbench.report import ledger as forms
 from cdbench.report.abilities import ability_rows
 from cdbench.report.anatomy import KINDS, Anatomy
-from cdbench.report.circuits import circuit_notes, circuit_rows, circuit_table, even_head_rows
+from cdbench.report.circuits import circuit_notes, circuit_rows, circuit_table, digit_names, even_head_rows
 from cdbench.report.claims import Verdict, counts, counts_apart, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, machine_of, mean_of, short
 from cdbench.report.formats import number, p_value, percent, points
@@ -94,6 +94,7 @@ def _of_rows(data: StudyData) -> Row:
         "mask_rows": mask_rows(data),
         "circuit_rows": circuits,
         "circuit_notes": circuit_notes(data, circuits),
+        "digit_names": digit_names(circuits),
         "circuit_table": circuit_table(circuits),
         "even_heads": even_head_rows(data),
         "ability_rows": ability_rows(data),

@@ -220,10 +220,19 @@ _LONG = 20
 """Characters in a name of which four do not stand beside each other."""
 Curves = Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]
 """Name of a row -> one (x, y) curve a seed."""
+Limits = tuple[Sequence[float], Sequence[float]]
+"""Lower and upper end of a band."""
 
 
-def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: str, x_label: str = "step") -> Picture:
-    """Panels side by side, one line a row (mean over seeds) and its band (lowest to highest seed)."""
+def panels(
+    name: str,
+    titles: Sequence[str],
+    curves: Sequence[Curves],
+    caption: str,
+    x_label: str = "step",
+    limits: Mapping[tuple[str, str], Limits] = {},
+) -> Picture:
+    """Panels side by side, one line a row (mean over seeds) and its band: its `limits` by (panel, row), else all seeds."""
     with _drawing(4.6 if len(titles) > 1 else 6.5, 2.9, len(titles)) as (figure, axes):
         names = list(dict.fromkeys(row for panel in curves for row in panel))
         for panel, title, one in zip(curves, titles, axes, strict=True):
@@ -233,8 +242,9 @@ def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: 
                 x = np.asarray(seeds[0][0][:shortest])
                 values = np.array([y[:shortest] for _, y in seeds])
                 one.plot(x, values.mean(0), color=_COLOURS[index], linestyle=_DASHES[index], label=row, linewidth=1.4)
-                if len(values) > 1:
-                    one.fill_between(x, values.min(0), values.max(0), color=_COLOURS[index], alpha=0.15, linewidth=0)
+                low, high = limits.get((title, row), (values.min(0), values.max(0)))
+                if len(values) > 1 or (title, row) in limits:
+                    one.fill_between(x, low, high, color=_COLOURS[index], alpha=0.15, linewidth=0)
             one.set_title(title, fontsize=10)
             one.set_xlabel(x_label)
         handles: dict[str, Any] = {}
@@ -252,8 +262,12 @@ def panels(name: str, titles: Sequence[str], curves: Sequence[Curves], caption: 
     data: list[Mark] = []
     for panel, title in zip(curves, titles, strict=True):
         for row, seeds in panel.items():
-            for where, found in zip(seeds[0][0], zip(*(y for _, y in seeds), strict=False), strict=False):
-                spread = {"mean": float(np.mean(found)), "lowest": min(found), "highest": max(found)}
+            low, high = limits.get((title, row), ((), ()))
+            points = zip(seeds[0][0], zip(*(y for _, y in seeds), strict=False), strict=False)
+            for i, (where, found) in enumerate(points):
+                spread: Mark = {"mean": float(np.mean(found)), "lowest": min(found), "highest": max(found)}
+                if limits:
+                    spread |= {"95 % low": low[i] if low else None, "95 % high": high[i] if high else None}
                 data.append({"panel": title, "row": row, x_label: where, **spread})
     return Picture(f"figure-{name}", svg, caption, told, data)
 

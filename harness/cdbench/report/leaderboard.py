@@ -16,7 +16,7 @@ from cdbench.plan import STUDY_FILE, Places, flat, read_study
 from cdbench.provenance import evaluation_digest
 from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
-from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.board import Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
 from cdbench.report.collect import machine_of, read_answers
 
@@ -125,14 +125,21 @@ def _row(members: Sequence[Record], failed: int, study: str, where: Places) -> R
 
 def _run(record: Record, answers: Answers) -> RunEntry:
     assert record.metrics is not None
-    cka = record.metrics.cka
+    cka, masks = record.metrics.cka, record.metrics.masks.get("student")
+    asked = {name: [p.correct for p in split] for name, split in answers.items()}
     return RunEntry(
         run_id=record.run_id,
         seed=record.spec.seed,
-        problems=len(answers["test"]),
-        answers=pack([p.correct for p in answers["test"]]),
+        problems=len(asked["test"]),
+        answers=pack(asked["test"]),
+        shift={
+            name.removeprefix("shift_"): Answered(problems=len(hits), answers=pack(hits))
+            for name, hits in sorted(asked.items())
+            if name.startswith("shift_")
+        },
         predictions=record.artefacts["predictions.jsonl"],
         cka_debiased=cka.debiased_mean if cka else None,
+        sparsity=masks.sparsity if masks else None,
         worked=sum(p.worked for p in answers["test"]) / len(answers["test"]),
         train_seconds=record.cost.get("train_seconds"),
         peak_memory_mib=record.cost.get("train_peak_memory_mib"),
@@ -296,7 +303,7 @@ def _row_against_records(
     return wrong
 
 
-_KEPT = ("seed", "problems", "answers", "predictions", "cka_debiased", "worked")
+_KEPT = ("seed", "problems", "answers", "shift", "predictions", "cka_debiased", "sparsity", "worked")
 """What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
 

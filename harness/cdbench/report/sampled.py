@@ -13,6 +13,7 @@ from scipy import stats as distributions
 from cdbench.inference import Spread
 from cdbench.record import Metrics, value_at
 from cdbench.report.collect import Group, mean_of
+from cdbench.stats import Proportion
 
 _CIRCUIT = "circuit."
 
@@ -59,6 +60,9 @@ def _of_run(metrics: Metrics, metric: str) -> Sampled | None:
         problems = value_at(metrics, f"{metric.rpartition('.')[0]}.problems")
         half = (limits[1] - limits[0]) / 2 / float(distributions.norm.ppf(0.975))
         return Sampled(half**2, problems) if problems > 1 else None
+    whole, _, last = metric.rpartition(".")
+    if last == "value" and isinstance(share := value_at(metrics, whole), Proportion):
+        return Sampled(_of_rate(share.value, share.n), share.n) if share.n > 1 else None
     shares = _SHARES.get(metric.removeprefix(_CIRCUIT))
     return _of_shares(metrics, *shares) if shares else None
 
