@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 from scipy import stats as distributions
+from scipy.optimize import brentq
 from statsmodels.stats.contingency_tables import mcnemar as their_mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -35,7 +36,7 @@ from cdbench.inference import (
     spread_to_decide,
     unpaired_spread,
 )
-from cdbench.stats import wilson
+from cdbench.stats import Proportion, wilson
 
 
 def unpaired_p(a: np.ndarray, b: np.ndarray) -> float:
@@ -184,6 +185,82 @@ def test_intervals_of_accuracies_cover_at_least_as_often_as_they_say(
         covered += low <= truth <= high
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
     assert 0.94 - noise < covered / repeats < most + noise
+
+
+def answered(rng: np.random.Generator, level: float, of_problems: float, of_seeds: np.ndarray, n: int) -> np.ndarray:
+    """[seeds, n] right answers of a row: how hard each problem is, and how good each seed."""
+    logits = level + of_problems * rng.standard_normal(n) + of_seeds[:, None]
+    return (rng.random((len(of_seeds), n)) < 1 / (1 + np.exp(-logits))).astype(float)
+
+
+def truth(level: float, *spreads: float) -> float:
+    """Accuracy over all problems and seeds, by Gauss and Hermite."""
+    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
+    return float(weights @ (1 / (1 + np.exp(-(level + math.hypot(*spreads) * nodes)))) / weights.sum())
+
+
+COVERED = [(1, 0.0, 0.957), (3, 0.0, 0.985), (3, 0.1, 0.985), (3, 0.5, 0.985), (5, 0.3, 0.98), (10, 0.3, 0.97)]
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds", "most"), COVERED)
+def test_intervals_of_what_longer_problems_cost_cover_at_least_as_often_as_they_say(
+    seeds: int, of_seeds: float, most: float
+) -> None:
+    """Of the same seeds on two sets of problems, 1,000 and 500; the second is the harder for every seed, for some more so."""
+    rng, repeats, covered = np.random.default_rng(seeds), 1000, 0
+    lost = truth(2.5, 1.5, of_seeds) - truth(0.3, 1.5, of_seeds * math.sqrt(2))
+    for _ in range(repeats):
+        skill = of_seeds * rng.standard_normal(seeds)
+        home = answered(rng, 2.5, 1.5, skill, 1000)
+        far = answered(rng, 0.3, 1.5, skill + of_seeds * rng.standard_normal(seeds), 500)
+        value, found = drop(home, far)
+        low, high = found.around(value)
+        covered += low <= lost <= high
+    noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
+    assert 0.94 - noise < covered / repeats < most + noise
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds", "most"), COVERED)
+def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
+    seeds: int, of_seeds: float, most: float
+) -> None:
+    """As a claim about a published number is decided: its 1,000 problems, answered by one seed, are a sample, too."""
+    rng, repeats, covered, rejected = np.random.default_rng(seeds), 1000, 0, 0
+    share = truth(2.5, 1.5)
+    gap = truth(2.5, 1.5, of_seeds) - share
+    for _ in range(repeats):
+        hits = answered(rng, 2.5, 1.5, of_seeds * rng.standard_normal(seeds), 1000)
+        paper = rng.binomial(1000, share) / 1000
+        mean, (low, high) = float(hits.mean()), share_interval(hits)
+        ours = Proportion(k=round(1000 * mean), n=1000, value=mean, low=low, high=high)
+        low, high = difference_of_shares(ours, wilson(round(1000 * paper), 1000))
+        covered += low <= gap <= high
+        rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
+    noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
+    assert 0.94 - noise < covered / repeats < most + noise
+    assert rejected / repeats < 0.05 + noise
+
+
+@pytest.mark.parametrize(("seeds", "of_seeds"), [(1, 0.0), (3, 0.0), (3, 0.1), (5, 0.3), (10, 0.3)])
+def test_rows_that_differ_by_the_margin_are_hardly_ever_called_equivalent(seeds: int, of_seeds: float) -> None:
+    """At the margin itself at most 5 % (Schuirmann 1987); rows that are equal are called so more often, the surer they are."""
+    rng, repeats, wrong, right = np.random.default_rng(seeds), 1000, 0, 0
+    level, margin = 0.5, 0.08
+    better = brentq(lambda up: truth(level + up, 1.5, of_seeds) - truth(level, 1.5, of_seeds) - margin, 0, 2)
+    for _ in range(repeats):
+        hard = 1.5 * rng.standard_normal(1000)
+        one, two, three = (
+            (
+                rng.random((seeds, 1000))
+                < 1 / (1 + np.exp(-(level + up + hard + of_seeds * rng.standard_normal((seeds, 1)))))
+            ).astype(float)
+            for up in (better, 0.0, 0.0)
+        )
+        wrong += equivalence_p(one - two, margin) < 0.05
+        right += equivalence_p(three - two, margin) < 0.05
+    noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
+    assert wrong / repeats < 0.05 + noise
+    assert right / repeats > 0.3
 
 
 def test_the_bootstrap_that_this_replaces_does_not() -> None:
