@@ -3,17 +3,15 @@
     PYTHONPATH=.oracles python benchmarks/eap_ig.py CHECKOUT [--repeats 9]
 
 CHECKOUT is a folder that holds its package `eap` (`src/` of a clone of github.com/hannamw/EAP-IG). It is copied, and in the
-copy `device='cuda'` is `'cpu'`; nothing else is changed. `make oracles` installs TransformerLens, whose names of version 4 it is
-given. Model and prompts are those of `benchmarks/circuits.py`, but for the first token, which it makes the start of text.
-Agreement is the largest difference of any edge's score, as a share of the largest score.
+copy `device='cuda'` is `'cpu'`; nothing else in its files is changed. `make oracles` installs TransformerLens, whose names of
+version 4 it is given. Model and prompts are those of `benchmarks/circuits.py`, but for the first token, which it makes the start
+of text. Agreement is the largest difference of any edge's score, as a share of the largest score.
 """
 
 import argparse
 import shutil
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -22,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from circuits import VOCABULARY, contrasts, lens_edges, llama
+from circuits import VOCABULARY, alternately, contrasts, lens_edges, llama
 from machine import save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -97,6 +95,7 @@ def sides(pairs: Contrasts, bridge: Any, graph: Graph, model: Any, steps: int) -
         return -pairs.difference(logits[torch.arange(len(label)), lengths - 1]).sum()
 
     def package_s() -> Tensor:
+        bridge.zero_grad(set_to_none=True)
         bridge.requires_grad_(True)  # as they are there; EAP itself has nothing else that asks for a gradient
         theirs(bridge, drawn, rows, loss, quiet=True, **how)
         scores: Tensor = drawn.scores.clone()
@@ -113,17 +112,9 @@ def sides(pairs: Contrasts, bridge: Any, graph: Graph, model: Any, steps: int) -
     }
 
 
-def measured(ways: dict[str, Callable[[], Tensor]], bridge: Any, graph: Graph, repeats: int) -> dict[str, Any]:
+def measured(ways: dict[str, Callable[[], Tensor]], graph: Graph, repeats: int) -> dict[str, Any]:
     """Median seconds in turns, how much faster ours is, and how far theirs lies from ours."""
-    found = {name: way() for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            bridge.zero_grad(set_to_none=True)
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    seconds = {name: statistics.median(each) for name, each in times.items()}
+    seconds, found = alternately(ways, repeats)
     one, other = (found[name][graph.edge_mask].double() for name in ("EAP-IG", "closed form"))
     ranks = torch.stack([one.argsort().argsort(), other.argsort().argsort()]).double()
     return {
@@ -159,7 +150,7 @@ def main() -> None:
             "transformer_lens": metadata.version("transformer-lens"),
             "eap": hashes,
             **{
-                name: measured(sides(pairs, bridge, graph, model, steps), bridge, graph, given.repeats)
+                name: measured(sides(pairs, bridge, graph, model, steps), graph, given.repeats)
                 for name, steps in (("EAP", 1), ("EAP-IG, 5 steps", 5))
             },
         }

@@ -1,5 +1,6 @@
 """The ledger's verdicts on rows whose truth is known, and the ledger's own file."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,9 @@ from scipy import stats as distributions
 from cdbench import discover
 from cdbench.errors import UserError
 from cdbench.inference import seed_interval
+from cdbench.record import Faithfulness
 from cdbench.report import ledger as forms
+from cdbench.report.circuits import _band
 from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
@@ -632,12 +635,39 @@ def test_the_variance_of_shares_by_hand(
     whole's counts share² times."""
     judgement = SimpleNamespace(
         accuracy=wilson(accuracy, 200), alone_share=accuracy / 100, ablated=wilson(ablated, 200),
-        ablated_share=ablated / 100, random_ablated_share=0.5,
+        ablated_share=ablated / 100, random_ablated_share=0.5, needed_beyond_chance=0.5 - ablated / 100,
     )  # fmt: skip
     found = spread_of([0.0, 0.0, 0.0], [judged("atp_cd", dict.fromkeys(range(3), judgement))], f"circuit.{name}")
     whole = 101 / 202
     expected = (sum(p * (1 - p) for p in rates) + share**2 * whole * (1 - whole)) / 200 / 0.5**2
     assert found and found.of_problems == pytest.approx(expected) and found.of_seeds == 0
+
+
+def test_the_variance_of_an_accuracy_inside_a_circuit_by_hand() -> None:
+    """30 of 40 pairs: p (1 − p) / n with two pairs more, one of them solved; where a run has one pair alone nothing is told."""
+    pairs = SimpleNamespace(interchange=SimpleNamespace(accuracy=wilson(30, 40)))
+    group = judged("atp_cd", dict.fromkeys(range(3), pairs))
+    found = spread_of([0.75, 0.75, 0.75], [group], "circuit.interchange.accuracy.value")
+    assert found and found.problems == 40
+    assert found.of_problems == pytest.approx(31 / 42 * (11 / 42) / 40)
+    lone = SimpleNamespace(interchange=SimpleNamespace(accuracy=wilson(1, 1)))
+    mixed = judged("atp_cd", {0: pairs, 1: lone})
+    assert spread_of([0.75, 1.0], [mixed], "circuit.interchange.accuracy.value") is None
+
+
+def test_the_band_of_a_curve_by_hand() -> None:
+    """Two seeds at 0.4 and 0.6, each ± 0.2 over 100 problems: Student's t of 1 and of 99 degrees, each for its part."""
+
+    def curve(f: float) -> Faithfulness:
+        return Faithfulness(
+            items=[1], f=[f], f_absolute=[f], f_95=[(f - 0.2, f + 0.2)], cpr=f, cpr_95=[f, f], cmd=f, cmd_95=[f, f],
+            metric_whole=1.0, metric_empty=0.0, problems=100,
+        )  # fmt: skip
+
+    (low,), (high,) = _band([curve(0.4), curve(0.6)])
+    half = math.sqrt(12.7062**2 * 0.02 / 2 + 1.98422**2 * (0.2 / 1.95996) ** 2)
+    assert (low, high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-4)
+    assert _band([curve(0.4)]) == ([pytest.approx(0.2)], [pytest.approx(0.6)])
 
 
 def test_runs_that_all_say_one_are_not_certain() -> None:

@@ -224,7 +224,8 @@ def test_intervals_of_what_longer_problems_cost_cover_at_least_as_often_as_they_
 def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
     seeds: int, of_seeds: float, most: float
 ) -> None:
-    """As a claim about a published number is decided: its 1,000 problems, answered by one seed, are a sample, too."""
+    """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
+    from that one published model; of how far seeds of its method differ nothing was published."""
     rng, repeats, covered, rejected = np.random.default_rng(seeds), 1000, 0, 0
     share = truth(2.5, 1.5)
     gap = truth(2.5, 1.5, of_seeds) - share

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from cdbench import record
 from cdbench.plan import places
-from cdbench.report.board import Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.board import Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.leaderboard import _row, as_markdown, read_boards
 from conftest import Cli, World
 
@@ -46,9 +46,9 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert f"my_method: {own['command']}\n    CKA {own['cka_debiased']:.3f}" in shown
     assert f"\n    commit {own['commit']}, code {own['code']}, runs {' '.join(own['run_ids'])}\n" in shown
     (shift,) = own["length_shift"].values()
-    assert shift["95"][0] <= shift["accuracy"] <= shift["95"][1]
-    assert own["cka_debiased_95"][0] < own["cka_debiased"] < own["cka_debiased_95"][1]
-    assert rows["base"]["cka_debiased_95"] is None  # no seed changes it
+    assert shift["low"] <= shift["accuracy"] <= shift["high"]
+    assert own["cka_debiased_low"] < own["cka_debiased"] < own["cka_debiased_high"]
+    assert rows["base"]["cka_debiased_low"] is None  # no seed changes it
     assert f"report/index.html#run-{own['run_ids'][0]}\n" in shown
     again = cli("leaderboard", "add", str(tmp_path / "my_method.py"), *args, "--seeds", "0,1", "--json")
     assert again.returncode == 0 and json.loads(again.stdout) == [board], again.stderr
@@ -169,6 +169,14 @@ def forged(board: Board, change: str) -> Board:
     rows = {row.method: row for row in board.rows}
     base, finetune = rows["base"], rows["finetune"]
     others = [row for row in board.rows if row.method == "teacher"]
+    solved = {
+        name: Answered(problems=found.problems, answers=pack([1.0] * found.problems))
+        for name, found in finetune.runs[0].shift.items()
+    }
+
+    def with_(**update: object) -> RunEntry:
+        return finetune.runs[0].model_copy(update=update)
+
     changed = {
         "names exchanged": [base.model_copy(update={"name": "finetune"}), finetune.model_copy(update={"name": "base"})],
         "runs exchanged": [
@@ -179,6 +187,13 @@ def forged(board: Board, change: str) -> Board:
         "a seed left out": [base, finetune.model_copy(update={"runs": finetune.runs[:1]})],
         "called the reference": [base.model_copy(update={"method": "teacher"}), finetune],
         "another command": [base, finetune.model_copy(update={"command": "cdbench run better"})],
+        "longer sums left out": [base, finetune.model_copy(update={"runs": [with_(shift={}), *finetune.runs[1:]]})],
+        "a longer sum solved": [base, finetune.model_copy(update={"runs": [with_(shift=solved), *finetune.runs[1:]]})],
+        "a better CKA": [base, finetune.model_copy(update={"runs": [with_(cka_debiased=0.99), *finetune.runs[1:]]})],
+        "masks that nobody made": [
+            base,
+            finetune.model_copy(update={"runs": [with_(sparsity=0.5), *finetune.runs[1:]]}),
+        ],
         "failures hidden": [base.model_copy(update={"failed": 3}), finetune],
     }
     if change == "another task":
@@ -189,7 +204,7 @@ def forged(board: Board, change: str) -> Board:
 @pytest.mark.parametrize(
     "change",
     ["names exchanged", "runs exchanged", "a rival left out", "a seed left out", "called the reference", "another command",
-     "failures hidden", "another task"],
+     "failures hidden", "another task", "longer sums left out", "a longer sum solved", "a better CKA", "masks that nobody made"],
 )  # fmt: skip
 def test_a_forgery_that_is_consistent_in_itself_is_refused_by_the_records(change: str, written: Path, cli: Cli) -> None:
     (board,) = read_boards(written.read_text(), written)

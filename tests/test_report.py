@@ -55,6 +55,16 @@ def test_the_page_stands_alone_and_every_anchor_resolves(study: Path, name: str)
     assert len(text) < 5 << 20
 
 
+@pytest.mark.parametrize("name", ["paper_a-micro", "failed_run-micro"])
+def test_every_table_of_the_markdown_is_a_table_to_commonmark(study: Path, name: str) -> None:
+    """As many cells in each line as in its header: a bar that is escaped, or one too many, makes plain text of all of them."""
+    text = (study / "runs" / name / "report" / "report.md").read_text()
+    blocks = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(blocks) >= 4
+    for block in blocks:
+        assert len({line.replace(r"\|", "").count("|") for line in block.splitlines()}) == 1, block
+
+
 def test_every_run_and_figure_is_there_and_the_numbers_are_the_records(study: Path) -> None:
     folder = study / "runs" / "paper_a-micro" / "report"
     text = (folder / "index.html").read_text()

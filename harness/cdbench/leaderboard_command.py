@@ -1,7 +1,7 @@
 """`cdbench leaderboard`: what was run here, by place, with ties shown as ties."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from cdbench.files import write_atomic
 
 if TYPE_CHECKING:
     from cdbench.report.board import Board, Row
-    from cdbench.report.formats import Measured
 
 
 @click.group()
@@ -40,7 +39,7 @@ def show(task: str | None, profile: str | None, long: bool, as_json: bool, runs:
 
     \b
     cdbench leaderboard show --task addition_2digit
-    cdbench leaderboard show --long     # with the command, commit, code, runs and report page of each row
+    cdbench leaderboard show --long     # with CKA, longer sums, command, commit, code, runs and report page of each row
     """
     from cdbench.report.leaderboard import boards
 
@@ -52,25 +51,25 @@ def show(task: str | None, profile: str | None, long: bool, as_json: bool, runs:
     for board in found:
         click.echo(board_text(board))
         if long:
-            click.echo("\n".join(_made_by(board_json(board, where))))
+            click.echo("\n".join(_made_by(board, where)))
 
 
-def _made_by(board: dict[str, Any]) -> list[str]:
-    """What made each row of a board, what else was measured of it, and the page that tells of it."""
-    from cdbench.report.formats import number, percent
+def _made_by(board: "Board", where: plan.Places) -> list[str]:
+    """What else was measured of each row of a board, what made it, and the page that tells of it."""
+    from cdbench.report.board import placed
+    from cdbench.report.formats import number, over_seeds, percent
 
     lines = []
-    for row in board["rows"]:
-        page = plan.shortest(Path(row["report"])) if row["report"] else "no report yet: cdbench report STUDY"
-        beside = [f"CKA {_told(row['cka_debiased'], row['cka_debiased_95'], number)}"]
-        beside += [
-            f"{name} {_told(found['accuracy'], found['95'], percent)}" for name, found in row["length_shift"].items()
-        ]
-        beside += [f"{percent(row['sparsity'])} of the neurons off"] if row["sparsity"] is not None else []
+    for row in placed(board):
+        entry, told = row.entry, _row_json(row, board.shifts, where)
+        page = plan.shortest(Path(told["report"])) if told["report"] else "no report yet: cdbench report STUDY"
+        beside = [f"CKA {over_seeds(entry.measured('cka_debiased'), number)}"]
+        beside += [f"{name} {over_seeds(found, percent)}" for name in board.shifts if (found := entry.shifted(name))]
+        beside += [f"{over_seeds(found, percent)} of the neurons off"] if (found := entry.measured("sparsity")) else []
         lines += [
-            f"  {row['name']}: {row['command']}",
+            f"  {entry.name}: {entry.command}",
             f"    {', '.join(beside)}",
-            f"    commit {row['commit']}, code {row['code']}, runs {' '.join(row['run_ids'])}",
+            f"    commit {entry.commit}, code {entry.code}, runs {' '.join(entry.run_ids)}",
             f"    {page}",
         ]
     return lines
@@ -160,10 +159,6 @@ def boards_with(where: plan.Places, task: str, method: str) -> "list[Board]":
     return [board for board in boards(where, task) if any(row.method == method for row in board.rows)]
 
 
-def _told(mean: float | None, ends: list[float] | None, show: Callable[[float | None], str]) -> str:
-    return f"{show(mean)} [{show(ends[0])}, {show(ends[1])}]" if ends else show(mean)
-
-
 def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
     """A board for machines."""
     from cdbench.report.board import placed
@@ -178,12 +173,8 @@ def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
     }
 
 
-def _ends(found: "Measured | None") -> list[float] | None:
-    return list(found.interval) if found and found.interval else None
-
-
 def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str, Any]:
-    entry = row.entry
+    entry, cka = row.entry, row.entry.measured("cka_debiased")
     page = where.study(entry.study) / "report" / "index.html" if entry.study else None
     return {
         "place": row.place,
@@ -196,9 +187,12 @@ def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str
         "seeds": len(entry.runs),
         "failed": entry.failed,
         "cka_debiased": entry.mean("cka_debiased"),
-        "cka_debiased_95": _ends(entry.measured("cka_debiased")),
+        "cka_debiased_low": cka.interval.low if cka and cka.interval else None,
+        "cka_debiased_high": cka.interval.high if cka and cka.interval else None,
         "length_shift": {
-            name: {"accuracy": found.mean, "95": _ends(found)} for name in shifts if (found := entry.shifted(name))
+            name: {"accuracy": found.mean, **(found.interval._asdict() if found.interval else {})}
+            for name in shifts
+            if (found := entry.shifted(name))
         },
         "sparsity": entry.mean("sparsity"),
         "train_seconds": entry.mean("train_seconds"),

@@ -67,7 +67,7 @@ class RunEntry(Answered):
 
     run_id: Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
     seed: int
-    shift: Annotated[dict[str, Answered], Field(default_factory=dict)]
+    shift: dict[str, Answered] = Field(default_factory=dict)
     """Of sets of other lengths, which no place depends on."""
     predictions: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     """SHA-256 of its predictions.jsonl."""
@@ -118,7 +118,8 @@ class RowEntry(Closed):
         """The same with Student's interval over seeds; none where they do not differ."""
         values = self._values(key)
         interval = seed_interval(values) if len(set(values)) > 1 else None
-        return Measured(mean, interval) if (mean := mean_of(values)) is not None else None
+        bounded = interval.within(-1.0, 1.0) if interval else None  # a CKA, or a share
+        return Measured(mean, bounded) if (mean := mean_of(values)) is not None else None
 
     def _values(self, key: str) -> list[float]:
         return [value for run in self.runs if (value := getattr(run, key)) is not None]

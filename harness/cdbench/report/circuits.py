@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats as distributions
 from scipy.stats import spearmanr
 
-from cdbench.inference import seed_interval
-from cdbench.record import CircuitJudgement, InterchangeJudgement, Record
+from cdbench.inference import Spread, seed_interval
+from cdbench.record import CircuitJudgement, Faithfulness, InterchangeJudgement, Record
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
@@ -39,7 +40,9 @@ def measured(group: Group, name: str) -> Measured | None:
         return None
     over_seeds = seed_interval(values) if len(set(values)) > 1 else None
     interval = spread.around(mean) if (spread := spread_of(values, [group], name)) else over_seeds
-    return Measured(mean, interval.within(-1.0, 1.0) if interval and name.endswith(_BOUNDED) else interval)
+    if interval and name.endswith((".value", *_BOUNDED)):
+        interval = interval.within(0.0 if name.endswith(".value") else -1.0, 1.0)
+    return Measured(mean, interval)
 
 
 def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
@@ -80,8 +83,8 @@ def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
     return mean_of([float(spearmanr(a, b).statistic) for a, b in pairs])
 
 
-_BOUNDED = (".spearman", "_mean", "accuracy.value", "ablated.value", "control.value")
-"""Ends of the names of what is never above 1 nor below −1."""
+_BOUNDED = (".spearman", "_mean")
+"""Ends of the names of what is never above 1 nor below −1; a `.value` is a share, and never below 0."""
 _NUMBERS = {
     "cpr": "faithfulness.cpr",
     "cmd": "faithfulness.cmd",
@@ -279,19 +282,33 @@ def draw_faithfulness(data: StudyData, rows: Sequence[Row]) -> Picture | None:
             if lines:
                 panels[title][group.name] = lines
             told = [f for f, _ in curves if f]
-            if told and all(f.f_95 and not f.on_noise for f in told):
-                ends = np.array([f.f_95 for f in told])  # [seeds, sizes, 2]
-                limits[title, group.name] = ends[:, :, 0].min(0).tolist(), ends[:, :, 1].max(0).tolist()
+            if told and all(f.f_95 and f.problems > 1 and not f.on_noise for f in told):
+                limits[title, group.name] = _band(told)
     drawn = {title: curves for title, curves in panels.items() if curves}
     if not drawn:
         return None
     caption = (
         "Faithfulness f of the circuits of each row (MIB): 1 is the model, 0 the counterfactual. Nodes and edges are taken by "
-        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: all that "
-        "lies in the 95 % interval (over problems) of any seed, or, where f divides by chance, the seeds themselves. Of the "
-        "methods and controls those that a colour is left for, the table has all."
+        "attribution score, found on the training split, and judged on held-out problems. Line: mean over seeds; band: 95 % "
+        "interval over seeds and problems (of one seed over problems), or all seeds where f divides by chance or the record has "
+        "no interval. Of the methods and controls those that a colour is left for, the table has all."
     )
     return figures.panels("faithfulness", list(drawn), list(drawn.values()), caption, "kept, %", limits)
+
+
+def _band(found: Sequence[Faithfulness]) -> figures.Limits:
+    """95 % over seeds and problems at each size, as the areas under the curve have it; of one seed as the record has it."""
+    low, high = np.array([each.f_95 for each in found]).transpose(2, 0, 1)  # [seeds, sizes] each
+    if len(found) == 1:
+        return low[0].tolist(), high[0].tolist()
+    f = np.array([each.f for each in found])
+    of_problems = ((high - low).mean(0) / 2 / distributions.norm.ppf(0.975)) ** 2
+    of_seeds, problems = f.var(0, ddof=1) / len(f), min(each.problems for each in found)
+    ends = [
+        Spread(float(seeds), len(f), float(drawn), problems).around(float(mean))
+        for seeds, drawn, mean in zip(of_seeds, of_problems, f.mean(0), strict=True)
+    ]
+    return [end.low for end in ends], [end.high for end in ends]
 
 
 def draw_heads(data: StudyData, rows: Sequence[Row]) -> Picture | None:

@@ -135,7 +135,7 @@ def _run(record: Record, answers: Answers) -> RunEntry:
         shift={
             name.removeprefix("shift_"): Answered(problems=len(hits), answers=pack(hits))
             for name, hits in sorted(asked.items())
-            if name.startswith("shift_")
+            if name.startswith("shift_") and len(hits) > 1  # records from before the least sizes were asked for
         },
         predictions=record.artefacts["predictions.jsonl"],
         cka_debiased=cka.debiased_mean if cka else None,

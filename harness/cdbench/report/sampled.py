@@ -2,6 +2,9 @@
 
 All runs of a study are judged on one sample of problems. An interval over seeds alone does not know that: what the sample
 happens to be moves all runs together. With three seeds and 200 problems it can hold the truth three times in four only.
+
+A share of problems has the variance of a binomial. So have interchange accuracies here, whose pairs share problems: what that
+leaves out is made up by what is counted twice, since the part of the seeds holds each run's own luck with its answers, too.
 """
 
 from collections.abc import Sequence
@@ -11,7 +14,7 @@ import numpy as np
 from scipy import stats as distributions
 
 from cdbench.inference import Spread
-from cdbench.record import Metrics, value_at
+from cdbench.record import Metrics, number_at, value_at
 from cdbench.report.collect import Group, mean_of
 from cdbench.stats import Proportion
 
@@ -48,9 +51,12 @@ def _sampled(groups: Sequence[Group], metric: str) -> Sampled | None:
 
 
 def _of_row(group: Group, metric: str) -> Sampled | None:
-    told = [each for record in group.records if record.metrics and (each := _of_run(record.metrics, metric))]
+    having = [r.metrics for r in group.records if r.metrics and number_at(r.metrics, metric) is not None]
+    told = [each for metrics in having if (each := _of_run(metrics, metric))]
     variance = mean_of([each.variance for each in told])
-    return None if variance is None else Sampled(variance, min(each.problems for each in told))
+    if variance is None or len(told) < len(having):  # one that is least known must not count as surest
+        return None
+    return Sampled(variance, min(each.problems for each in told))
 
 
 def _of_run(metrics: Metrics, metric: str) -> Sampled | None:

@@ -1,0 +1,24 @@
+"""Control: `global_cd` aimed at as many heads and MLPs of the teacher that are not its circuit's, drawn while there are such."""
+
+from dataclasses import dataclass
+
+from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, top_components
+
+
+@dataclass(frozen=True)
+class GlobalRandomCircuit(Method):
+    alignment_weight: float = 0.01
+    temperature: float = 2.0
+    share: float = 0.5
+
+    def run(self, problem: Problem) -> Outcome:
+        student, teacher = (problem.components(model, "attribution") for model in ("student", "teacher"))
+        own, circuit = (top_components(found, self.share) for found in (student, teacher))
+        drawn = problem.rng("random_circuit").sample(teacher.sites, len(teacher.sites))
+        target: list[str] = []
+        for kind in ("attn", "mlp"):
+            others_first = sorted((site for site in drawn if site.startswith(kind)), key=circuit.__contains__)
+            target += others_first[: sum(site.startswith(kind) for site in circuit)]
+        terms = [Kl(self.temperature), GlobalCka(own, tuple(target), self.alignment_weight)]
+        trained = problem.fit(terms, own)
+        return Outcome(trained.weights, extras={"teacher_part": target})
