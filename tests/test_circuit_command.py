@@ -300,7 +300,8 @@ def reader(tmp_path: Path) -> Path:
 def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
     command: Command, args: list[str], reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of ten subtractions one has a counterfactual of another length, one none, one the same answer."""
+    """Of ten subtractions one has a counterfactual of another length, one none, one the same answer. Each is asked twice, as
+    MIB's are six times, and counts once."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     rows, commit = list(mib_data.generate(Random(0), 10, op="-")), "ab" * 20
 
@@ -316,7 +317,8 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
         2,
         *next((a, b) for a in range(20, 99) for b in [a - int(rows[2]["label"])] if b > 9 and a != rows[2]["operand1"]),
     )
-    text = "".join(json.dumps(row) + "\n" for row in rows)
+    again = [{**row, "prompt": row["prompt"].replace("The", "And the")} for row in rows]
+    text = "".join(json.dumps(row) + "\n" for pair in zip(rows, again, strict=True) for row in pair)
     cached(tmp_path / "cache", "mib-bench/arithmetic_subtraction", commit, {"train.jsonl": text, "test.jsonl": text})
     words = ["--data", "mib-subtraction", "--revision", commit]
     done = command("circuit", "discover", reader, *args, *words, "--out", "c")

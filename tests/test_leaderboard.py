@@ -45,8 +45,8 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     own = rows["my_method"]
     assert f"my_method: {own['command']}\n    CKA {own['cka_debiased']:.3f}" in shown
     assert f"\n    commit {own['commit']}, code {own['code']}, runs {' '.join(own['run_ids'])}\n" in shown
-    (shift,) = own["length_shift"].values()
-    assert shift["low"] <= shift["accuracy"] <= shift["high"]
+    assert list(own["length_shift"]) == ["addition_3digit", "addition_4digit", "addition_5digit"]
+    assert all(found["low"] <= found["accuracy"] <= found["high"] for found in own["length_shift"].values())
     assert own["cka_debiased_low"] < own["cka_debiased"] < own["cka_debiased_high"]
     assert rows["base"]["cka_debiased_low"] is None  # no seed changes it
     assert f"report/index.html#run-{own['run_ids'][0]}\n" in shown

@@ -246,7 +246,10 @@ def evaluate(folder: Path, **options: Any) -> None:
     clear_line()
     if options["as_json"]:
         result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
-        table = {"circuit": str(folder), "problems": told.problems, "ablation": options["ablation"], **result}
+        table = {
+            "cdbench": __version__, "circuit": str(folder), "model": made.model.model_dump(), "data": told.model_dump(),
+            "problems": told.problems, "ablation": options["ablation"], **result,
+        }  # fmt: skip
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return
     click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.named}"

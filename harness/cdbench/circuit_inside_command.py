@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cdbench import __version__
 from cdbench.circuit_options import (
     SHOWN,
     VARIABLES,
@@ -91,7 +92,8 @@ def interchange(model: str, **options: Any) -> None:
     control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
     (base, source), expected = problems.pairs[0], problems.expected[0]
     table = {
-        "model": model, "variable": variable, "problems": len(hits),
+        "cdbench": __version__, "model": model, "subject": studied.subject.model_dump(), "variable": variable,
+        "data": {"task": studied.workspace.task, "source": wanted.source, "revision": wanted.commit}, "problems": len(hits),
         "not_solved": None if options["every"] else len(drawn) - len(examples),  # with --all nobody asks
         "without_source": len(examples) - len(hits),
         "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],

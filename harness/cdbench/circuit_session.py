@@ -1,12 +1,12 @@
 """What the circuit commands work on: a model, named in one of five ways, and pairs of problems."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -55,14 +55,28 @@ class Data:
         return mib_data.PUBLISHED[self.source].at(self.revision) if self.source in mib_data.PUBLISHED else None
 
     def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], int]:
-        """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none."""
+        """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none.
+
+        Its files ask each problem in several wordings. The first one of each is taken: what is said of `n` problems, and of their
+        halves, is of `n` that have nothing to do with each other.
+        """
         if self.source in mib_data.PUBLISHED:
             rows = mib_data.load(mib_data.PUBLISHED[self.source], split, self.revision)
         else:
             rows = mib_data.generate(
                 rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+"
             )
-        return mib_data.pairs_of(islice(rows, n), self.counterfactual)
+        return mib_data.pairs_of(islice(_each_once(rows), n), self.counterfactual)
+
+
+def _each_once(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The first row of each pair of operands, in whichever order they stand."""
+    seen: set[frozenset[str]] = set()
+    for row in rows:
+        problem = frozenset({str(row.get("operand1")), str(row.get("operand2"))})
+        if problem not in seen:
+            seen.add(problem)
+            yield row
 
 
 @dataclass(frozen=True)
