@@ -16,6 +16,7 @@ from cdbench.report.anatomy import KINDS, Anatomy
 from cdbench.report.circuits import circuit_notes, circuit_rows, circuit_table, digit_names, even_head_rows
 from cdbench.report.claims import Verdict, counts, counts_apart, gradient_shares, judge
 from cdbench.report.collect import Group, StudyData, hits_of, machine_of, mean_of, short
+from cdbench.report.component_pairs import pair_rows
 from cdbench.report.formats import number, p_value, percent, points
 from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
 from cdbench.report.mask_classes import FEATURES, followed, problem_classes
@@ -95,6 +96,7 @@ def _of_rows(data: StudyData) -> Row:
         "circuit_rows": circuits,
         "circuit_notes": circuit_notes(data, circuits),
         "digit_names": digit_names(circuits),
+        "pair_rows": pair_rows(data),
         "circuit_table": circuit_table(circuits),
         "even_heads": even_head_rows(data),
         "ability_rows": ability_rows(data),
