@@ -132,6 +132,12 @@ def test_discover_by_other_measures(
         assert item.attribution is not None and item.exact is not None
         if by == "exact":
             assert item.score == pytest.approx(item.exact, rel=1e-4, abs=1e-5)
+    told = command("circuit", "evaluate", by, *args[2:], "-n", "20", "--random", "1", "--json")
+    assert told.exit_code == 0, told.stderr
+    judged = json.loads(told.stdout)
+    assert judged["circuit"]["f"][-1] == pytest.approx(1) and len(judged["circuit"]["f"]) == 10
+    assert judged["model"]["content"] == table.model.content and judged["data"]["source"] == "task"
+    assert command("circuit", "export", by, "--format", "mib").exit_code == 0
 
 
 def test_what_solves_nothing_has_nothing_that_ablation_could_take(command: Command, args: list[str]) -> None:
