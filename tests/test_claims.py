@@ -35,7 +35,7 @@ def row(method: str, accuracy: float, *, seeds: int = 5, n: int = 1000, luck: fl
     if method in ("teacher", "base"):
         hits = np.repeat(hits[:1], 1 if method == "teacher" else seeds, axis=0)
     made = [
-        SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i), metrics=None, params={})
+        SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i), metrics=None, params={}, extras={})
         for i in range(len(hits))
     ]
     return Group(method, method, TASK, point or {}, cast(Any, tuple(made)), (), hits, tuple(Path() for _ in made))
@@ -184,7 +184,7 @@ def test_values_that_are_all_the_same_are_left_to_the_sign_test() -> None:
     few = one(claim, numbered("atp_cd", dict.fromkeys(range(3), 0.7)), numbered("kl", dict.fromkeys(range(3), 0.5)))
     assert few.outcome == "inconclusive" and few.p_holm == pytest.approx(0.25)
     shown = verdict_row(few)
-    assert (shown["effect"], shown["interval"], ledger_row(few)["low"]) == ("20.0 %", "–", None)
+    assert (shown["effect"], shown["interval"], ledger_row(few)["low"]) == ("+20.0", "–", None)
     assert few.why.startswith("all runs lie on one side of the edge") and "all runs gave the same number" in few.why
     assert few.seeds_to_decide == 6  # 2 · 0.5^6 = 0.031, 2 · 0.5^5 = 0.063
     rounded = {0: 0.1 + 0.7999999999999999, 1: 0.1 + 0.8, 2: 0.1 + 0.7999999999999999}
@@ -360,6 +360,7 @@ def judged(method: str, by_seed: Mapping[int, object]) -> Group:
             spec=SimpleNamespace(seed=seed),
             params={},
             metrics=SimpleNamespace(circuit=judgement),
+            extras={},
         )
         for seed, judgement in by_seed.items()
     ]
@@ -443,7 +444,10 @@ def even(importance: dict[str, float], heads: int = 4) -> Verdict:
     from test_judge import heads_with
 
     made = SimpleNamespace(
-        run_id="t", spec=SimpleNamespace(seed=0), metrics=SimpleNamespace(circuit=heads_with(importance, heads))
+        run_id="t",
+        spec=SimpleNamespace(seed=0),
+        metrics=SimpleNamespace(circuit=heads_with(importance, heads)),
+        extras={},
     )
     group = Group("teacher", "teacher", TASK, {}, cast(Any, (made,)), (), np.zeros((1, 2)), ())
     claim = forms.EvenHeads(id="T.e", says="", source="", decided_by="even_heads", task=TASK, row="teacher")

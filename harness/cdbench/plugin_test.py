@@ -206,10 +206,15 @@ _ADVICE = {
 }
 
 
+_ANY_RUN = (
+    "cdbench/api.py says what `problem` and `inputs` hold and what may be returned; methods/cka_cd.py is a whole one."
+)
+
+
 def _run(spec: RunSpec, own: Places, runner: Runner) -> Record:
     done = run_specs([spec], own, runner)[spec.run_id]
     if done.metrics is None:
-        advice = next((text for word, text in _ADVICE.items() if word in done.error), "")
+        advice = next((text for word, text in _ADVICE.items() if word in done.error), _ANY_RUN)
         raise Unmet(f"run: {done.status}: {done.error}{crash_place(own.run(spec.run_id))}", advice)
     return done
 

@@ -48,7 +48,10 @@ def write_report(saved: SavedStudy, where: Places) -> Path:
     for file, name in PAGES.items():
         write_atomic(folder / file, template(name).render(context), "the report")
     for file, key in TABLES.items():
-        write_atomic(folder / file, to_csv(context[key]), "the report")
+        if context[key]:
+            write_atomic(folder / file, to_csv(context[key]), "the report")
+        else:  # of an earlier report
+            (folder / file).unlink(missing_ok=True)
     return folder / "index.html"
 
 

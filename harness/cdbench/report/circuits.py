@@ -12,12 +12,12 @@ from scipy import stats as distributions
 from scipy.stats import spearmanr
 
 from cdbench.inference import Spread, seed_interval
-from cdbench.record import CircuitJudgement, Faithfulness, InterchangeJudgement, Record
+from cdbench.record import CircuitJudgement, Faithfulness, InterchangeJudgement, Record, number_at
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
 from cdbench.report.formats import Measured
-from cdbench.report.sampled import spread_of
+from cdbench.report.sampled import of_one_run, possible, spread_of
 from cdbench.seeds import seed_for
 
 Row = dict[str, Any]
@@ -33,16 +33,27 @@ def judged(record: Record) -> CircuitJudgement | None:
 
 
 def measured(group: Group, name: str) -> Measured | None:
-    """A number that the evaluator takes of each run, over seeds and, where records tell, problems; None where no run has it."""
+    """A number that the evaluator takes of each run, over seeds and, where records tell, problems; None where no run has it.
+
+    Nor is there one of faithfulness where f divides by chance.
+    """
+    summary, faithful, _ = name.partition(".faithfulness")
+    having = [r.metrics for r in group.records if r.metrics and number_at(r.metrics, name) is not None]
     values = group.values(name)
     mean = mean_of(values)
-    if mean is None:
+    if mean is None or (faithful and group.metric(f"{summary}{faithful}.on_noise")):
         return None
-    over_seeds = seed_interval(values) if len(set(values)) > 1 else None
-    interval = spread.around(mean) if (spread := spread_of(values, [group], name)) else over_seeds
-    if interval and name.endswith((".value", *_BOUNDED)):
-        interval = interval.within(0.0 if name.endswith(".value") else -1.0, 1.0)
-    return Measured(mean, interval)
+    if len(values) == 1:
+        interval = of_one_run(having[0], name)
+    else:
+        over_seeds = seed_interval(values) if len(set(values)) > 1 else None
+        interval = spread.around(mean) if (spread := spread_of(values, [group], name)) else over_seeds
+    runs = len(group.records)
+    return Measured(
+        mean,
+        interval.within(*possible(name)) if interval else None,
+        f"{len(values)} of {runs} runs" if len(values) < runs else "",
+    )
 
 
 def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
@@ -57,7 +68,7 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
         )
     told += [
         f"{row['name']}: in {row['on_noise']} of its runs the problems do not show that the model does better than nothing, "
-        "and f divides by chance."
+        "and f divides by chance: nothing is shown of it."
         for row in rows
         if row["on_noise"]
     ]
@@ -83,8 +94,6 @@ def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
     return mean_of([float(spearmanr(a, b).statistic) for a, b in pairs])
 
 
-_BOUNDED = (".spearman", "_mean")
-"""Ends of the names of what is never above 1 nor below −1; a `.value` is a share, and never below 0."""
 _NUMBERS = {
     "cpr": "faithfulness.cpr",
     "cmd": "faithfulness.cmd",

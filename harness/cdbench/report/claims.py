@@ -64,12 +64,12 @@ from cdbench.report.ledger import (
     Undecidable,
     Value,
 )
-from cdbench.report.sampled import spread_of
+from cdbench.report.sampled import possible, spread_of
 from cdbench.stats import Proportion, wilson
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not tested here")
-Unit = Literal["points", "share", "correlation", "ratio", "mathematics"]
+Unit = Literal["points", "share", "correlation", "number", "ratio", "mathematics"]
 _ALPHA = 0.05
 _FLOOR = 0.01
 """Of two rows that both solve less, neither can be seen to be the better one, nor the two to be as good."""
@@ -247,8 +247,10 @@ def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = N
             hint = f"; did the ledger mean '{close[0]}'?" if close else ""
             raise NotTested(f"there is no {kind[:-1]} '{asked}' here{hint}")
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
-    swept = any((group.method, group.task) == (name, claim.task) for group in data.groups)
-    if swept and not at:
+    mine = [group for group in data.groups if (group.method, group.task) == (name, claim.task)]
+    if at and any(not group.point for group in mine):
+        raise NotTested(f"this study does not sweep {name}: what a point of a sweep would say, its row does not")
+    if mine and not at:
         raise NotTested(
             f"this study sweeps {name}: none of its rows is the paper's, even where one has the paper's values"
         )
@@ -319,9 +321,12 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
 
 
 def _lost(group: Group) -> str:
-    """What stays out of a row's numbers."""
+    """What whoever reads a row's numbers must know: runs without result, worked solutions that are not the teacher's."""
     all_runs = len(group.records) + len(group.failed)
-    return f"{len(group.failed)} of {all_runs} runs of {group.name} came to no result" if group.failed else ""
+    told = [f"{len(group.failed)} of {all_runs} runs of {group.name} came to no result" if group.failed else ""]
+    if any(record.extras.get("solutions") and record.extras.get("by_teacher") == 0 for record in group.records):
+        told.append(f"no worked solution that {group.name} learned from is the teacher's own")
+    return "; ".join(filter(None, told))
 
 
 def _difference(claim: Difference, data: StudyData) -> Evidence:
@@ -372,7 +377,13 @@ def _order(claim: Order, data: StudyData) -> Evidence:
     steps = [_evidence(values, (claim.margin, math.inf), [high, low]) for values, high, low in pairs]
     # The one that refutes it, if one does; else the one that is least sure.
     weakest = min(steps, key=lambda step: (step.interval.high > claim.margin, step.interval.low))
-    told = "; ".join(
+    least = pairs[steps.index(weakest)]
+    told = (
+        f"the number is that of {least[1].name} − {least[2].name}, the step that shows it least; "
+        if len(steps) > 1
+        else ""
+    )
+    told += "; ".join(
         f"{high} − {low} {points(step.effect)}" for (high, low), step in zip(pairwise(claim.rows), steps, strict=True)
     )
     told += "; McNemar’s exact p, seed by seed: " + "; ".join(_by_mcnemar(values) for values, _, _ in pairs)
@@ -558,7 +569,8 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
             raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
     values = group.values(claim.metric)
     found = _of_runs(group, values, _between(claim), claim.unit, claim.metric)
-    return _over_problems(found, values, [group], claim.metric)
+    found = _over_problems(found, values, [group], claim.metric)
+    return replace(found, interval=found.interval.within(*possible(claim.metric)))
 
 
 def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
@@ -575,6 +587,8 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
         found = _of_runs(high, gaps, region, claim.unit, f"{claim.metric} on a seed of {low.name}")
         found = _over_problems(found, gaps, [high, low], claim.metric)
         found = replace(found, detail=_with(_lost(low), found.detail))
+    if claim.unit == "share":
+        found = replace(found, unit="points")
     detail = _with(found.detail, _what_differs(high, low))
     summary, _, _ = claim.metric.rpartition(".")
     if summary.endswith(".faithfulness"):
@@ -645,7 +659,7 @@ def _trend(claim: Trend, data: StudyData) -> Evidence:
         if len(correlations) == claim.parts:
             found.append(claim.sign * min(claim.sign * each for each in correlations))  # the part that shows it least
     region = (0.0, math.inf) if claim.sign > 0 else (-math.inf, 0.0)
-    what, note = f"{claim.series} over {claim.against}", _AS_LOGGED
+    what, note = f"{claim.series} over {claim.against}", f"p by the sign test over runs; {_AS_LOGGED}"
     if claim.parts > 1:
         what += f" in each of {claim.parts} parts"
         note = f"of {claim.parts} parts of the training the weakest; {note}"
@@ -726,7 +740,22 @@ def _stretched() -> str:
     )
 
 
-_EXAMPLES: dict[str, Callable[[], str]] = {"invertible_map": _stretched}
+def _unrelated() -> str:
+    import torch
+
+    from cdbench.seeds import generator_for
+    from cdbench.similarity import linear_cka
+
+    n, d, draw = 32, 2048, generator_for("unrelated")
+    x, y = (torch.randn(n, d, generator=draw, dtype=torch.float64) for _ in range(2))
+    biased, debiased = (linear_cka(x, y, debiased=each).item() for each in (False, True))
+    return (
+        f"; of unrelated Gaussian features at a batch of {n} and width {d:,} the printed, biased CKA is {biased:.3f} (in mean "
+        f"d / (n + d) = {d / (n + d):.3f}), the debiased one {debiased:.3f}"
+    )
+
+
+_EXAMPLES: dict[str, Callable[[], str]] = {"invertible_map": _stretched, "independent": _unrelated}
 _WEIGH: dict[str, Callable[[Any, StudyData], Evidence]] = {
     "difference": _difference,
     "drop": _drop,

@@ -147,6 +147,12 @@ class StudyData:
         return next(found, None)
 
     @property
+    def of_paper_b(self) -> bool:
+        """Whether it has rows of paper B and none that is paper A's own."""
+        methods = {group.method for group in self.groups}
+        return bool(methods & {"atp_cd", "global_cd", "three_term"}) and not methods & {"cka_cd", "supervised_cd"}
+
+    @property
     def failures(self) -> list[Record]:
         """Runs without a result."""
         return [r for r in self.records if r.status != "ok"]

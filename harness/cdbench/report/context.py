@@ -117,6 +117,7 @@ def _of_provenance(data: StudyData) -> Row:
         "commits": sorted({(r.code.commit, r.code.dirty) for r in data.records}),
         "digests": {g.name: ", ".join(sorted({r.code.digest for r in (*g.records, *g.failed)})) for g in data.groups},
         "mixed": mixed_versions(data),
+        "machine": "; ".join(sorted({machine_of(record) for record in data.records if record.environment})),
         "inputs": next((r.inputs for r in data.records if r.inputs), {}),
         "first_prompt": next(((m.first_prompt, m.first_prompt_ids) for r in data.records if (m := r.metrics)), None),
     }
@@ -173,6 +174,7 @@ def ledger_row(verdict: Verdict) -> Row:
     """The same for a spreadsheet: numbers as they are."""
     found = verdict.evidence
     in_points = isinstance(verdict.claim, forms.Difference | forms.Drop | forms.Equivalence | forms.Order | forms.Value)
+    in_points = in_points or (found is not None and found.unit == "points")
     scale = 100 if in_points else 1
     paper = getattr(verdict.claim, "paper", None)
     return {
@@ -198,6 +200,7 @@ _SHOWN: dict[str, Callable[[float | None], str] | None] = {
     "points": points,
     "share": percent,
     "correlation": number,
+    "number": number,
     "ratio": number,
     "mathematics": None,
 }
@@ -245,7 +248,7 @@ def _of_numbers(claim: Claim) -> str:
         case forms.GradientShare():
             return f"λ·‖∇{claim.term}‖ / ‖∇{claim.of}‖ > 1"
         case forms.Metric():
-            return _ends(claim, claim.metric)
+            return _ends(claim, claim.metric, percent if claim.unit == "share" else "{:g}".format)
         case forms.MetricDifference():
             return f"{claim.metric}: {claim.high} − {claim.low} > {claim.margin:g}"
         case forms.EvenHeads():
@@ -261,7 +264,7 @@ def _of_numbers(claim: Claim) -> str:
 def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
     """One row of Table 1."""
     # A swept row is not the paper's row, even where one of its points is.
-    printed = [] if group.point or is_paper_b(data) else ledger.table1
+    printed = [] if group.point or data.of_paper_b else ledger.table1
     paper = next((row for row in printed if (row.method, row.task) == (group.method, group.task)), None)
     teacher = data.beside(group, TEACHER)
     ok = bool(group.records)
@@ -398,7 +401,7 @@ def runs_of(data: StudyData) -> list[Row]:
 
 def differences(profile: Profile, data: StudyData) -> list[str]:
     """How this study differs from the paper's setting, in sentences made from the profile."""
-    if is_paper_b(data):
+    if data.of_paper_b:
         return _from_paper_b(profile, data)
     told = []
     for role, paper in (("teacher", "Llama-3-8B"), ("student", "Llama-3.2-1B")):
@@ -428,26 +431,35 @@ def differences(profile: Profile, data: StudyData) -> list[str]:
     return told
 
 
-def is_paper_b(data: StudyData) -> bool:
-    """Whether a study has rows of paper B and none that is paper A's own."""
-    methods = {group.method for group in data.groups}
-    return bool(methods & {"atp_cd", "global_cd", "three_term"}) and not methods & {"cka_cd", "supervised_cd"}
-
-
 def _from_paper_b(profile: Profile, data: StudyData) -> list[str]:
     tasks = ", ".join(sorted({r.spec.task for r in data.records}))
     told = [
         "Paper B has Llama-3-70B-Instruct teach Llama-3-8B, on 100,000 sums and differences of two to five digits; here the "
-        f"profile is {profile.name}, and the students are trained on {tasks}.",
+        f"profile is {profile.name}, and the students are trained on {profile.data.train:,} problems of {tasks}, for "
+        f"{profile.training.epochs} epochs. MIB's problems, which paper B adds, are not among them.",
         "Paper B measured nothing: its Table 1 is of hypotheses (errata C5; two digits, five digits: base 45.2 %, 12.5 %; SFT "
         "98.5 %, 42.1 %; KD 98.8 %, 55.3 %; CoT 97.2 %, 61.0 %; circuit distillation 98.1 %, 84.5 %). Its claims stand in the "
         "ledger below; no number of it stands beside ours in the table.",
         "The weights of the terms, the share of components that is the circuit, and what it is for two components to have one "
-        "function are not printed; what was taken stands in each run's hyperparameters.",
+        "function are not printed; what was taken stands in each run's hyperparameters. 'Circuit distillation' in the claims is "
+        "atp_cd: logits and aligned components, training the circuit's parameters; equation 3 is three_term.",
     ]
+    told += _solutions(data)
     if profile.name == "smoke":
         told.insert(0, "This is the smoke profile: it shows that the flow works. Its numbers mean nothing.")
     return [*told, *_known_before(profile), _leak(profile, data), *_readings(data)]
+
+
+def _solutions(data: StudyData) -> list[str]:
+    """Whose the worked solutions are that `cot` learns from."""
+    extras = [r.extras for r in data.records if r.spec.method == "cot" and "solutions" in r.extras]
+    own, of = (sum(int(each.get(key, 0)) for each in extras) for key in ("by_teacher", "solutions"))
+    if not extras:
+        return []
+    return [
+        f"Of the worked solutions that cot learns from {percent(own / of if of else 0.0)} are the teacher's own, as all of "
+        "paper B's are; the others are written by the rule of column-wise addition, for a teacher that does not write any."
+    ]
 
 
 def _known_before(profile: Profile) -> list[str]:
@@ -468,10 +480,10 @@ def _leak(profile: Profile, data: StudyData) -> str:
         return "How many test problems have a twin in the training split is not known: no run got so far."
     if profile.data.split == "strict":
         return (
-            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); the "
-            "paper's released split has 407 of 1,000."
+            f"No twin (a+b, b+a) of a test problem is in the training split ({leaked} of {profile.data.test} found); paper A's "
+            "released split has 407 of 1,000."
         )
-    return f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in the paper's."
+    return f"{leaked} of {profile.data.test} test problems have a twin in the training split, as in paper A's."
 
 
 def _readings(data: StudyData) -> list[str]:
@@ -482,10 +494,16 @@ def _readings(data: StudyData) -> list[str]:
             "KL has the teacher's distribution first, as distillation and paper B have it; paper A's formula prints the "
             "student's first."
         )
-    if {"base", "finetune"} <= {group.method for group in data.groups}:
+    if {"base", "finetune"} <= {group.method for group in data.groups} and not data.of_paper_b:
         told.append(
             "The untouched student (base) and the fine-tuned one are two rows; the paper's table has one (errata A3)."
         )
+    told.append(
+        "Cross-entropy and KL are of the answer's tokens and the end of text, not of the prompt's (errata A4); mean ablation "
+        "takes its means from training problems (errata A6)."
+    )
+    if steps := data.records[0].spec.profile.training.warmup_steps:
+        told.append(f"The learning rate rises over the first {steps} steps.")
     return told
 
 

@@ -8,10 +8,14 @@ from cdbench.inference import Interval
 
 @dataclass(frozen=True)
 class Measured:
-    """A number of a row: its mean over seeds, and an interval over them and, where records tell, problems; none for one run."""
+    """A number of a row: its mean over seeds, and an interval over them and, where records tell, problems.
+
+    Of one run the interval is over problems alone. `of`: "1 of 3 runs" where not all of the row's runs have the number.
+    """
 
     mean: float
     interval: Interval | None
+    of: str = ""
 
 
 def percent(value: float | None) -> str:
@@ -48,8 +52,11 @@ def over_seeds(found: Measured | None, show: Callable[[float | None], str]) -> s
 
 
 def mean_and_interval(found: Measured | None, show: Callable[[float | None], str]) -> list[str]:
-    """The two apart; the mean alone where there is no interval."""
-    if found is None or found.interval is None:
-        return [show(found.mean if found else None)]
-    low, high = found.interval.within(0.0, 1.0) if show is percent else found.interval
-    return [show(found.mean), f"[{show(low)}, {show(high)}]"]
+    """The two apart, and of how many runs; the mean alone where there is no interval."""
+    if found is None:
+        return [show(None)]
+    parts = [show(found.mean)]
+    if found.interval is not None:
+        low, high = found.interval.within(0.0, 1.0) if show is percent else found.interval
+        parts.append(f"[{show(low)}, {show(high)}]")
+    return [*parts, f"({found.of})"] if found.of else parts

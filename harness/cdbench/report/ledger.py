@@ -180,7 +180,7 @@ class Metric(_OfRows):
     control_at_least: Share | None = None
     at_least: Share | None = None
     at_most: Share | None = None
-    unit: Literal["share", "correlation"] = "share"
+    unit: Literal["share", "correlation", "number"] = "share"
     paper: Share | None = None
 
     @model_validator(mode="after")
@@ -203,7 +203,7 @@ class MetricDifference(_OfRows):
     metric: str
     marks: str | None = None
     margin: Annotated[float, Field(ge=0)] = 0.0
-    unit: Literal["share", "correlation"] = "share"
+    unit: Literal["share", "correlation", "number"] = "share"
     paper: None = None
 
     @model_validator(mode="after")

@@ -128,8 +128,9 @@ def _draw_dynamics(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     if not kept:
         return None
     which = "all trained rows" if len(groups) == len(trained) else f"{len(groups)} of {len(trained)} trained rows"
+    numbered = "" if data.of_paper_b else " (paper A, figures 5 to 7)"
     caption = (
-        f"Training dynamics of {which} (paper A, figures 5 to 7): validation accuracy after each epoch, "
+        f"Training dynamics of {which}{numbered}: validation accuracy after each epoch, "
         "each term's unweighted value and the weighted total (means of 25 steps). Line: mean over seeds; band: lowest to "
         "highest seed. The CKA loss is the biased one that is trained on."
     )

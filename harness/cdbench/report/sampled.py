@@ -7,13 +7,14 @@ A share of problems has the variance of a binomial. So have interchange accuraci
 leaves out is made up by what is counted twice, since the part of the seeds holds each run's own luck with its answers, too.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import stats as distributions
 
-from cdbench.inference import Spread
+from cdbench.inference import Interval, Spread
 from cdbench.record import Metrics, number_at, value_at
 from cdbench.report.collect import Group, mean_of
 from cdbench.stats import Proportion
@@ -26,6 +27,26 @@ class Sampled(NamedTuple):
 
     variance: float
     problems: int
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """Between which a number can lie at all: Student's t knows no bounds."""
+    name = metric.rpartition(".")[2]
+    if name in ("value", "sparsity", "mean_value"):
+        return 0.0, 1.0
+    if name in ("alone_share", "ablated_share", "random_alone_share", "random_ablated_share", "cmd"):
+        return 0.0, math.inf
+    return (-1.0, 1.0) if name == "spearman" or name.endswith("_mean") else (-math.inf, math.inf)
+
+
+def of_one_run(metrics: Metrics, metric: str) -> Interval | None:
+    """The interval over problems that a record has of a number, or that follows from it; None where it does not tell."""
+    if limits := value_at(metrics, f"{metric}_95"):
+        return Interval(*limits)
+    share, _, last = metric.rpartition(".")
+    if last == "value" and isinstance(found := value_at(metrics, share), Proportion):
+        return Interval(found.low, found.high)
+    return None
 
 
 def spread_of(values: Sequence[float], groups: Sequence[Group], metric: str) -> Spread | None:
