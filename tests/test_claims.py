@@ -16,10 +16,11 @@ from cdbench.errors import UserError
 from cdbench.inference import seed_interval
 from cdbench.record import Faithfulness
 from cdbench.report import ledger as forms
-from cdbench.report.circuits import _band
+from cdbench.report.circuits import _band, measured
 from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
+from cdbench.report.formats import over_seeds, percent
 from cdbench.report.ledger import Claim, Difference, Equivalence, Ledger, Order, read_ledger
 from cdbench.report.sampled import spread_of
 from cdbench.stats import wilson
@@ -657,6 +658,30 @@ def test_the_variance_of_an_accuracy_inside_a_circuit_by_hand() -> None:
     lone = SimpleNamespace(interchange=SimpleNamespace(accuracy=wilson(1, 1)))
     mixed = judged("atp_cd", {0: pairs, 1: lone})
     assert spread_of([0.75, 1.0], [mixed], "circuit.interchange.accuracy.value") is None
+
+
+def test_a_number_that_one_run_of_three_has_says_so_and_has_its_records_interval() -> None:
+    having = SimpleNamespace(interchange=SimpleNamespace(accuracy=wilson(0, 2)))
+    without = SimpleNamespace(interchange=None)
+    found = measured(judged("cka_only", {0: without, 1: having, 2: without}), "circuit.interchange.accuracy.value")
+    assert found and found.mean == 0 and found.of == "1 of 3 runs"
+    assert found.interval == pytest.approx((0, 0.6576), abs=1e-3)  # Wilson's of 0 in 2
+    assert over_seeds(found, percent) == "0.0 % [0.0 %, 65.8 %] (1 of 3 runs)"
+    area = SimpleNamespace(faithfulness=SimpleNamespace(cpr=0.5, cpr_95=[0.3, 0.7], problems=200, on_noise=False))
+    alone = measured(judged("teacher", {0: area}), "circuit.faithfulness.cpr")
+    assert alone and (alone.interval, alone.of) == ((0.3, 0.7), "")
+
+
+def test_nothing_is_shown_of_faithfulness_where_f_divides_by_chance() -> None:
+    by_chance = SimpleNamespace(faithfulness=SimpleNamespace(cpr=0.5, cpr_95=[-4, 5], problems=200, on_noise=True))
+    assert measured(judged("cot", dict.fromkeys(range(3), by_chance)), "circuit.faithfulness.cpr") is None
+
+
+def test_no_interval_of_a_claim_leaves_what_is_possible() -> None:
+    """Rank correlations 0.2, 0.9 and 0.99: Student's interval of their mean ends above 1."""
+    found = {i: SimpleNamespace(exact=SimpleNamespace(spearman=value)) for i, value in enumerate((0.2, 0.9, 0.99))}
+    evidence = one(measure("exact.spearman", 0.5), judged("atp_cd", found)).evidence
+    assert evidence and evidence.interval.high == 1 and -1 < evidence.interval.low < 0.2
 
 
 def test_the_band_of_a_curve_by_hand() -> None:

@@ -111,6 +111,7 @@ def test_what_is_no_number_of_table_1_is_in_a_table_of_its_own(study: Path) -> N
     effects = table(study / "runs" / "failed_run-micro" / "report" / "effects.csv")
     assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) and row["runs"] for row in effects)
     assert len(effects) > 2
+    assert not (folder / "effects.csv").exists()  # nothing is swept there
 
 
 def test_a_claim_that_is_mathematics_is_decided_by_the_conformance_battery(study: Path) -> None:
