@@ -93,8 +93,13 @@ _LEAST_SCALE = 0.6
 """Of letters of 9 to 10 points this leaves 7 to 8 pixels."""
 
 
+_SHORT = 12
+
+
 def _course(curves: Sequence[Sequence[float]]) -> str:
-    """Where a mean curve begins, is midway, and ends."""
+    """What a short mean curve says at each point; of a long one where it begins, is midway, and ends."""
+    if len(curves[0]) <= _SHORT and len({len(y) for y in curves}) == 1:
+        return ", ".join(f"{float(np.mean(values)):.3g}" for values in zip(*curves, strict=True))
     first, middle, last = (
         float(np.mean([y[round(share * (len(y) - 1))] for y in curves])) for share in (0.0, 0.5, 1.0)
     )
@@ -272,20 +277,26 @@ def panels(
     return Picture(f"figure-{name}", svg, caption, told, data)
 
 
-def ablation_bars(models: Mapping[str, Sequence[float]], caption: str) -> Picture:
-    """Ablation impact of each MLP layer, a panel a model."""
+def ablation_bars(models: Mapping[str, Sequence[tuple[float, float]]], caption: str) -> Picture:
+    """Ablation impact of each MLP layer and half of its interval, a panel a model."""
     with _drawing(4.6, 2.7, len(models)) as (figure, axes):
-        for (model, impacts), one, colour in zip(models.items(), axes, _COLOURS, strict=False):
-            one.bar(range(len(impacts)), impacts, color=colour)
+        for (model, found), one, colour in zip(models.items(), axes, _COLOURS, strict=False):
+            impacts, halves = zip(*found, strict=True)
+            one.bar(range(len(impacts)), impacts, yerr=halves, color=colour, ecolor=_INK, capsize=3)
             one.set_title(model, fontsize=10)
             one.set_xlabel("MLP layer")
             one.set_xticks(range(len(impacts)))
             one.set_ylabel("accuracy lost")
             one.axhline(0, color=_INK, linewidth=0.8)
         svg = _svg(figure, "ablation")
-    told = "; ".join(f"{m}: " + ", ".join(f"layer {i} {v:+.3f}" for i, v in enumerate(x)) for m, x in models.items())
+    told = "; ".join(
+        f"{m}: " + ", ".join(f"layer {i} {v:+.3f} ± {half:.3f}" for i, (v, half) in enumerate(x))
+        for m, x in models.items()
+    )
     data: list[Mark] = [
-        {"model": m, "layer": i, "accuracy lost": v} for m, x in models.items() for i, v in enumerate(x)
+        {"model": m, "layer": i, "accuracy lost": v, "95 % ±": half}
+        for m, x in models.items()
+        for i, (v, half) in enumerate(x)
     ]
     return Picture("figure-ablation", svg, caption, told, data)
 

@@ -1,8 +1,10 @@
 """Which figures a study has, and what they show. Numbered as in the papers where they correspond."""
 
 import contextlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,8 @@ from cdbench.report.formats import percent
 from cdbench.report.mask_classes import plane, problem_classes
 
 Row = dict[str, Any]
+_Z = 1.959964
+"""Of 95 %."""
 _CURVE = TypeAdapter(list[FiniteFloat])
 
 
@@ -45,7 +49,28 @@ def _runs_in(picture: Picture, groups: Sequence[Group]) -> tuple[str, ...]:
 
 def circuits_of(data: StudyData) -> Row | None:
     """Impacts and pairing, which all runs of a study share; None where no run got so far."""
-    return next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
+    found = next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
+    return found | {"alike": {role: alike_layers(found, role) for role in ("teacher", "student")}} if found else None
+
+
+def impact_errors(circuits: Row, role: str) -> list[float]:
+    """Standard error of each layer's impact over problems: of the accuracy that is left, as of a sample of its own."""
+    left = [min(1.0, max(0.0, circuits[role]["baseline"] - impact)) for impact in circuits[role]["impacts"]]
+    return [math.sqrt((share * (1 - share) + 1 / circuits["n"]) / circuits["n"]) for share in left]
+
+
+def alike_layers(circuits: Row, role: str) -> list[list[int]]:
+    """Layers whose impacts these problems do not tell apart, each with the next by size: groups of more than one."""
+    impacts, errors = circuits[role]["impacts"], impact_errors(circuits, role)
+    order = sorted(range(len(impacts)), key=lambda i: -impacts[i])
+    groups = [[order[0]]]
+    for before, layer in pairwise(order):
+        same = impacts[before] - impacts[layer] < _Z * math.hypot(errors[before], errors[layer])
+        if same:
+            groups[-1].append(layer)
+        else:
+            groups.append([layer])
+    return [sorted(group) for group in groups if len(group) > 1]
 
 
 def _curves(groups: Sequence[Group], key: str) -> Curves:
@@ -157,15 +182,19 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
     if circuits is None:
         return None
     models = {
-        f"{role} (accuracy {percent(circuits[role]['baseline'])})": circuits[role]["impacts"]
+        f"{role} (accuracy {percent(circuits[role]['baseline'])})": [
+            (impact, _Z * error)
+            for impact, error in zip(circuits[role]["impacts"], impact_errors(circuits, role), strict=True)
+        ]
         for role in ("teacher", "student")
     }
     caption = (
         f"Mean-ablation impact of each MLP layer, before training, on {circuits['n']} problems of the training split "
-        f"(paper A, 4.1.2){_of_the_first(data)}."
+        f"(paper A, 4.1.2){_of_the_first(data)}. Bars: 95 % over problems, of the accuracy that is left."
     )
     # All runs share what was measured once, before any of them.
-    having = tuple(record.run_id for record in data.records if record.inputs.get("circuits") == circuits)
+    shared = {key: value for key, value in circuits.items() if key != "alike"}
+    having = tuple(record.run_id for record in data.records if record.inputs.get("circuits") == shared)
     return replace(figures.ablation_bars(models, caption), run_ids=having)
 
 
