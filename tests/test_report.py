@@ -202,7 +202,7 @@ def test_rows_with_other_length_shifts_share_the_columns_of_a_table() -> None:
     from cdbench.report.circuits import _NUMBERS, circuit_table
 
     rest = dict.fromkeys((*_NUMBERS, "stability", "nodes", "perplexity", "changed", "parameters"))
-    rows = [{"name": name, "run_ids": ["1"], "shift_perplexity": shift} | rest
+    rows = [{"name": name, "run_ids": ["1"], "shift_perplexity": shift, "digits": {}} | rest
             for name, shift in (("old", {}), ("a", {"addition_3digit": 2.0}), ("b", {"subtraction_3digit": 3.0}))]  # fmt: skip
     head, *lines = to_csv(circuit_table(rows)).splitlines()
     assert "perplexity addition_3digit,perplexity subtraction_3digit,runs" in head and len(lines) == 3
