@@ -4,7 +4,7 @@
 
 - attribution of all nodes, in forward passes of the same model (target: at most 4, whatever the number of nodes);
 - edges against EAP-IG's way, at least 2 times faster: a stand-in of ours for its code, which runs on CUDA alone, on
-  TransformerLens (where `make oracles` has installed it, and PYTHONPATH=.oracles);
+  TransformerLens (where `make oracles` has installed it, and PYTHONPATH=.oracles); `eap_ig.py` takes its own package;
 - edges against a plainer way, a copy of the residual stream per reader: no figure to reach;
 - mean ablation of every MLP against a hook and a whole pass each, at 16 layers: at least 1.9 times faster, equal accuracies;
 - exact patching of all nodes against a hook and a whole pass each, on small batches: at least 3 times faster.

@@ -60,7 +60,13 @@ def words() -> PreTrainedTokenizerFast:
     vocabulary = {"<pad>": 0, "<s>": START, "<unk>": 2, **{f"t{i}": i for i in range(3, VOCABULARY)}}
     raw = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
+    made.padding_side, made.add_bos_token = (
+        "right",
+        True,
+    )  # what TransformerLens asks of it, or else reloads it from the hub
+    made.init_kwargs["name_or_path"] = "words"
+    return made
 
 
 def bridged(model: Any) -> Any:
