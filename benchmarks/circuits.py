@@ -199,24 +199,31 @@ def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> T
     return scores / (n * steps) * graph.edge_mask
 
 
+def bridged(model: LlamaForCausalLM, tokenizer: Any) -> Any:
+    """The model as TransformerLens 4 has it, with the hooks that EAP-IG's way asks for."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge: Any = TransformerBridge.boot_transformers(
+        "meta-llama/Llama-3.2-1B", hf_model=deepcopy(model), tokenizer=tokenizer, device="cpu"
+    )
+    for switch in (bridge.set_use_split_qkv_input, bridge.set_use_attn_result, bridge.set_use_hook_mlp_in):
+        switch(True)
+    return bridge
+
+
 def eap_ig(repeats: int, steps: int) -> dict[str, Any]:
     """Edge attribution with one gradient (EAP), or with several (integrated gradients), against EAP-IG's way.
 
     Its own code runs on CUDA alone (the device is written into it).
     """
-    try:
-        from transformer_lens.model_bridge import TransformerBridge
-    except ImportError as error:
-        return {"not run": f"{error}; make oracles installs TransformerLens, then PYTHONPATH=.oracles"}
     from cdbench.zoo import make_tokenizer
 
     model, pairs = llama(12, 8, 256, shared=1), contrasts(64)
     graph = Graph.of(model)
-    bridge = TransformerBridge.boot_transformers(
-        "meta-llama/Llama-3.2-1B", hf_model=deepcopy(model), tokenizer=make_tokenizer(), device="cpu"
-    )
-    for switch in (bridge.set_use_split_qkv_input, bridge.set_use_attn_result, bridge.set_use_hook_mlp_in):
-        switch(True)
+    try:
+        bridge = bridged(model, make_tokenizer())
+    except ImportError as error:
+        return {"not run": f"{error}; make oracles installs TransformerLens, then PYTHONPATH=.oracles"}
     bridge.requires_grad_(False)
     usual = ("on TransformerLens", lambda: lens_edges(bridge, pairs, graph, steps))
     own = ("closed form", lambda: attribute(model, pairs, "edge", steps=steps).mean)

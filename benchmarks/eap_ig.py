@@ -13,14 +13,13 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from circuits import VOCABULARY, alternately, contrasts, lens_edges, llama
+from circuits import VOCABULARY, alternately, bridged, contrasts, lens_edges, llama
 from machine import save
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -61,24 +60,8 @@ def words() -> PreTrainedTokenizerFast:
     raw = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     raw.pre_tokenizer = WhitespaceSplit()
     made = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", unk_token="<unk>")
-    made.padding_side, made.add_bos_token = (
-        "right",
-        True,
-    )  # what TransformerLens asks of it, or else reloads it from the hub
-    made.init_kwargs["name_or_path"] = "words"
-    return made
-
-
-def bridged(model: Any) -> Any:
-    """The model as TransformerLens 4 has it, with the hooks that the package asks for."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    made: Any = TransformerBridge.boot_transformers(
-        "meta-llama/Llama-3.2-1B", hf_model=deepcopy(model), tokenizer=words(), device="cpu"
-    )
-    for switch in (made.set_use_split_qkv_input, made.set_use_attn_result, made.set_use_hook_mlp_in):
-        switch(True)
-    made.cfg.ungroup_grouped_query_attention = True  # it asks; with as many keys as queries there is nothing to ungroup
+    made.padding_side, made.add_bos_token = "right", True
+    made.init_kwargs["name_or_path"] = "words"  # TransformerLens asks for all three
     return made
 
 
@@ -149,7 +132,8 @@ def main() -> None:
     pairs, graph = replace(pairs, clean=clean, corrupt=corrupt), Graph.of(model)
     with tempfile.TemporaryDirectory() as folder:
         hashes = package(given.checkout, Path(folder))
-        bridge = bridged(model)
+        bridge = bridged(model, words())
+        bridge.cfg.ungroup_grouped_query_attention = True  # asked for; with as many keys as queries nothing is grouped
         result = {
             "edges": len(graph.edges),
             "problems": len(pairs),

@@ -444,13 +444,7 @@ def test_rows_without_a_common_problem_are_not_compared() -> None:
 def even(importance: dict[str, float], heads: int = 4) -> Verdict:
     from test_judge import heads_with
 
-    made = SimpleNamespace(
-        run_id="t",
-        spec=SimpleNamespace(seed=0),
-        metrics=SimpleNamespace(circuit=heads_with(importance, heads)),
-        extras={},
-    )
-    group = Group("teacher", "teacher", TASK, {}, cast(Any, (made,)), (), np.zeros((1, 2)), ())
+    group = judged("teacher", {0: heads_with(importance, heads)})
     claim = forms.EvenHeads(id="T.e", says="", source="", decided_by="even_heads", task=TASK, row="teacher")
     return one(claim, group)
 

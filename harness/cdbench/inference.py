@@ -21,6 +21,8 @@ Hits = NDArray[np.float64]
 MOST_SEEDS = 200
 POWER = 0.8
 """How often a number of seeds decides that is said to decide."""
+Z95 = float(distributions.norm.ppf(0.975))
+"""So many standard errors are half of a normal 95 % interval."""
 _LEAST_KNOWN = 3
 """Of fewer variances nobody can say how far they lie apart."""
 _LEAST_P = 1e-12
@@ -365,6 +367,11 @@ def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval | No
     mean, error = float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
     half = float(distributions.t.ppf((1 + level) / 2, len(values) - 1)) * error
     return Interval(mean - half, mean + half)
+
+
+def differing_interval(values: Sequence[float]) -> Interval | None:
+    """The same; None where all runs gave one number, as runs do that no seed changes."""
+    return seed_interval(values) if len(set(values)) > 1 else None
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

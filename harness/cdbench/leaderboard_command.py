@@ -61,8 +61,8 @@ def _made_by(board: "Board", where: plan.Places) -> list[str]:
 
     lines = []
     for row in placed(board):
-        entry, told = row.entry, _row_json(row, board.shifts, where)
-        page = plan.shortest(Path(told["report"])) if told["report"] else "no report yet: cdbench report STUDY"
+        entry, link = row.entry, _page(row, where)
+        page = plan.shortest(Path(link)) if link else "no report yet: cdbench report STUDY"
         beside = [f"CKA {over_seeds(entry.measured('cka_debiased'), number)}"]
         beside += [f"{name} {over_seeds(found, percent)}" for name in board.shifts if (found := entry.shifted(name))]
         beside += [f"{over_seeds(found, percent)} of the neurons off"] if (found := entry.measured("sparsity")) else []
@@ -173,9 +173,14 @@ def board_json(board: "Board", where: plan.Places) -> dict[str, Any]:
     }
 
 
+def _page(row: "Row", where: plan.Places) -> str | None:
+    """Where a row's report is, if there is one."""
+    entry = row.entry
+    return f"{where.study(entry.study) / 'report' / 'index.html'}#run-{entry.run_ids[0]}" if entry.study else None
+
+
 def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str, Any]:
     entry, cka = row.entry, row.entry.measured("cka_debiased")
-    page = where.study(entry.study) / "report" / "index.html" if entry.study else None
     return {
         "place": row.place,
         "tied": row.tied,
@@ -203,7 +208,7 @@ def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str
         "commit": entry.commit,
         "code": entry.code,
         "run_ids": entry.run_ids,
-        "report": f"{page}#run-{entry.run_ids[0]}" if page else None,
+        "report": _page(row, where),
     }
 
 

@@ -21,9 +21,9 @@ from cdbench.inference import (
     Hits,
     Interval,
     Spread,
+    differing_interval,
     holm,
     moderated,
-    seed_interval,
     share_interval,
     spread,
     unpaired_spread,
@@ -117,7 +117,7 @@ class RowEntry(Closed):
     def measured(self, key: str) -> Measured | None:
         """The same with Student's interval over seeds; none where they do not differ."""
         values = self._values(key)
-        interval = seed_interval(values) if len(set(values)) > 1 else None
+        interval = differing_interval(values)
         bounded = interval.within(-1.0, 1.0) if interval else None  # a CKA, or a share
         return Measured(mean, bounded) if (mean := mean_of(values)) is not None else None
 

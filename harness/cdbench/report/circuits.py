@@ -8,16 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats as distributions
 from scipy.stats import spearmanr
 
-from cdbench.inference import Spread, seed_interval
+from cdbench.inference import Spread, differing_interval
 from cdbench.record import CircuitJudgement, Faithfulness, InterchangeJudgement, Record, number_at
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
 from cdbench.report.formats import Measured
-from cdbench.report.sampled import of_one_run, possible, spread_of
+from cdbench.report.sampled import of_one_run, possible, spread_of, variance_of
 from cdbench.seeds import seed_for
 
 Row = dict[str, Any]
@@ -46,8 +45,8 @@ def measured(group: Group, name: str) -> Measured | None:
     if len(values) == 1:
         interval = of_one_run(having[0], name)
     else:
-        over_seeds = seed_interval(values) if len(set(values)) > 1 else None
-        interval = spread.around(mean) if (spread := spread_of(values, [group], name)) else over_seeds
+        spread = spread_of(values, [group], name)
+        interval = spread.around(mean) if spread else differing_interval(values)
     runs = len(group.records)
     return Measured(
         mean,
@@ -311,7 +310,7 @@ def _band(found: Sequence[Faithfulness]) -> figures.Limits:
     if len(found) == 1:
         return low[0].tolist(), high[0].tolist()
     f = np.array([each.f for each in found])
-    of_problems = ((high - low).mean(0) / 2 / distributions.norm.ppf(0.975)) ** 2
+    of_problems = variance_of((high - low).mean(0))
     of_seeds, problems = f.var(0, ddof=1) / len(f), min(each.problems for each in found)
     ends = [
         Spread(float(seeds), len(f), float(drawn), problems).around(float(mean))

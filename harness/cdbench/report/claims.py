@@ -247,10 +247,10 @@ def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = N
             hint = f"; did the ledger mean '{close[0]}'?" if close else ""
             raise NotTested(f"there is no {kind[:-1]} '{asked}' here{hint}")
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
-    mine = [group for group in data.groups if (group.method, group.task) == (name, claim.task)]
-    if at and any(not group.point for group in mine):
+    elsewhere = [group for group in data.groups if (group.method, group.task) == (name, claim.task)]
+    if at and any(not group.point for group in elsewhere):
         raise NotTested(f"this study does not sweep {name}: what a point of a sweep would say, its row does not")
-    if mine and not at:
+    if elsewhere and not at:
         raise NotTested(
             f"this study sweeps {name}: none of its rows is the paper's, even where one has the paper's values"
         )
@@ -316,11 +316,11 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         p=paired_p(values, edge),
         seeds_needed=lambda level: seeds_to_decide(values, edge, level, both=all(map(math.isfinite, region))),
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
-        detail="; ".join(filter(None, map(_lost, groups))),
+        detail="; ".join(filter(None, map(_caveats, groups))),
     )
 
 
-def _lost(group: Group) -> str:
+def _caveats(group: Group) -> str:
     """What whoever reads a row's numbers must know: runs without result, worked solutions that are not the teacher's."""
     all_runs = len(group.records) + len(group.failed)
     told = [f"{len(group.failed)} of {all_runs} runs of {group.name} came to no result" if group.failed else ""]
@@ -436,7 +436,7 @@ def _value(claim: Value, data: StudyData) -> Evidence:
         p=min(1.0, 2 * found.tail(distance)),
         seeds_needed=lambda level: spread_to_decide(found, distance, level),
         lone=len(hits) == 1 and not _is_fixed(group),
-        detail=_lost(group),
+        detail=_caveats(group),
     )
 
 
@@ -462,7 +462,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         p=share_p(hits, edge),
         seeds_needed=needed,
         lone=len(hits) == 1 and not _is_fixed(group),
-        detail=_lost(group),
+        detail=_caveats(group),
     )
 
 
@@ -491,7 +491,7 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
         p=min(1.0, 2 * found.tail(distance)),
         seeds_needed=lambda level: spread_to_decide(found, distance, level),
         lone=len(hits) == 1 and not _is_fixed(group),
-        detail=_lost(group),
+        detail=_caveats(group),
     )
 
 
@@ -522,7 +522,7 @@ def _of_runs(
         p=None if interval is None else p,  # of one run nothing is known that could be tested
         seeds_needed=None if effect == edge else needed,
         lone=interval is None,
-        detail=_with(_with(_lost(group), note), _ALIKE if same and interval else ""),
+        detail=_with(_with(_caveats(group), note), _ALIKE if same and interval else ""),
     )
 
 
@@ -537,7 +537,7 @@ def _over_problems(found: Evidence, values: Sequence[float], groups: Sequence[Gr
         interval=spread.around(found.effect),
         p=min(1.0, 2 * spread.tail(distance)),
         seeds_needed=lambda level: spread_to_decide(spread, distance, level),
-        detail=_with(_lost(groups[0]), "over seeds and problems"),
+        detail=_with(_caveats(groups[0]), "over seeds and problems"),
     )
 
 
@@ -586,7 +586,7 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
         gaps = [first[seed] - second[seed] for seed in sorted(first.keys() & second.keys())]
         found = _of_runs(high, gaps, region, claim.unit, f"{claim.metric} on a seed of {low.name}")
         found = _over_problems(found, gaps, [high, low], claim.metric)
-        found = replace(found, detail=_with(_lost(low), found.detail))
+        found = replace(found, detail=_with(_caveats(low), found.detail))
     if claim.unit == "share":
         found = replace(found, unit="points")
     detail = _with(found.detail, _what_differs(high, low))

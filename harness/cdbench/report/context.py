@@ -20,7 +20,7 @@ from cdbench.report.component_pairs import pair_rows
 from cdbench.report.formats import number, p_value, percent, points
 from cdbench.report.ledger import Claim, FailedRun, Ledger, read_ledger
 from cdbench.report.mask_classes import FEATURES, followed, problem_classes
-from cdbench.report.pictures import circuits_of, draw_all
+from cdbench.report.pictures import alike_layers, circuits_of, draw_all
 from cdbench.report.runs import run_page
 from cdbench.report.sensitivity import factor_effects
 
@@ -32,7 +32,7 @@ def build_context(data: StudyData) -> Row:
     # The reference row is not trained: a study's training budget stands in the other rows.
     trained = next((r for r in data.records if r.spec.method != TEACHER), data.records[0])
     ledger = read_ledger()
-    rows = [table_row(group, data, ledger) for group in data.groups]
+    rows, circuits = [table_row(group, data, ledger) for group in data.groups], circuits_of(data)
     context = _of_study(data, trained.spec.profile) | _of_claims(data, ledger) | _of_rows(data) | _of_provenance(data)
     context |= {
         "rows": rows,
@@ -41,7 +41,8 @@ def build_context(data: StudyData) -> Row:
         "grid": grid(data, ledger.failed_run),
         "failed_claim": ledger.failed_run,
         "pictures": draw_all(data, rows),
-        "circuits": circuits_of(data),
+        "circuits": circuits,
+        "alike": {role: alike_layers(circuits, role) for role in ("teacher", "student")} if circuits else {},
     }
     return context | {"sections": _sections(context)}
 

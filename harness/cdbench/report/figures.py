@@ -95,6 +95,7 @@ _LEAST_SCALE = 0.6
 
 
 _SHORT = 12
+"""Points of a curve that can be told one by one."""
 
 
 def _course(curves: Sequence[Sequence[float]]) -> str:

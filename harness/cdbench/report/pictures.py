@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
-from cdbench.inference import Hits, share_interval
+from cdbench.inference import Z95, Hits, share_interval
 from cdbench.record import Cka
 from cdbench.report import circuits as circuit_pages
 from cdbench.report import figures
@@ -20,8 +20,6 @@ from cdbench.report.formats import percent
 from cdbench.report.mask_classes import plane, problem_classes
 
 Row = dict[str, Any]
-_Z = 1.959964
-"""Of 95 %."""
 _CURVE = TypeAdapter(list[FiniteFloat])
 
 
@@ -49,8 +47,7 @@ def _runs_in(picture: Picture, groups: Sequence[Group]) -> tuple[str, ...]:
 
 def circuits_of(data: StudyData) -> Row | None:
     """Impacts and pairing, which all runs of a study share; None where no run got so far."""
-    found = next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
-    return found | {"alike": {role: alike_layers(found, role) for role in ("teacher", "student")}} if found else None
+    return next((r.inputs["circuits"] for r in data.records if r.inputs.get("circuits")), None)
 
 
 def impact_errors(circuits: Row, role: str) -> list[float]:
@@ -65,8 +62,7 @@ def alike_layers(circuits: Row, role: str) -> list[list[int]]:
     order = sorted(range(len(impacts)), key=lambda i: -impacts[i])
     groups = [[order[0]]]
     for before, layer in pairwise(order):
-        same = impacts[before] - impacts[layer] < _Z * math.hypot(errors[before], errors[layer])
-        if same:
+        if impacts[before] - impacts[layer] < Z95 * math.hypot(errors[before], errors[layer]):
             groups[-1].append(layer)
         else:
             groups.append([layer])
@@ -183,7 +179,7 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         return None
     models = {
         f"{role} (accuracy {percent(circuits[role]['baseline'])})": [
-            (impact, _Z * error)
+            (impact, Z95 * error)
             for impact, error in zip(circuits[role]["impacts"], impact_errors(circuits, role), strict=True)
         ]
         for role in ("teacher", "student")
@@ -193,8 +189,7 @@ def _draw_ablation(data: StudyData, rows: Sequence[Row]) -> Picture | None:
         f"(paper A, 4.1.2){_of_the_first(data)}. Bars: 95 % over problems, of the accuracy that is left."
     )
     # All runs share what was measured once, before any of them.
-    shared = {key: value for key, value in circuits.items() if key != "alike"}
-    having = tuple(record.run_id for record in data.records if record.inputs.get("circuits") == shared)
+    having = tuple(record.run_id for record in data.records if record.inputs.get("circuits") == circuits)
     return replace(figures.ablation_bars(models, caption), run_ids=having)
 
 

@@ -9,17 +9,18 @@ leaves out is made up by what is counted twice, since the part of the seeds hold
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from scipy import stats as distributions
+from numpy.typing import NDArray
 
-from cdbench.inference import Interval, Spread
+from cdbench.inference import Z95, Interval, Spread
 from cdbench.record import Metrics, number_at, value_at
 from cdbench.report.collect import Group, mean_of
 from cdbench.stats import Proportion
 
 _CIRCUIT = "circuit."
+_Width = TypeVar("_Width", float, NDArray[np.float64])
 
 
 class Sampled(NamedTuple):
@@ -37,6 +38,11 @@ def possible(metric: str) -> tuple[float, float]:
     if name in ("alone_share", "ablated_share", "random_alone_share", "random_ablated_share", "cmd"):
         return 0.0, math.inf
     return (-1.0, 1.0) if name == "spearman" or name.endswith("_mean") else (-math.inf, math.inf)
+
+
+def variance_of(width: _Width) -> _Width:
+    """Of what has a 95 % interval so wide."""
+    return (width / 2 / Z95) ** 2
 
 
 def of_one_run(metrics: Metrics, metric: str) -> Interval | None:
@@ -85,8 +91,7 @@ def _of_run(metrics: Metrics, metric: str) -> Sampled | None:
         return None
     if limits := value_at(metrics, f"{metric}_95"):
         problems = value_at(metrics, f"{metric.rpartition('.')[0]}.problems")
-        half = (limits[1] - limits[0]) / 2 / float(distributions.norm.ppf(0.975))
-        return Sampled(half**2, problems) if problems > 1 else None
+        return Sampled(variance_of(limits[1] - limits[0]), problems) if problems > 1 else None
     whole, _, last = metric.rpartition(".")
     if last == "value" and isinstance(share := value_at(metrics, whole), Proportion):
         return Sampled(_of_rate(share.value, share.n), share.n) if share.n > 1 else None
