@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from scipy.linalg import blas
 from threadpoolctl import ThreadpoolController
 from torch import Tensor
 
@@ -41,7 +41,7 @@ _ROWS = 512
 _BLOCK = 16
 """Grams of the other side that are held at a time, where n is not small."""
 _HALF = 64
-"""From so many samples on half a product by NumPy's BLAS is faster than a whole one by torch's."""
+"""From so many samples on half a product by BLAS syrk is faster than a whole one by torch, which has no half ones."""
 _CONSTANT = 1e-9
 """A spread below this part of the mean is judged feature by feature."""
 _SAFE = (2.0**-44, 2.0**56)
@@ -201,9 +201,11 @@ class _Grams:
         self.exponents = [0] * len(layers)
         others = len(layers) - kept
         self.at_once = others if n < _FEW else min(others, _BLOCK)
-        self.buffer = torch.empty(kept + self.at_once, n, n, dtype=dtype, device=device)
+        self._halves = device.type == "cpu" and n >= _HALF
+        """Whether the buffer has of each Gram only what is not below the diagonal, and 0 there."""
+        make, self._product = (torch.zeros, _upper_half) if self._halves else (torch.empty, _whole)
+        self.buffer = make(kept + self.at_once, n, n, dtype=dtype, device=device)
         self._slots = self.buffer.unbind()
-        self._product = _half if device.type == "cpu" and n >= _HALF else _whole
         # Room for one layer: a fresh allocation each costs more than the subtraction.
         self._centred = torch.empty(n * max(layer.shape[1] for layer in layers), dtype=dtype, device=device)
         self._averaging = torch.full((1, n), 1 / n, dtype=dtype, device=device)
@@ -235,7 +237,7 @@ class _Grams:
         diagonal = buffer[slot:].diagonal(dim1=1, dim2=2)
         diagonals = diagonal.to(WIDE, copy=True)
         diagonal.zero_()
-        sums = _hollow_sums(buffer, self.kept, slot)
+        sums = self._hollow_sums(buffer, slot)
         again = self._imprecise(diagonals, sums[2], self._offsets[first : first + count], raw)
         if not again:
             return *sums, diagonals
@@ -245,12 +247,13 @@ class _Grams:
             self._product(rows, buffer[slot + i])
             diagonals[i] = diagonal[i]
         diagonal.zero_()
-        return *_hollow_sums(buffer, self.kept, slot), diagonals
+        return *self._hollow_sums(buffer, slot), diagonals
 
     def _first_has_small_mean(self) -> bool:
         self._form(0, 0, centre=False)
-        offset = float(self._slots[0].sum()) / self.buffer.shape[1]
-        return offset <= float(self._slots[0].trace()) - offset
+        total, trace = float(self._slots[0].sum()), float(self._slots[0].trace())
+        offset = (2 * total - trace if self._halves else total) / self.buffer.shape[1]
+        return offset <= trace - offset
 
     def _imprecise(self, diagonals: Tensor, rows: Tensor, offsets: Tensor, raw: bool) -> list[int]:
         """Which Grams must be formed with care: entries out of range, a mean that costs digits, or nearly constant."""
@@ -265,6 +268,30 @@ class _Grams:
             if not (varied and _SAFE[0] < spread < _SAFE[1]):
                 again.append(place)
         return again
+
+    def _hollow_sums(self, buffer: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Sums over hollow Grams in float64, a few rows of all layers at a time.
+
+        Returns:
+            Inner products of the kept Grams with those from `first` on [kept, new]; of each new one with itself [new], and sums
+            over its rows [new, n].
+        """
+        n = buffer.shape[1]
+        rows = torch.zeros(len(buffer) - first, n, dtype=WIDE, device=buffer.device)
+        inner, own = (torch.zeros((), dtype=WIDE, device=buffer.device) for _ in range(2))
+        a = 0
+        while a < n:
+            start = a if self._halves else 0
+            b = a + max(1, _CHUNK // (n - start))
+            wide = buffer[:, a:b, start:].to(WIDE)
+            flat, new = wide.flatten(1), wide[first:]
+            inner = inner + flat[: self.kept] @ flat[first:].T
+            own = own + torch.linalg.vecdot(flat[first:], flat[first:])
+            rows[:, a:b] += new.sum(2)
+            if self._halves:  # what is above the diagonal stands below it, too
+                rows[:, a:] += new.sum(1)
+            a = b
+        return (2 * inner, 2 * own, rows) if self._halves else (inner, own, rows)
 
     def _form(self, place: int, slot: int, centre: bool) -> None:
         x = self.layers[place]
@@ -282,30 +309,12 @@ def _whole(rows: Tensor, out: Tensor) -> None:
     torch.mm(rows, rows.T, out=out)
 
 
-def _half(rows: Tensor, out: Tensor) -> None:
-    # NumPy sends a product with its own transpose to BLAS syrk, half the work; torch never does.
-    array = rows.resolve_neg().contiguous().numpy()
-    with np.errstate(all="ignore"):  # an overflow shows in the trace, and the layer is scaled
-        np.matmul(array, array.T, out=out.numpy())
-
-
-def _hollow_sums(buffer: Tensor, kept: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums over hollow Grams in float64, a few rows of all layers at a time.
-
-    Returns:
-        Inner products of the kept Grams with those from `first` on [kept, new]; of each new one with itself [new], and sums over
-        its rows [new, n].
-    """
-    parts = []
-    for part in buffer.split(max(1, _CHUNK // buffer.shape[1]), dim=1):
-        wide = part.to(WIDE)
-        flat = wide.flatten(1)
-        new = flat[first:]
-        parts.append((flat[:kept] @ new.T, torch.linalg.vecdot(new, new), wide[first:].sum(-1)))
-    if len(parts) == 1:
-        return parts[0]
-    inner, own, rows = zip(*parts, strict=True)
-    return torch.stack(inner).sum(0), torch.stack(own).sum(0), torch.cat(rows, 1)
+def _upper_half(rows: Tensor, out: Tensor) -> None:
+    """The product on the diagonal and above it; below, `out` stays as it is."""
+    array = rows.resolve_neg().contiguous().numpy().T
+    syrk = blas.dsyrk if rows.dtype == WIDE else blas.ssyrk
+    # For BLAS, which counts by columns, `out` is transposed, and its upper half a lower one.
+    syrk(1.0, array, trans=1, lower=1, c=out.numpy().T, overwrite_c=1)
 
 
 def _selection(places: list[int]) -> slice | list[int]:
@@ -321,7 +330,7 @@ def _no_autocast(device: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def _blas_threads_as_torch(n: int) -> Iterator[None]:
-    """NumPy's BLAS with torch's number of threads: the last digits depend on it, and records state torch's."""
+    """SciPy's BLAS with torch's number of threads: the last digits depend on it, and records state torch's."""
     if n < _HALF:
         yield
         return
