@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cdbench.api import CrossEntropy, Method, Outcome, Problem, top_components
+from cdbench.api import CrossEntropy, Method, Outcome, Problem, other_components, top_components
 
 
 @dataclass(frozen=True)
@@ -12,11 +12,7 @@ class CircuitFinetuneOtherPart(Method):
     by: Literal["attribution", "ablation"] = "attribution"
 
     def run(self, problem: Problem) -> Outcome:
-        found, rng = problem.components("student", self.by), problem.rng("other_part")
-        circuit, drawn = top_components(found, self.share), rng.sample(found.sites, len(found.sites))
-        part: list[str] = []
-        for kind in ("attn", "mlp"):
-            others_first = sorted((site for site in drawn if site.startswith(kind)), key=circuit.__contains__)
-            part += others_first[: sum(site.startswith(kind) for site in circuit)]
+        found = problem.components("student", self.by)
+        part = other_components(top_components(found, self.share), found.sites, problem.rng("other_part"))
         trained = problem.fit([CrossEntropy()], part)
         return Outcome(trained.weights, extras={"part": part})

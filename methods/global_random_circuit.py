@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, top_components
+from cdbench.api import GlobalCka, Kl, Method, Outcome, Problem, other_components, top_components
 
 
 @dataclass(frozen=True)
@@ -14,11 +14,7 @@ class GlobalRandomCircuit(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "attribution") for model in ("student", "teacher"))
         own, circuit = (top_components(found, self.share) for found in (student, teacher))
-        drawn = problem.rng("random_circuit").sample(teacher.sites, len(teacher.sites))
-        target: list[str] = []
-        for kind in ("attn", "mlp"):
-            others_first = sorted((site for site in drawn if site.startswith(kind)), key=circuit.__contains__)
-            target += others_first[: sum(site.startswith(kind) for site in circuit)]
-        terms = [Kl(self.temperature), GlobalCka(own, tuple(target), self.alignment_weight)]
+        target = other_components(circuit, teacher.sites, problem.rng("random_circuit"))
+        terms = [Kl(self.temperature), GlobalCka(own, target, self.alignment_weight)]
         trained = problem.fit(terms, own)
         return Outcome(trained.weights, extras={"teacher_part": target})

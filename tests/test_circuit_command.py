@@ -107,11 +107,17 @@ def test_evaluate_takes_the_training_problems_that_the_search_was_on(
     assert asked["train"][1] == told
 
 
-@pytest.mark.parametrize("ablation", ["mean", "zero"])
+@pytest.mark.parametrize("ablation", ["mean", "mean-positional", "zero"])
 def test_evaluate_by_other_ablations(command: Command, args: list[str], found: Path, ablation: str) -> None:
     told = command("circuit", "evaluate", found, *args[2:], "-n", "40", "--ablation", ablation, "--random", "1")
     assert told.exit_code == 0, told.stderr
-    assert {"mean": "all else at its mean", "zero": "all else zero"}[ablation] in told.stdout
+    said = {
+        "mean": "all else at its mean\n",
+        "mean-positional": "all else at its mean at that place",
+        "zero": "all else zero",
+    }
+    assert said[ablation] in told.stdout
+    assert "less that of magnitude" in told.stdout and "95 % over the same problems" in told.stdout
 
 
 @pytest.mark.parametrize("level", ["node", "edge", "neuron"])
@@ -188,7 +194,9 @@ def test_interchange_names_the_node_that_carries_a_variable(command: Command, ar
     accuracy, control = done.stdout.splitlines()[-2:]
     assert accuracy.startswith("interchange accuracy") and "the median node has" in accuracy
     assert control.startswith("control") and "of a source of the same ones_op1" in control
+    assert "chosen on" in accuracy or "no node gives the expected answer" in accuracy
     table = json.loads(command("circuit", "interchange", "teacher", *args, "-n", "90", "--json", "--all").stdout)
+    assert table["chosen"]["n"] == table["problems"] // 2
     assert set(table["nodes"]) == {"input", *(f"a{i}.h{j}" for i in range(3) for j in range(4)), "m0", "m1", "m2"}
     assert table["accuracy"]["n"] == table["judged_on"] == table["problems"] - table["problems"] // 2
     assert 0 < table["control"]["n"] <= 90

@@ -267,7 +267,7 @@ def test_points_of_a_sweep_are_compared_by_name() -> None:
 
 def test_a_number_is_known_by_its_path_in_a_record() -> None:
     for name in ("circuit.edges.faithfulness.cpr", "masks.student.binary", "perplexity.test", "accuracy.value",
-                 "parameters_changed_share", "circuit.edges.faithfulness.smallest_faithful"):  # fmt: skip
+                 "parameters_changed", "circuit.edges.faithfulness.smallest_faithful"):  # fmt: skip
         assert forms.is_number(name), name
     for name in ("circuit.edges.faithfulnes.cpr", "circuit", "accuracy", "first_prompt", "masks", ""):
         assert not forms.is_number(name), name

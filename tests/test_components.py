@@ -12,7 +12,9 @@ from cdbench.api import CkaAlignment, Components, CrossEntropy, GlobalCka, Kl
 from cdbench.circuits.attribution import attribute
 from cdbench.circuits.components import (
     components,
+    other_components,
     pair_components,
+    pairing_support,
     random_partners,
     site_of,
     top_components,
@@ -90,6 +92,53 @@ def test_pairing_by_importance_is_the_papers_rule_for_layers() -> None:
 def test_heads_go_with_heads_and_what_has_no_kind_stays_alone() -> None:
     student, teacher = of(a0h0=[1.0, 2.0], m0=[3.0, 1.0]), of(a0h0=[1.0, 2.0], a0h1=[2.0, 5.0])
     assert [s for s, _ in pair_components(student, teacher, 1.0)] == ["attn.0.head.0"]
+
+
+def random_scores(n: int, shared: float, seed: int) -> tuple[Components, Components]:
+    """Six heads and two MLPs of either model, whose scores have a correlation of `shared` with those of the same name."""
+    draw = torch.Generator().manual_seed(seed)
+    names = [f"attn.0.head.{i}" for i in range(6)] + ["mlp.0.out", "mlp.1.out"]
+    one, noise = (torch.randn(n, len(names), generator=draw) for _ in range(2))
+    return Components(tuple(names), one), Components(tuple(names), shared * one + (1 - shared**2) ** 0.5 * noise)
+
+
+def test_a_pairing_that_the_problems_bear_out_comes_back_and_is_beyond_chance() -> None:
+    student, teacher = random_scores(400, 0.8, 0)
+    pairs = pair_components(student, teacher, 1.0)
+    assert all(s == t for s, t in pairs)
+    found = pairing_support(student, teacher, pairs)
+    by_hand = [
+        float(torch.corrcoef(torch.stack([student.scores[:, i], teacher.scores[:, i]]))[0, 1])
+        for i in (student.sites.index(s) for s, _ in pairs)
+    ]
+    assert found.correlations == pytest.approx(by_hand, abs=1e-6)
+    assert min(found.kept) > 0.99
+    assert max(found.by_chance) < 0.5 * sum(by_hand) / len(by_hand)
+    assert found == pairing_support(student, teacher, pairs)
+
+
+def test_a_pairing_of_noise_is_what_matching_makes_of_nothing() -> None:
+    """The matching takes the largest of many correlations: their mean is above 0 without anything behind it, by chance too."""
+    reached = []
+    for seed in range(40):
+        student, teacher = random_scores(60, 0.0, seed)
+        pairs = pair_components(student, teacher, 1.0)
+        found = pairing_support(student, teacher, pairs)
+        mean = sum(found.correlations) / len(pairs)
+        assert mean > 0
+        reached.append(sum(value >= mean for value in found.by_chance) / len(found.by_chance))
+    assert 0.3 < sum(reached) / len(reached) < 0.7  # as often above as below
+    assert sum(p <= 0.05 for p in reached) <= 6  # 2 expected of 40; 7 or more in one of 200 tries
+
+
+def test_other_components_are_as_many_of_each_kind_and_outside_while_there_are_such() -> None:
+    sites = ("attn.0.head.0", "attn.0.head.1", "attn.0.head.2", "attn.0.head.3", "mlp.0.out", "mlp.1.out")
+    circuit = ("attn.0.head.1", "mlp.0.out", "mlp.1.out")
+    drawn = {other_components(circuit, sites, Random(seed)) for seed in range(20)}
+    for other in drawn:
+        assert len(set(other)) == 3 and set(other) >= {"mlp.0.out", "mlp.1.out"}
+        assert other[0] in {"attn.0.head.0", "attn.0.head.2", "attn.0.head.3"}
+    assert len({other[0] for other in drawn}) == 3
 
 
 def test_random_partners_are_the_same_components_dealt_out_anew() -> None:

@@ -12,6 +12,7 @@ from cdbench.circuits.attribution import Work, attribute
 from cdbench.circuits.evaluation import Rivals, evaluate
 from cdbench.circuits.faithfulness import (
     SIZES,
+    Ablation,
     Curve,
     Exchange,
     Ranking,
@@ -26,7 +27,7 @@ from cdbench.circuits.faithfulness import (
     random_scores,
 )
 from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level, prune, top
-from cdbench.circuits.patching import mean_outputs
+from cdbench.circuits.patching import mean_outputs, placed_means
 from cdbench.circuits.scores import Scores, single, spearman
 from cdbench.errors import UserError
 from cdbench.tokens import encode
@@ -147,10 +148,41 @@ def test_other_ablations_put_means_or_zeros_outside(ablation: str) -> None:
     torch.testing.assert_close(found, naive_patched(model, pairs, ["a1.h2", "m0"], instead), rtol=1e-4, atol=1e-4)
 
 
-def test_mean_ablation_without_means_is_an_error() -> None:
-    model = llama()
-    with pytest.raises(ValueError, match="needs the means"):
-        circuit_metric(model, contrasts(), [Circuit.whole(Graph.of(model))], exchange=Exchange("mean"))
+def test_means_at_each_place_stand_where_they_were_seen() -> None:
+    """Every prompt is 6 tokens long: at place i stands what the node has there, on average over prompts."""
+    model, pairs = llama(), contrasts()
+    graph, split = Graph.of(model), encode(make_tokenizer(), [each for each in problems() if len(each.prompt) == 6])
+    kept = torch.ones(len(graph.nodes), dtype=torch.bool)
+    kept[graph.head(1, 2)] = kept[graph.mlp(0)] = False
+    means = placed_means(model, split)
+    found = circuit_metric(model, pairs, [Circuit(graph, kept)], exchange=Exchange("mean-positional", means))[0]
+    own = naive_outputs(model, split.ids[:, :6])
+    instead = {name: own[name].mean(0).expand(8, 6, -1) for name in ("a1.h2", "m0")}
+    torch.testing.assert_close(found, naive_patched(model, pairs, ["a1.h2", "m0"], instead), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ablation", ["mean", "mean-positional"])
+def test_mean_ablation_without_means_of_its_kind_is_an_error(ablation: Ablation) -> None:
+    model, split = llama(), encode(make_tokenizer(), problems())
+    others = placed_means(model, split) if ablation == "mean" else mean_outputs(model, split)
+    for means in (None, others):
+        with pytest.raises(ValueError, match=f"{ablation} ablation needs the means"):
+            circuit_metric(model, contrasts(), [Circuit.whole(Graph.of(model))], exchange=Exchange(ablation, means))
+
+
+def test_two_rankings_are_compared_problem_by_problem() -> None:
+    """Against itself a ranking leaves nothing, and no interval; against another the difference of the areas."""
+    model, pairs = llama(), contrasts()
+    scores = attribute(model, pairs)
+    same = evaluate(model, pairs, scores, Rivals(1, single("node", scores.mean)))["magnitude"]
+    assert same["cpr_difference"] == pytest.approx(0, abs=1e-12)
+    assert same["cpr_difference_95"] == pytest.approx([0, 0], abs=1e-12)
+    found = evaluate(model, pairs, scores, Rivals(2))
+    for rival in ("magnitude", "random"):
+        low, high = found[rival]["cpr_difference_95"]
+        assert low <= found[rival]["cpr_difference"] <= high
+        assert found[rival]["cpr_difference"] == pytest.approx(found["circuit"]["cpr"] - found[rival]["cpr"])
+        assert found[rival]["cmd_difference"] == pytest.approx(found["circuit"]["cmd"] - found[rival]["cmd"])
 
 
 def test_a_circuit_of_another_model_is_refused() -> None:

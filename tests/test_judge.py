@@ -157,6 +157,11 @@ def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgem
         read.append(caught[site][rows, split.last_prompt])
     expected = linear_cka(read[0].double(), read[1].double(), debiased=True).item()
     assert judgement.cka.debiased[0] == pytest.approx(expected, abs=1e-4)
+    support = judgement.cka.support
+    assert support == found.cka.support and support is not None
+    assert len(support.correlations) == len(support.kept) == len(judgement.cka.pairs)
+    assert support.mean == pytest.approx(sum(support.correlations) / len(support.correlations))
+    assert 0 < support.p <= 1
     assert judgement.cka.debiased_mean == pytest.approx(sum(judgement.cka.debiased) / len(judgement.cka.debiased))
 
 
@@ -258,6 +263,15 @@ def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, 
         assert found.magnitude.cpr == pytest.approx(float(cpr(by_size)), abs=1e-5)
         at_random = [curve(model, contrasts, random_scores(graph, level, i)).faithfulness() for i in range(3)]
         assert found.random.cmd == pytest.approx(sum(float(cmd(f)) for f in at_random) / 3, abs=1e-5)
+        for rival in (found.magnitude, found.random):
+            assert rival.cpr_difference == pytest.approx(found.cpr - rival.cpr, abs=1e-6)
+            assert rival.cmd_difference == pytest.approx(found.cmd - rival.cmd, abs=1e-6)
+            low, high = rival.cpr_difference_95
+            assert low <= high
+    assert judgement.stability == pytest.approx(
+        attribute(model, workspace.contrasts).stability(torch.ones(len(graph.nodes), dtype=torch.bool)), abs=1e-3
+    )
+    assert edges.stability == pytest.approx(scores.stability(graph.edge_mask), abs=1e-2)
 
 
 def test_the_best_match_asks_nobody_for_partners(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
@@ -318,6 +332,7 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
     assert list(found.interchange_digits) == ["ones_op1", "ones_op2", "tens_op1", "tens_op2"]
     for judged, pairs in zip(found.interchange_digits.values(), seen[4::3], strict=True):
         assert len(judged.marks) == pairs and judged.accuracy.value == 1
+        assert judged.chosen is not None and judged.chosen.value == 1
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found.interchange is None and "solves none of the problems" in found.not_judged["interchange"]

@@ -149,6 +149,8 @@ class Trap:
         ({"edges_scores": torch.ones(7, 15).to_sparse(), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain tensor"),
         ({"edges_scores": torch.ones(7, 15) * 1j, "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain tensor of real"),
         ({"edges_scores": torch.ones(7, 15, device="meta"), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}}, "no plain"),
+        ({"edges_scores": torch.ones(7, 15).bool(), "cfg": {"n_layers": 2, "n_heads": 2, "d_model": 4}},
+         "edges_scores holds true and false, not scores; those belong in edges_in_graph"),
         (Trap(), "no file of plain tensors"),
     ],
 )  # fmt: skip
@@ -335,6 +337,18 @@ def test_a_score_that_is_no_number_is_none(tmp_path: Path, score: object) -> Non
     path.write_text(json.dumps(table))
     with pytest.raises(UserError, match="a score of nodes is missing or no number"):
         mib.read(path, "node")
+
+
+@pytest.mark.parametrize("place", [0, -1])
+def test_true_between_numbers_is_no_score(tmp_path: Path, place: int) -> None:
+    path = tmp_path / "x.json"
+    mib.write(path, GRAPH, "neuron", scores_of("neuron"))
+    table = json.loads(path.read_text())
+    scores = table["nodes"]["m0"]["neurons_scores"]
+    scores[place] = True
+    path.write_text(json.dumps(table))
+    with pytest.raises(UserError, match="neurons is missing or no number"):
+        mib.read(path, "neuron")
 
 
 def test_a_file_of_a_large_model_is_read_in_seconds(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from cdbench.circuits.components import pair_components, random_partners, top_components
+    from cdbench.circuits.components import other_components, pair_components, random_partners, top_components
     from cdbench.circuits.masks import (
         ActivationEncoder,
         MaskGenerator,
@@ -53,6 +53,7 @@ _REEXPORTS = {
     "mask_overlap_loss": "cdbench.circuits.masks",
     "mask_sparsity_loss": "cdbench.circuits.masks",
     "make_probe": "cdbench.objectives.global_cka",
+    "other_components": "cdbench.circuits.components",
     "pair_components": "cdbench.circuits.components",
     "random_partners": "cdbench.circuits.components",
     "shuffled_rows": "cdbench.objectives.cka_alignment",
@@ -86,6 +87,7 @@ __all__ = [
     "make_probe",
     "mask_overlap_loss",
     "mask_sparsity_loss",
+    "other_components",
     "pair_components",
     "random_partners",
     "shuffled_rows",

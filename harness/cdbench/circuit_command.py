@@ -206,10 +206,11 @@ def _ends(studied: "Studied", contrasts: Any, work: Any) -> dict[str, float]:
 @click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
 @click.option(
     "--ablation",
-    type=click.Choice(["resample", "mean", "zero"]),
+    type=click.Choice(["resample", "mean", "mean-positional", "zero"]),
     default="resample",
     show_default=True,
-    help="What stands in for everything outside: the counterfactual's activations (MIB), the mean, or zero.",
+    help="What stands in for everything outside: the counterfactual's activations (MIB), the mean over prompts, the mean at each "
+    "place of a prompt, or zero.",
 )
 @click.option(
     "-n", "--problems", type=click.IntRange(2), default=500, show_default=True, help="Held-out problems to use."
@@ -227,7 +228,7 @@ def evaluate(folder: Path, **options: Any) -> None:
     cdbench circuit evaluate runs/circuits/teacher-addition_2digit-edge-attribution --ablation mean --json
     """
     from cdbench.circuits import evaluation, faithfulness, saved
-    from cdbench.circuits.patching import mean_outputs
+    from cdbench.circuits.patching import mean_outputs, placed_means
 
     made, scores = saved.read(folder)
     studied = studied_again(made, options)
@@ -235,11 +236,12 @@ def evaluate(folder: Path, **options: Any) -> None:
     contrasts, told = studied.contrasts(wanted, "test", options["problems"])
     # Means and magnitudes are found where scores are: on the training problems of the search, if the circuit says how many.
     training, _ = studied.contrasts(wanted, "train", made.data.drawn or options["problems"])
-    means = None
-    if options["ablation"] == "mean":  # of training prompts, as everywhere (errata A6)
+    exchange = faithfulness.Exchange(options["ablation"])
+    if "mean" in options["ablation"]:  # of training prompts, as everywhere (errata A6)
         split = studied.encoded([clean for clean, _ in training.pairs])
-        means = mean_outputs(studied.model, split, batch_size=options["batch_size"])
-    exchange = faithfulness.Exchange(options["ablation"], means)
+        means_of = mean_outputs if options["ablation"] == "mean" else placed_means
+        means = means_of(studied.model, split, batch_size=options["batch_size"])
+        exchange = faithfulness.Exchange(options["ablation"], means)
     work = work_told("faithfulness", options["batch_size"])
     rivals = evaluation.Rivals(options["draws"], faithfulness.magnitude(studied.model, training, scores.level, work))
     result = evaluation.evaluate(studied.model, contrasts, scores, rivals, exchange=exchange, work=work)

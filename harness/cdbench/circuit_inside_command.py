@@ -88,8 +88,9 @@ def interchange(model: str, **options: Any) -> None:
     shares = [wilson(int(k), len(hits)) for k in hits.sum(0).tolist()]
     order = torch.tensor([share.value for share in shares]).argsort(descending=True, stable=True).tolist()
     best, held = best_node(hits)
-    judged = wilson(int(held.sum()), len(held))
-    control, others = _control_of(studied, examples, best, options), hits[len(hits) - len(held) :].float().mean(0)
+    judged, first = wilson(int(held.sum()), len(held)), hits[: len(hits) - len(held), best]
+    chosen = wilson(int(first.sum()), len(first))
+    control, others = _control_of(studied, examples, best, options), hits[len(first) :].float().mean(0)
     (base, source), expected = problems.pairs[0], problems.expected[0]
     table = {
         "cdbench": __version__, "model": model, "subject": studied.subject.model_dump(), "variable": variable,
@@ -97,7 +98,8 @@ def interchange(model: str, **options: Any) -> None:
         "not_solved": None if options["every"] else len(drawn) - len(examples),  # with --all nobody asks
         "without_source": len(examples) - len(hits),
         "example": [f"{base.prompt}{base.answer}", f"{source.prompt}{source.answer}", expected],
-        "best": names[best], "judged_on": len(held), "accuracy": judged.model_dump(), "median_node": float(others.median()),
+        "best": names[best], "chosen": chosen.model_dump(), "judged_on": len(held), "accuracy": judged.model_dump(),
+        "median_node": float(others.median()),
         "control": control.model_dump() if control else None,
         "nodes": {names[i]: shares[i].model_dump() for i in order},
     }  # fmt: skip

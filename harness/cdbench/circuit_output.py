@@ -61,7 +61,8 @@ def dropped(told: "Problems") -> str:
     return f" (dropped: {'; '.join(parts)})" if parts else ""
 
 
-ELSE = {"resample": "from the counterfactual", "mean": "at its mean", "zero": "zero"}
+ELSE = {"resample": "from the counterfactual", "mean": "at its mean", "mean-positional": "at its mean at that place",
+        "zero": "zero"}  # fmt: skip
 
 
 def _plain(value: float) -> str:
@@ -91,6 +92,13 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
         (low, high), (least, most) = mine[f"{key}_95"], chance[f"{key}_range"]
         click.echo(f"{name}  {mine[key]:.3f} [{_plain(low)}, {_plain(high)}]   magnitude {size[key]:.3f}   "
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
+        if math.isfinite(low):
+            beside = "; ".join(
+                f"less that of {rival} {found[f'{key}_difference']:+.3f} [{below:+.3f}, {above:+.3f}]"
+                for rival, found in (("magnitude", size), ("random", chance))
+                for below, above in [found[f"{key}_difference_95"]]
+            )
+            click.echo(f"     {beside}, 95 % over the same problems")
 
 
 def show_interchange(table: dict[str, Any], most: int) -> None:
@@ -104,8 +112,11 @@ def show_interchange(table: dict[str, Any], most: int) -> None:
     click.echo(f"for example “{base}” with the {variable} of “{source}” is {expected}\n")
     for name, found in list(table["nodes"].items())[:most]:
         click.echo(f"  {name:<8}  {found['value']:6.1%} [{found['low']:.1%}, {found['high']:.1%}]")
-    click.echo(f"\ninterchange accuracy {share(table['accuracy'])}: of {best}, chosen on one half of the problems and judged on "
-               f"the other {table['judged_on']}, where the median node has {table['median_node']:.1%}")  # fmt: skip
+    chosen = table["chosen"]
+    how = (f"of {best}, which gives {chosen['value']:.1%} on the half of the problems that it was chosen on" if chosen["k"] else
+           f"no node gives the expected answer on the half of the problems to choose on; of {best}, the first,")  # fmt: skip
+    click.echo(f"\ninterchange accuracy {share(table['accuracy'])}: {how}, judged on the other {table['judged_on']}, "
+               f"where the median node has {table['median_node']:.1%}")  # fmt: skip
     if control is None:
         click.echo(f"control              none: no two of the problems have the same {variable} and another answer")
         return

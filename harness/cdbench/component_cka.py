@@ -6,8 +6,8 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from cdbench.api import Components, Example
-from cdbench.circuits.components import Pairs, is_head, pair_components, top_components
-from cdbench.record import ComponentCka
+from cdbench.circuits.components import Pairs, is_head, pair_components, pairing_support, top_components
+from cdbench.record import ComponentCka, PairingSupport
 from cdbench.signals import SiteAt, signals_of
 from cdbench.similarity import cka_matrices
 from cdbench.tokens import Encoded, encode
@@ -27,8 +27,8 @@ def component_cka(
     Raises:
         ValueError: no two components are of one kind, or one is constant over the problems.
     """
-    teacher = workspace.components("teacher", "attribution")
-    pairs = pair_components(workspace.components("student", "attribution"), teacher, share)
+    student, teacher = (workspace.components(model, "attribution") for model in ("student", "teacher"))
+    pairs = pair_components(student, teacher, share)
     if not pairs:
         raise ValueError("the circuits of student and teacher have no two components of one kind")
     circuits = [top_components(each, share) for each in (own, teacher)]
@@ -42,6 +42,7 @@ def component_cka(
     ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
     return ComponentCka(
         pairs=list(pairs),
+        support=_support(student, teacher, pairs),
         debiased=list(debiased),
         debiased_mean=sum(debiased) / len(pairs),
         biased_mean=sum(biased) / len(pairs),
@@ -49,6 +50,18 @@ def component_cka(
         student=list(mine),
         teacher=list(theirs),
         matrix=matrix.tolist(),
+    )
+
+
+def _support(student: Components, teacher: Components, pairs: Pairs) -> PairingSupport:
+    found = pairing_support(student, teacher, pairs)
+    mean, chance = sum(found.correlations) / len(pairs), found.by_chance
+    return PairingSupport(
+        correlations=list(found.correlations),
+        kept=list(found.kept),
+        mean=mean,
+        mean_by_chance=sum(chance) / len(chance),
+        p=(1 + sum(value >= mean for value in chance)) / (1 + len(chance)),
     )
 
 

@@ -6,10 +6,10 @@ its circuit.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -121,6 +121,7 @@ def judge_circuit(
         importance=scores.mean.tolist(),
         importance_low=low.tolist(),
         importance_high=high.tolist(),
+        stability=_stability(scores, torch.ones(len(graph.nodes), dtype=torch.bool)),
         exact=_exactly(model, found, scores),
         circuit=circuit.names,
         faithfulness=reasons.part("faithfulness", lambda: _faithfulness(model, found, held, scores)),
@@ -216,7 +217,13 @@ def _edges(
         faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
         accuracy=wilson(int(circuit_hits(model, some, [circuit], means.at, _OF_EDGES).sum()), len(some)),
         exact=_exactly(model, found, scores, _OF_EDGES),
+        stability=_stability(scores, graph.edge_mask),
     )
+
+
+def _stability(scores: Scores, exists: Tensor) -> float | None:
+    value = scores.stability(exists)
+    return value if math.isfinite(value) else None
 
 
 def _faithfulness(
@@ -240,10 +247,14 @@ def _faithfulness(
         metric_whole=found["metric_whole"],
         metric_empty=found["metric_empty"],
         problems=len(held),
-        magnitude=Baseline(**{key: found["magnitude"][key] for key in ("cpr", "cmd")}),
-        random=Baseline(**{key: found["random"][key] for key in ("cpr", "cmd")}),
+        magnitude=_baseline(found["magnitude"]),
+        random=_baseline(found["random"]),
         on_noise=found["on_noise"],
     )
+
+
+def _baseline(found: Mapping[str, Any]) -> Baseline:
+    return Baseline(**{key: found[key] for key in Baseline.model_fields})
 
 
 class _Interchange:
@@ -265,13 +276,15 @@ class _Interchange:
         """
         graph = Graph.of(self._model)
         found, kept = self._hits(variable, "train", all_nodes(graph))
-        best = int(found[kept].sum(0).argmax())
+        hits = found[kept].sum(0)
+        best = int(hits.argmax())
         judged, mine = (each.flatten() for each in self._hits(variable, "test", [best]))
         control, own = (each.flatten() for each in self._hits(variable, "test", [best], same=True))
         return InterchangeJudgement(
             variable=variable,
             node=graph.nodes[best],
             accuracy=wilson(int(judged[mine].sum()), int(mine.sum())),
+            chosen=wilson(int(hits[best]), int(kept.sum())),
             control=wilson(int(control[own].sum()), int(own.sum())),
             marks="".join(str(int(hit)) if asked else "-" for hit, asked in zip(judged, mine, strict=True)),
         )

@@ -84,10 +84,18 @@ class MaskAgreement(_Model):
 
 
 class Baseline(_Model):
-    """Areas of circuits that attribution did not choose: by how far an item's output moves, or at random (mean over draws)."""
+    """Areas of circuits that attribution did not choose: by how far an item's output moves, or at random (mean over draws).
+
+    The differences are attribution's less these, on the same problems, with 95 % intervals over problems; None in records from
+    before they were kept.
+    """
 
     cpr: float
     cmd: float
+    cpr_difference: float | None = None
+    cpr_difference_95: list[float] = []
+    cmd_difference: float | None = None
+    cmd_difference_95: list[float] = []
 
 
 _FAITHFUL = 0.9
@@ -148,6 +156,8 @@ class EdgeJudgement(_Model):
     accuracy: Proportion
     top: dict[str, float] = Field(default_factory=dict)
     """Scores of the strongest edges by name (`m0->a1.h2<q>`), strongest first."""
+    stability: float | None = None
+    """As that of nodes."""
     exact: ExactCheck | None = None
 
 
@@ -161,6 +171,9 @@ class InterchangeJudgement(_Model):
     variable: str
     node: str
     accuracy: Proportion
+    chosen: Proportion | None = None
+    """Of the same node, on the training pairs that it was chosen on. Where that is 0 no node gives the expected answer there, and
+    the first stands for all. None in records from before it was kept."""
     control: Proportion | None = None
     marks: str = Field(default="", pattern="^[01-]*$")
     """A letter for each pair that all rows of a task are asked, in one order: 1 the expected answer, 0 another, - a pair of which
@@ -178,6 +191,21 @@ class AttentionJudgement(_Model):
     """By head, most important first: a row for each position that looks, a column for each that is looked at; rows sum to 1."""
 
 
+class PairingSupport(_Model):
+    """How much the problems say for a functional pairing (`circuits.components.pairing_support`)."""
+
+    correlations: list[float]
+    """Between the scores of the two of each pair, over training problems."""
+    kept: list[float]
+    """In what share of pairings of problems drawn anew each pair comes back."""
+    mean: float
+    """Of the correlations."""
+    mean_by_chance: float
+    """The same where one model's problems are shuffled and the pairing is made anew: what matching alone can make of nothing."""
+    p: float
+    """One-sided: the share of shuffles that reach the mean, the unshuffled one among them."""
+
+
 class ComponentCka(_Model):
     """Debiased CKA of heads and MLPs: of the same functional pairs for every row, and student x teacher of the top ones.
 
@@ -186,6 +214,8 @@ class ComponentCka(_Model):
     """
 
     pairs: list[tuple[str, str]]
+    support: PairingSupport | None = None
+    """None in records from before it was asked."""
     debiased: list[float]
     debiased_mean: float
     biased_mean: float | None = None
@@ -214,6 +244,9 @@ class CircuitJudgement(_Model):
     importance: list[float]
     importance_low: list[float]
     importance_high: list[float]
+    stability: float | None = None
+    """Mean rank correlation (Spearman) of the importances of two halves of the problems; None in records from before it was
+    kept, and where it is not defined."""
     circuit: list[str]
     faithfulness: Faithfulness | None
     accuracy: Proportion
@@ -267,13 +300,6 @@ class Metrics(_Model):
     parameters: int = 0
     first_prompt: str
     first_prompt_ids: list[int]
-
-    @property
-    def parameters_changed_share(self) -> float | None:
-        """`parameters_changed` of all."""
-        if self.parameters_changed is None or not self.parameters:
-            return None
-        return self.parameters_changed / self.parameters
 
 
 def value_at(metrics: Any, path: str) -> Any:

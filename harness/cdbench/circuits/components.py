@@ -1,7 +1,8 @@
 """A model's heads and MLPs as the sites that terms read, ranked and paired with another model's (paper B, 4.2 and 4.3)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
@@ -12,9 +13,12 @@ from cdbench.api import Components
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.scores import Scores
 from cdbench.errors import UserError
+from cdbench.seeds import generator_for
 
 Pairs = tuple[tuple[str, str], ...]
 _TRIES = 200
+_DRAWS = 200
+"""How often a pairing is made of problems drawn anew, and of shuffled ones."""
 
 
 def site_of(node: str) -> str:
@@ -72,18 +76,85 @@ def pair_components(
 def _by_profile(
     student: Components, teacher: Components, mine: Sequence[str], theirs: Sequence[str]
 ) -> list[tuple[str, str]]:
-    from scipy.optimize import linear_sum_assignment
-
-    first, second = (_standard(found, sites) for found, sites in ((student, mine), (teacher, theirs)))
-    rows, columns = linear_sum_assignment((first.T @ second).numpy(), maximize=True)
+    rows, columns, _ = _matched(_of(student, mine), _of(teacher, theirs))
     return [(mine[i], theirs[j]) for i, j in zip(rows, columns, strict=True)]
 
 
-def _standard(found: Components, sites: Sequence[str]) -> Tensor:
-    """[n, sites] scores with mean 0 and norm 1 over the problems; 0 where a score is constant."""
-    chosen = found.scores[:, [found.sites.index(site) for site in sites]].double()
-    centred = chosen - chosen.mean(0)
-    return torch.nn.functional.normalize(centred, dim=0)
+def _of(found: Components, sites: Sequence[str]) -> Tensor:
+    """[n, sites] scores of some components."""
+    return found.scores[:, [found.sites.index(site) for site in sites]].double()
+
+
+def _matched(first: Tensor, second: Tensor) -> tuple[list[int], list[int], list[float]]:
+    """Columns of `first` and of `second`, [n, ...] each, matched for the largest total correlation, and their correlations."""
+    from scipy.optimize import linear_sum_assignment
+
+    table = _standard(first).T @ _standard(second)
+    rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
+    return rows.tolist(), columns.tolist(), table[rows, columns].tolist()
+
+
+@dataclass(frozen=True)
+class Support:
+    """How much the problems say for a pairing by profile.
+
+    Attributes:
+        correlations: of each pair, over the problems.
+        kept: in what share of 200 pairings of problems drawn anew each pair comes back.
+        by_chance: [200] mean correlation of the pairing that is made once one model's problems are shuffled: what the matching
+            makes of scores that have nothing to do with each other.
+    """
+
+    correlations: tuple[float, ...]
+    kept: tuple[float, ...]
+    by_chance: tuple[float, ...]
+
+
+def pairing_support(student: Components, teacher: Components, pairs: Pairs) -> Support:
+    """Pairs the components of `pairs` anew, within heads and within MLPs, on problems drawn anew and on shuffled ones.
+
+    `pairs` are what `pair_components` gives by profile. Which components matter stays as it was found: only who goes with whom
+    is asked.
+    """
+    n, draw = len(student.scores), generator_for("pairing-support", len(student.scores))
+    own: dict[tuple[str, str], float] = {}
+    kept = dict.fromkeys(pairs, 0)
+    totals = torch.zeros(_DRAWS, dtype=torch.float64)
+    for head in (True, False):
+        some = [pair for pair in pairs if is_head(pair[0]) == head]
+        if not some:
+            continue
+        first, second = _of(student, [s for s, _ in some]), _of(teacher, [t for _, t in some])
+        own |= dict(zip(some, _paired(first, second), strict=True))
+        for i in range(_DRAWS):
+            rows = torch.randint(n, (n,), generator=draw)
+            for left, right, _ in zip(*_matched(first[rows], second[rows]), strict=True):
+                kept[some[left]] += left == right
+            totals[i] += sum(_matched(first, second[torch.randperm(n, generator=draw)])[2])
+    return Support(
+        tuple(own[pair] for pair in pairs),
+        tuple(kept[pair] / _DRAWS for pair in pairs),
+        tuple((totals / len(pairs)).tolist()),
+    )
+
+
+def _paired(first: Tensor, second: Tensor) -> list[float]:
+    """Correlation of each column of `first` with the same one of `second`; 0 where one is constant."""
+    return (_standard(first) * _standard(second)).sum(0).tolist()
+
+
+def _standard(scores: Tensor) -> Tensor:
+    """[n, ...] scores with mean 0 and norm 1 over the problems; 0 where a score is constant."""
+    return torch.nn.functional.normalize(scores - scores.mean(0), dim=0)
+
+
+def other_components(circuit: Collection[str], sites: Sequence[str], rng: Random) -> tuple[str, ...]:
+    """As many heads and as many MLPs as in `circuit`, drawn from the sites outside it while there are such, then from it."""
+    drawn, other = rng.sample(sites, len(sites)), []
+    for head in (True, False):
+        others_first = sorted((site for site in drawn if is_head(site) == head), key=circuit.__contains__)
+        other += others_first[: sum(is_head(site) == head for site in circuit)]
+    return tuple(other)
 
 
 def _by_importance(

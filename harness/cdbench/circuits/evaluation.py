@@ -1,6 +1,7 @@
 """A circuit judged as MIB does, beside rankings that know nothing: numbers for a table or a JSON file."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,6 +60,7 @@ def evaluate(
     rankings = [Ranking(scores), Ranking(scores, absolute=True), Ranking(size), *(Ranking(each) for each in chance)]
     signed, absolute, by_size, *random = curves(model, contrasts, rankings, exchange=exchange, work=work)
     areas = [(float(cpr(f)), float(cmd(f))) for f in (each.faithfulness() for each in random)]
+    own = _Areas.of(signed, absolute)
     return {
         "sizes": list(SIZES),
         "items": list(signed.items),
@@ -66,7 +68,7 @@ def evaluate(
         "metric_empty": signed.empty.double().mean().item(),
         "on_noise": signed.stands_on_noise,
         "circuit": _judged(signed, absolute),
-        "magnitude": _judged(by_size, by_size),
+        "magnitude": _judged(by_size, by_size) | own.less([by_size]),
         "random": {
             "f": torch.stack([each.faithfulness() for each in random]).mean(0).tolist(),
             **{
@@ -78,8 +80,34 @@ def evaluate(
                 )
             },
             "draws": draws,
+            **own.less(random),
         },
     }
+
+
+@dataclass(frozen=True)
+class _Areas:
+    """CPR and CMD, [1 + draws] each: of the problems as they are, then of each draw of them."""
+
+    cpr: Tensor
+    cmd: Tensor
+
+    @classmethod
+    def of(cls, signed: Curve, absolute: Curve) -> "_Areas":
+        areas = ((signed, cpr), (absolute, cmd))
+        return cls(*(area(torch.cat([each.faithfulness()[None], each.bootstrap()])) for each, area in areas))
+
+    def less(self, rivals: Sequence[Curve]) -> dict[str, Any]:
+        """What is left of either area when the rivals' mean is taken off, problem by problem: with 95 % over problems.
+
+        The draws are the same for every curve of the same problems: f is 0 divided by 0 in the same ones, as m(N) and m(∅) are.
+        """
+        others = [_Areas.of(rival, rival) for rival in rivals]
+        found: dict[str, Any] = {}
+        for name in ("cpr", "cmd"):
+            left = getattr(self, name) - torch.stack([getattr(other, name) for other in others]).mean(0)
+            found |= {f"{name}_difference": float(left[0]), f"{name}_difference_95": _limits(left[1:])}
+        return found
 
 
 def _judged(signed: Curve, absolute: Curve) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 
     f(C) = (m(C) − m(∅)) / (m(N) − m(∅)),   m the mean logit difference, everything outside the circuit exchanged
 
-The exchange is for the counterfactual's activations (resample, MIB's default), the mean, or zero. CPR is the area under f over
-the share of items kept, circuits chosen by signed score; CMD the area of |1 − f|, chosen by |score|. Both are trapezoids on a
-linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
+The exchange is for the counterfactual's activations (resample, MIB's default), the mean, the mean at each place, or zero. CPR
+is the area under f over the share of items kept, circuits chosen by signed score; CMD the area of |1 − f|, chosen by |score|.
+Both are trapezoids on a linear axis from 0.001 to 1, so a perfect circuit has CPR 0.999 and CMD 0.
 """
 
 import heapq
@@ -20,13 +20,13 @@ from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.forward import Forward, Outputs, Part, Trace, wide
 from cdbench.circuits.graph import Circuit, Graph, Level, top
-from cdbench.circuits.patching import expanded, hits_at
+from cdbench.circuits.patching import PlacedMeans, expanded, hits_at
 from cdbench.circuits.scores import LEAST_ROWS, Scores, single
 from cdbench.errors import UserError
 from cdbench.seeds import generator_for
 from cdbench.tokens import Encoded
 
-Ablation = Literal["resample", "mean", "zero"]
+Ablation = Literal["resample", "mean", "mean-positional", "zero"]
 SIZES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Shares of a level's items, as MIB has them."""
 _DRAWS = 1000
@@ -34,10 +34,13 @@ _DRAWS = 1000
 
 @dataclass(frozen=True)
 class Exchange:
-    """What stands in for everything outside a circuit; `means` (of `mean_outputs`) for mean ablation."""
+    """What stands in for everything outside a circuit.
+
+    `means` are those of `mean_outputs`, or of `placed_means` for "mean-positional".
+    """
 
     ablation: Ablation = "resample"
-    means: Outputs | None = None
+    means: Outputs | PlacedMeans | None = None
 
 
 RESAMPLE = Exchange()
@@ -88,9 +91,11 @@ def _stand_in(forward: Forward, batch: Contrasts, exchange: Exchange) -> Outputs
             [torch.zeros_like(z) for z in corrupt.heads],
             [torch.zeros_like(m) for m in corrupt.mlps],
         )
-    if exchange.means is None:
-        raise ValueError("mean ablation needs the means of a split")
-    return expanded(exchange.means, batch.corrupt)
+    if exchange.ablation == "mean-positional" and isinstance(exchange.means, PlacedMeans):
+        return exchange.means.beside(batch.prompt_last, batch.corrupt.shape[1])
+    if exchange.ablation == "mean" and isinstance(exchange.means, Outputs):
+        return expanded(exchange.means, batch.corrupt)
+    raise ValueError(f"{exchange.ablation} ablation needs the means of a split, of its own kind")
 
 
 @torch.no_grad()

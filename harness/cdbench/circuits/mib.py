@@ -185,10 +185,17 @@ def _scores_of(graph: Graph, nodes: dict[str, Any], edges: dict[str, Any], level
 
 
 def _numbers(value: object) -> Tensor:
-    made = torch.tensor(value)
-    if made.dtype is torch.bool:
+    _refuse_booleans(value)
+    return torch.tensor(value)
+
+
+def _refuse_booleans(value: object) -> None:
+    """torch would read them as 0 and 1, even between numbers."""
+    if isinstance(value, bool):
         raise TypeError("true and false are none")
-    return made
+    if isinstance(value, list):
+        for each in value:
+            _refuse_booleans(each)
 
 
 def _number(value: object) -> float:
@@ -246,6 +253,10 @@ def _require_plain(path: Path, key: str, values: object) -> None:
         raise UserError(f"{path}: {key} is a {type(values).__name__}, a tensor is expected")
     if values.layout != torch.strided or values.is_meta or values.is_complex() or values.is_quantized:
         raise UserError(f"{path}: {key} is no plain tensor of real numbers")
+    if values.dtype is torch.bool:
+        raise UserError(
+            f"{path}: {key} holds true and false, not scores; those belong in {key.replace('scores', 'in_graph')}"
+        )
 
 
 def _places(path: Path, key: str, given: object, names: Sequence[str]) -> Tensor:

@@ -129,7 +129,12 @@ class PlacedMeans:
 
     def at(self, split: Encoded) -> Outputs:
         """The means at every token of a batch, [b, t, ...]; beyond the places that were seen the nearest one's."""
-        place = _places(split, self.last).clamp(0, len(self.outputs.embedding) - 1).to(self.outputs.embedding.device)
+        return self.beside(split.last_prompt, split.ids.shape[1])
+
+    def beside(self, last_prompt: Tensor, width: int) -> Outputs:
+        """The same for prompts that end at the tokens `last_prompt` [b], at the first `width` tokens."""
+        place = _places(last_prompt, width, self.last).clamp(0, len(self.outputs.embedding) - 1)
+        place = place.to(self.outputs.embedding.device)
         return Outputs(
             self.outputs.embedding[place],
             [x[place] for x in self.outputs.heads],
@@ -137,8 +142,8 @@ class PlacedMeans:
         )
 
 
-def _places(split: Encoded, last: int) -> Tensor:
-    return torch.arange(split.ids.shape[1])[None] - split.last_prompt.cpu()[:, None] + last
+def _places(last_prompt: Tensor, width: int, last: int) -> Tensor:
+    return torch.arange(width)[None] - last_prompt.cpu()[:, None] + last
 
 
 @torch.no_grad()
@@ -155,9 +160,8 @@ def placed_means(model: LlamaForCausalLM, split: Encoded, *, batch_size: int = 1
     for rows in torch.arange(len(split)).split(batch_size):
         batch = split.take(rows)
         real = torch.arange(batch.ids.shape[1])[None] <= batch.answer_positions.max(1).values[:, None]
-        weight = (
-            torch.nn.functional.one_hot(_places(batch, last).clamp(max=count - 1), count).double() * real[:, :, None]
-        )
+        place = _places(batch.last_prompt, batch.ids.shape[1], last)
+        weight = torch.nn.functional.one_hot(place.clamp(max=count - 1), count).double() * real[:, :, None]
         weight = weight.to(model.device)
         seen += weight.sum((0, 1))
         found = forward.trace(forward.embed(batch.ids.to(model.device))).outputs
