@@ -13,10 +13,10 @@ from scipy import stats as distributions
 
 from cdbench import discover
 from cdbench.errors import UserError
-from cdbench.inference import seed_interval
-from cdbench.record import Faithfulness
+from cdbench.inference import Z95, seed_interval
+from cdbench.record import Faithfulness, PairingSupport
 from cdbench.report import ledger as forms
-from cdbench.report.circuits import _band, measured
+from cdbench.report.circuits import _band, _nodes, _of_pairing, measured
 from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
@@ -711,3 +711,35 @@ def test_an_area_brings_its_own_interval_over_problems() -> None:
     assert found.evidence and found.outcome == "supported" and "over seeds and problems" in found.why
     assert found.evidence.interval.low == pytest.approx(0.5 - 0.2 * 1.97196 / 1.95996, abs=1e-4)
     assert one(measure("faithfulness.cpr", 0.2), area(0.25, 0.05, 0.45)).outcome == "inconclusive"
+
+
+def test_a_difference_between_rankings_is_of_as_many_problems_as_the_areas() -> None:
+    """95 % over problems of ± 0.1, two runs that agree: the problems' part alone, and of 200 of them."""
+    rival = SimpleNamespace(cpr_difference=0.2, cpr_difference_95=[0.1, 0.3])
+    area = SimpleNamespace(faithfulness=SimpleNamespace(magnitude=rival, problems=200, on_noise=False))
+    name = "faithfulness.magnitude.cpr_difference"
+    found = spread_of([0.2, 0.2], [judged("atp_cd", {0: area, 1: area})], f"circuit.{name}")
+    assert found and found.problems == 200 and found.of_problems == pytest.approx((0.1 / Z95) ** 2)
+    claim = measure(name, 0.0).model_copy(update={"unit": "number"})
+    assert one(claim, judged("atp_cd", dict.fromkeys(range(3), area))).outcome == "supported"
+    worse = SimpleNamespace(cpr_difference=-0.2, cpr_difference_95=[-0.3, -0.1])
+    below = SimpleNamespace(faithfulness=SimpleNamespace(magnitude=worse, problems=200, on_noise=False))
+    assert one(claim, judged("atp_cd", dict.fromkeys(range(3), below))).outcome == "refuted"
+
+
+def test_a_node_without_a_hit_where_it_was_chosen_is_none() -> None:
+    def chosen(node: str, hits: int | None) -> Any:
+        return SimpleNamespace(node=node, chosen=None if hits is None else wilson(hits, 40))
+
+    assert _nodes([chosen("m1", 3), None, chosen("input", 0), chosen("m1", 1)]) == "m1, none"
+    assert _nodes([chosen("m1", None)]) == "m1"  # a record from before it was kept
+
+
+def test_what_is_said_of_a_pairing_is_what_the_record_has() -> None:
+    found = PairingSupport(
+        correlations=[0.5, 0.1, 0.3], kept=[0.25, 1.0, 0.5], mean=0.3, mean_by_chance=0.05, p=1 / 201
+    )
+    said = _of_pairing(found)
+    assert "The 3 functional pairs" in said and "correlate with 0.30 on average" in said
+    assert "shuffled problems gives 0.05 (one-sided p = 0.005)" in said
+    assert "the median pair comes back in 50.0 % of pairings, the least sure in 25.0 %, the surest in 100.0 %" in said

@@ -11,11 +11,18 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from cdbench.inference import Spread, differing_interval
-from cdbench.record import CircuitJudgement, Faithfulness, InterchangeJudgement, Record, number_at
+from cdbench.record import (
+    CircuitJudgement,
+    Faithfulness,
+    InterchangeJudgement,
+    PairingSupport,
+    Record,
+    number_at,
+)
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
-from cdbench.report.formats import Measured
+from cdbench.report.formats import Measured, percent
 from cdbench.report.sampled import of_one_run, possible, spread_of, variance_of
 from cdbench.seeds import seed_for
 
@@ -76,12 +83,25 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
             f"Circuits are found on {first['found_on']} training problems; of these and the held-out ones {first['left_out']} "
             "have no counterfactual of the same layout and are left out."
         )
+    if support := next((row["support"] for row in rows if row["support"]), None):
+        told.append(_of_pairing(support))
     if worked := [group.name for group in data.groups if group.metric("worked")]:
         told.append(
             "Faithfulness, accuracy alone, interchange and perplexity are of bare answers. A row that works its problems out "
             f"({', '.join(worked)}) has been taught not to give them: its numbers here are not comparable."
         )
     return told
+
+
+def _of_pairing(found: PairingSupport) -> str:
+    kept = sorted(found.kept)
+    least, median, most = (percent(share) for share in (kept[0], kept[len(kept) // 2], kept[-1]))
+    return (
+        f"The {len(kept)} functional pairs of the models before training: over training problems the scores of the two correlate "
+        f"with {found.mean:.2f} on average, where pairing shuffled problems gives {found.mean_by_chance:.2f} (one-sided "
+        f"p = {found.p:.3f}). On problems drawn anew the median pair comes back in {median} of pairings, the least sure in "
+        f"{least}, the surest in {most}."
+    )
 
 
 def stability_over_seeds(found: Sequence[CircuitJudgement]) -> float | None:
@@ -103,10 +123,16 @@ _NUMBERS = {
     "without_share": "ablated_share",
     "without_random": "random_ablated_share",
     "exact": "exact.spearman",
+    "halves": "stability",
     "edge_cpr": "edges.faithfulness.cpr",
     "edge_cmd": "edges.faithfulness.cmd",
     "edge_alone": "edges.accuracy.value",
     "edge_exact": "edges.exact.spearman",
+    "edge_halves": "edges.stability",
+    "over_moved": "edges.faithfulness.magnitude.cpr_difference",
+    "over_random": "edges.faithfulness.random.cpr_difference",
+    "cmd_over_moved": "edges.faithfulness.magnitude.cmd_difference",
+    "cmd_over_random": "edges.faithfulness.random.cmd_difference",
     "moved_cpr": "edges.faithfulness.magnitude.cpr",
     "moved_cmd": "edges.faithfulness.magnitude.cmd",
     "random_cpr": "edges.faithfulness.random.cpr",
@@ -150,6 +176,7 @@ def circuit_rows(data: StudyData) -> list[Row]:
                     name.removeprefix("shift_"): group.metric(f"perplexity.{name}") for name in shifts
                 },
                 "missing": sorted({f"{part}: {why}" for j in found for part, why in j.not_judged.items()}),
+                "support": next((j.cka.support for j in found if j.cka and j.cka.support), None),
                 "found_on": found[0].found_on,
                 "left_out": found[0].left_out,
                 "changed": group.metric("parameters_changed"),
@@ -165,7 +192,10 @@ def circuit_rows(data: StudyData) -> list[Row]:
 
 
 def _nodes(found: Iterable[InterchangeJudgement | None]) -> str:
-    return ", ".join(dict.fromkeys(each.node for each in found if each))
+    """Which nodes stand for a variable; "none" where no node gave the expected answer on any pair that it was chosen on."""
+    return ", ".join(
+        dict.fromkeys("none" if each.chosen and not each.chosen.k else each.node for each in found if each)
+    )
 
 
 def digit_names(rows: Sequence[Row]) -> list[str]:

@@ -35,6 +35,8 @@ def possible(metric: str) -> tuple[float, float]:
     name = metric.rpartition(".")[2]
     if name in ("value", "sparsity", "mean_value"):
         return 0.0, 1.0
+    if name == "stability":
+        return -1.0, 1.0
     if name in ("alone_share", "ablated_share", "random_alone_share", "random_ablated_share", "cmd"):
         return 0.0, math.inf
     return (-1.0, 1.0) if name == "spearman" or name.endswith("_mean") else (-math.inf, math.inf)
@@ -90,13 +92,22 @@ def _of_run(metrics: Metrics, metric: str) -> Sampled | None:
     if not metric.startswith(_CIRCUIT):
         return None
     if limits := value_at(metrics, f"{metric}_95"):
-        problems = value_at(metrics, f"{metric.rpartition('.')[0]}.problems")
+        problems = _problems(metrics, metric)
         return Sampled(variance_of(limits[1] - limits[0]), problems) if problems > 1 else None
     whole, _, last = metric.rpartition(".")
     if last == "value" and isinstance(share := value_at(metrics, whole), Proportion):
         return Sampled(_of_rate(share.value, share.n), share.n) if share.n > 1 else None
     shares = _SHARES.get(metric.removeprefix(_CIRCUIT))
     return _of_shares(metrics, *shares) if shares else None
+
+
+def _problems(metrics: Metrics, metric: str) -> int:
+    """On how many problems a number was measured, as the part of the record that it belongs to says; 0 where none does."""
+    while metric:
+        metric = metric.rpartition(".")[0]
+        if isinstance(found := value_at(metrics, f"{metric}.problems"), int):
+            return found
+    return 0
 
 
 _SHARES = {
