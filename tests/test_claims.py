@@ -70,6 +70,26 @@ def test_a_difference_is_supported_refuted_or_inconclusive_by_its_interval() -> 
     assert "seeds would decide it (four times in five" in wild.why or "not even 200 seeds would decide it" in wild.why
 
 
+def test_a_difference_may_be_of_the_problems_that_the_teacher_gets_wrong() -> None:
+    """The teacher misses the last 100 of 1,000; there one row solves half, the other none, and elsewhere it is worse."""
+    claim = difference("cka_cd", "kl").model_copy(update={"where_teacher_errs": True})
+
+    def solving(method: str, elsewhere: float, there: float) -> Group:
+        hits = np.concatenate([np.arange(900) % 10 < 10 * elsewhere, np.arange(100) % 10 < 10 * there]).astype(float)
+        made = row(method, 0.5)
+        return replace(made, hits=np.repeat(hits[None], len(made.records), axis=0))
+
+    rows = solving("teacher", 1, 0), solving("cka_cd", 0.2, 0.5), solving("kl", 0.9, 0.0)
+    found = one(claim, *rows)
+    assert found.outcome == "supported" and found.evidence and found.evidence.effect == pytest.approx(0.5)
+    assert "of the 100 problems that the teacher gets wrong" in found.why
+    assert "cka_cd beats kl in 25 of 25 pairs" in found.why
+    assert one(difference("cka_cd", "kl"), *rows).outcome == "refuted"
+    few = replace(rows[0], hits=np.concatenate([np.ones((1, 981)), np.zeros((1, 19))], axis=1))
+    assert "the teacher gets 19 of 1,000 problems wrong" in one(claim, few, *rows[1:]).why
+    assert "no row teacher" in one(claim, *rows[1:]).why
+
+
 def test_at_the_floor_nothing_is_compared() -> None:
     """Two rows that solve nothing are no refutation of one being better, nor a proof of their being as good."""
     for claim in (

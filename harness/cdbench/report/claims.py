@@ -73,6 +73,8 @@ Unit = Literal["points", "share", "correlation", "number", "ratio", "mathematics
 _ALPHA = 0.05
 _FLOOR = 0.01
 """Of two rows that both solve less, neither can be seen to be the better one, nor the two to be as good."""
+_LEAST_ERRORS = 20
+"""Of the teacher, on fewer of which nobody is compared."""
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
 """Paper A's teacher and student."""
 
@@ -287,7 +289,8 @@ def _comparable(claim: Any, data: StudyData, high: str, low: str) -> tuple[Group
 
 def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group, Group]:
     a, b = _comparable(claim, data, high, low)
-    found = paired(replace(a, hits=_hits(a, claim)), replace(b, hits=_hits(b, claim)))
+    asked = _asked(claim, data, a)
+    found = paired(replace(a, hits=_hits(a, claim)[:, asked]), replace(b, hits=_hits(b, claim)[:, asked]))
     if found is None:
         raise NotTested(f"{high} and {low} share no seed")
     floor = max(_FLOOR, claim.margin)
@@ -296,6 +299,21 @@ def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group
             f"neither {a.name} nor {b.name} solves {percent(floor)} there: at the floor no difference could show"
         )
     return found[0] - found[1], a, b
+
+
+def _asked(claim: Any, data: StudyData, group: Group) -> Any:
+    """Which of a row's problems a claim is of: all, or those that the teacher gets wrong."""
+    if not getattr(claim, "where_teacher_errs", False):
+        return slice(None)
+    teacher = _row(data, claim, TEACHER)
+    if teacher.judged_by != group.judged_by:
+        raise NotTested(f"the teacher was judged otherwise than {group.name}; reproduce the study again")
+    wrong = _hits(teacher, claim)[0] == 0
+    if wrong.sum() < _LEAST_ERRORS:
+        raise NotTested(
+            f"the teacher gets {wrong.sum():.0f} of {len(wrong):,} problems wrong: fewer than {_LEAST_ERRORS} show nothing"
+        )
+    return wrong
 
 
 def _edge(region: tuple[float, float], effect: float) -> float:
@@ -332,10 +350,13 @@ def _caveats(group: Group) -> str:
 def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
     found = _evidence(values, (claim.margin, math.inf), [high, low])
-    runs = [_hits(group, claim).mean(1) for group in (high, low)]
+    asked = _asked(claim, data, high)
+    runs = [_hits(group, claim)[:, asked].mean(1) for group in (high, low)]
     pairs = len(runs[0]) * len(runs[1])
     won = probability_of_improvement(runs[0], runs[1]) * pairs
     told = f"{high.name} beats {low.name} in {won:g} of {pairs} pairs of runs" if pairs > 1 else ""
+    if claim.where_teacher_errs:
+        told = _with(told, f"of the {values.shape[1]} problems that the teacher gets wrong")
     return replace(found, detail=_with(_with(found.detail, told), _what_differs(high, low)))
 
 

@@ -73,6 +73,8 @@ class Difference(OfAnswers):
     high_at: dict[str, float] = Field(default_factory=dict)
     low_at: dict[str, float] = Field(default_factory=dict)
     """Points of a sweep; none where the rows are not swept."""
+    where_teacher_errs: bool = False
+    """Of the problems that the teacher gets wrong alone."""
     paper: Share | None = None
 
     @model_validator(mode="after")
