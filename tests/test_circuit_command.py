@@ -185,6 +185,39 @@ def test_export_and_import_keep_every_score(command: Command, args: list[str], f
         assert told.exit_code == 0, told.stderr
 
 
+@pytest.mark.parametrize("level", ["node", "edge", "neuron"])
+def test_a_circuit_is_drawn(command: Command, args: list[str], tmp_path: Path, level: str) -> None:
+    words = ["circuit", "discover", "teacher", *args, "--level", level, "-n", "20", "--draws", "0", "--out", "c"]
+    assert command(*words).exit_code == 0
+    done = command("circuit", "draw", "c", "--keep", "5", "--out", "graph.svg", "--json")
+    assert done.exit_code == 0, done.stderr
+    told, (made, scores) = json.loads(done.stdout), saved.read(tmp_path / "c")
+    graph, text = made.model.graph, (tmp_path / "graph.svg").read_text()
+    assert text.startswith("<svg") and "currentColor" not in text and told["kept"] == 5
+    if level == "edge":
+        sizes = dict(zip(graph.edges, scores.mean[graph.edge_mask].abs().tolist(), strict=True))
+        strongest = sorted(sizes, key=lambda edge: -sizes[edge])[:5]
+        assert {*told["nodes"], "logits"} >= {end.partition("<")[0] for edge in strongest for end in edge.split("->")}
+    elif level == "node":
+        assert {graph.nodes[i] for i in scores.mean.argsort(descending=True)[:5].tolist()} == set(told["nodes"])
+    assert command("circuit", "draw", "c").exit_code == 0 and (tmp_path / "c" / "circuit.svg").is_file()
+    for keep in ("0", "100000"):
+        refused = command("circuit", "draw", "c", "--keep", keep)
+        assert refused.exit_code == 2 and f"--keep {keep}: a circuit of 1 to" in refused.stderr
+    refused = command("circuit", "draw", "c", "--out", "graph.png")
+    assert refused.exit_code == 2 and "the drawing is an .svg file" in refused.stderr
+
+
+def test_faithfulness_is_drawn(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
+    told = command("circuit", "evaluate", found, *args[2:], "-n", "40", "--random", "1", "--out", "f.svg")
+    assert told.exit_code == 0, told.stderr
+    assert told.stdout.rstrip().endswith("drawn in f.svg")
+    text = (tmp_path / "f.svg").read_text()
+    assert text.startswith("<svg") and all(
+        f">{name}<" in text for name in ("circuit", "magnitude", "random", "kept, %")
+    )
+
+
 def test_interchange_names_the_node_that_carries_a_variable(command: Command, args: list[str]) -> None:
     done = command(
         "circuit", "interchange", "teacher", *args, "-n", "90", "--variable", "ones_op1", "--top", "3", "--all"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cdbench import __version__
-from cdbench.circuit_inside_command import attention, interchange
+from cdbench.circuit_inside_command import attention, draw, interchange
 from cdbench.circuit_mib_command import export, import_
 from cdbench.circuit_options import (
     SHOWN,
@@ -25,7 +25,7 @@ from cdbench.circuit_options import (
     where_options,
     work_told,
 )
-from cdbench.circuit_output import ELSE, dropped, show_discovery, show_evaluation
+from cdbench.circuit_output import ELSE, draw_curves, dropped, require_svg, show_discovery, show_evaluation
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -123,9 +123,9 @@ def discover(model: str, **options: Any) -> None:
         slopes = discovery.discover(studied.model, contrasts, split, discovery.Search(level=search.level), work)
     exists = graph.edge_mask if search.level == "edge" else _all(scores)
     redrawn = [scores]
-    for draw in range(1, draws + 1):
-        work = work_told(f"draw {draw} of {draws} more", options["batch_size"])
-        others, _ = studied.contrasts(wanted, "train", options["problems"], draw)
+    for again in range(1, draws + 1):
+        work = work_told(f"draw {again} of {draws} more", options["batch_size"])
+        others, _ = studied.contrasts(wanted, "train", options["problems"], again)
         redrawn.append(discovery.discover(studied.model, others, split, search, work))
     work = work_told("exact patching of the top", options["batch_size"])
     checked = discovery.agreement(studied.model, contrasts, slopes, discovery.strongest(scores, graph, count), work)
@@ -218,6 +218,9 @@ def _ends(studied: "Studied", contrasts: Any, work: Any) -> dict[str, float]:
 @click.option(
     "--random", "draws", type=click.IntRange(1), default=5, show_default=True, help="Random rankings to compare with."
 )
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Also draw f over sizes, into this .svg file."
+)
 @where_options
 @batch_option
 def evaluate(folder: Path, **options: Any) -> None:
@@ -226,10 +229,12 @@ def evaluate(folder: Path, **options: Any) -> None:
     \b
     cdbench circuit evaluate runs/circuits/teacher-addition_2digit-node-attribution
     cdbench circuit evaluate runs/circuits/teacher-addition_2digit-edge-attribution --ablation mean --json
+    cdbench circuit evaluate runs/circuits/teacher-addition_2digit-edge-attribution --out runs/faithfulness.svg
     """
     from cdbench.circuits import evaluation, faithfulness, saved
     from cdbench.circuits.patching import mean_outputs, placed_means
 
+    require_svg(options["out"])
     made, scores = saved.read(folder)
     studied = studied_again(made, options)
     wanted = data_of(made)
@@ -246,6 +251,8 @@ def evaluate(folder: Path, **options: Any) -> None:
     rivals = evaluation.Rivals(options["draws"], faithfulness.magnitude(studied.model, training, scores.level, work))
     result = evaluation.evaluate(studied.model, contrasts, scores, rivals, exchange=exchange, work=work)
     clear_line()
+    if options["out"]:
+        draw_curves(options["out"], result, made.level, made.model.name)
     if options["as_json"]:
         result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
         table = {
@@ -257,6 +264,8 @@ def evaluate(folder: Path, **options: Any) -> None:
     click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.named}"
                f"{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
     show_evaluation(result, made.level)
+    if options["out"]:
+        click.echo(f"drawn in {options['out']}")
 
 
 def _finite(value: Any) -> Any:
@@ -268,5 +277,5 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-for command in (interchange, attention, export, import_):
+for command in (interchange, attention, draw, export, import_):
     circuit.add_command(command)

@@ -1,4 +1,4 @@
-"""`cdbench circuit interchange` and `attention`: what a model's nodes carry, and what its heads look at."""
+"""`cdbench circuit interchange`, `attention` and `draw`: what nodes carry, what heads look at, what a circuit looks like."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from cdbench.circuit_options import (
     where_options,
     work_told,
 )
-from cdbench.circuit_output import draw_attention, require_svg, show_interchange
+from cdbench.circuit_output import draw_attention, draw_graph, require_svg, show_interchange
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from cdbench.stats import Proportion
 
 _HEADS = 4
+_EDGES = 40
+"""As many as a report draws; more hide each other."""
 
 
 @click.command()
@@ -173,3 +175,34 @@ def attention(folder: Path, **options: Any) -> None:
         click.echo(f"  {name:<7}" + ", ".join(f"{role} {weight:.0%}" for weight, role in seen if weight >= 0.005))
     if options["out"]:
         click.echo(f"drawn in {options['out']}")
+
+
+@click.command()
+@click.argument("folder", metavar="CIRCUIT", type=click.Path(path_type=Path))
+@click.option("--keep", type=int, metavar="K", help="Items in it: edges [40, or all], nodes or neurons [half of them].")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="An .svg file [CIRCUIT/circuit.svg].")
+@click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout.")
+def draw(folder: Path, keep: int | None, out: Path | None, as_json: bool) -> None:
+    """Draw a circuit as a graph: a row a layer, input below, logits above, heads on the left, the MLP on the right.
+
+    Area of a node: |score|; filled: in the circuit. Arrows: the edges of largest |score|, solid where they help, dashed where
+    they hinder.
+
+    \b
+    cdbench circuit draw runs/circuits/teacher-addition_2digit-edge-attribution
+    cdbench circuit draw runs/circuits/teacher-addition_2digit-node-attribution --keep 5 --out runs/circuit.svg
+    """
+    from cdbench.circuits import saved
+
+    out = out or folder / "circuit.svg"
+    require_svg(out)
+    made, scores = saved.read(folder)
+    there = made.model.graph.items(made.level)
+    keep = min(_EDGES, there) if keep is None and made.level == "edge" else (there + 1) // 2 if keep is None else keep
+    if not 1 <= keep <= there:
+        raise UserError(f"--keep {keep}: a circuit of 1 to {there} {made.level}s can be drawn")
+    chosen = draw_graph(out, made, scores.mean, keep)
+    if as_json:
+        click.echo(json.dumps({"file": str(out), "level": made.level, "kept": keep, "nodes": chosen}))
+        return
+    click.echo(f"{keep} of {there} {made.level}s of {made.model.name}, nodes {', '.join(chosen)}: drawn in {out}")

@@ -9,8 +9,11 @@ import click
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from cdbench.circuits.attention import Pattern
     from cdbench.circuits.saved import Problems, SavedCircuit
+    from cdbench.report.figures import Picture
 
 _MEASURE = {
     "attribution": "attribution patching: logit difference lost, to first order",
@@ -132,10 +135,53 @@ def require_svg(file: Path | None) -> None:
 
 def draw_attention(file: Path, shown: dict[str, Any], pattern: "Pattern", model: str) -> None:
     """Attention of some heads as heat maps, into an .svg file."""
-    from cdbench.files import write_atomic
     from cdbench.report import figures
 
     caption = f"Mean attention of {model}'s heads"
     maps = {name: figures.Named(weights.tolist(), pattern.roles, pattern.roles) for name, weights in shown.items()}
-    picture = figures.heat_maps("attention", maps, ("looks at", "from"), caption)
+    _write(file, figures.heat_maps("attention", maps, ("looks at", "from"), caption))
+
+
+def draw_curves(file: Path, result: dict[str, Any], level: str, model: str) -> None:
+    """Faithfulness over sizes of a circuit, of magnitude and of chance, into an .svg file."""
+    from cdbench.report import figures
+
+    title, of = f"f of {level}s of {model}", result["items"][-1]
+    kept = [100 * n / of for n in result["items"]]
+    lines = {name: [(kept, result[name]["f"])] for name in ("circuit", "magnitude", "random")}
+    bands: dict[tuple[str, str], figures.Limits] = {}
+    low, high = zip(*result["circuit"]["f_95"], strict=True)
+    if all(map(math.isfinite, (*low, *high))):
+        bands[title, "circuit"] = (low, high)
+    _write(file, figures.panels("faithfulness", [title], [lines], "", "kept, %", bands))
+
+
+def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) -> list[str]:
+    """A circuit as a graph, into an .svg file; returns the nodes in it.
+
+    Of edges those of largest |score| are drawn, and in it are the nodes at their ends; of nodes and neurons those of largest
+    score are in it. A node's area is |score|, which is the sum over its edges or neurons.
+    """
+    from cdbench.circuits.discovery import flat
+    from cdbench.circuits.graph import top
+    from cdbench.report import figures
+
+    graph, edges = made.model.graph, {}
+    sizes = (scores if made.level == "node" else scores.flatten(1).sum(1)).abs()
+    if made.level == "edge":
+        values, names = flat(scores, graph, "edge"), graph.edges
+        strongest = values.abs().argsort(descending=True, stable=True)[:kept].tolist()
+        edges = {names[i]: float(values[i]) for i in strongest}
+        ends = {end.partition("<")[0] for edge in edges for end in edge.split("->")}
+        chosen = [node for node in graph.nodes if node in ends]
+    else:
+        chosen = top(scores, kept, graph, made.level).names
+    drawn = figures.Nodes(graph.nodes, sizes.tolist(), set(chosen), graph.heads + 1, edges)
+    _write(file, figures.node_graph("circuit-graph", {f"{made.level}s of {made.model.name}": drawn}, ""))
+    return chosen
+
+
+def _write(file: Path, picture: "Picture") -> None:
+    from cdbench.files import write_atomic
+
     write_atomic(file, picture.svg.replace("currentColor", "#444"), "the drawing")
