@@ -111,6 +111,19 @@ def test_what_is_no_number_of_table_1_is_in_a_table_of_its_own(study: Path) -> N
     effects = table(study / "runs" / "failed_run-micro" / "report" / "effects.csv")
     assert all(float(row["low"]) <= float(row["effect"]) <= float(row["high"]) and row["runs"] for row in effects)
     assert len(effects) > 2
+    cells = table(study / "runs" / "failed_run-micro" / "report" / "grid.csv")
+    assert [row["the paper's failed run"] for row in cells].count("True") == 1 and len(cells) == 4
+    assert all(float(row["low"]) <= float(row["accuracy"]) <= float(row["high"]) and row["runs"] for row in cells)
+    carries = [row for row in table(folder / "carries.csv") if row["row"] == "finetune"]
+    solved = sum(float(row["accuracy"]) * int(row["problems"]) for row in carries)
+    assert solved / sum(int(row["problems"]) for row in carries) == pytest.approx(float(rows["finetune"]["mean"]))
+    masks = table(folder / "masks.csv")
+    assert {row["model"] for row in masks} == {"student", "teacher"} and {row["row"] for row in masks} == {
+        "mask_discovery"
+    }
+    (record,) = [json.loads((study / "runs/records" / run / "record.json").read_text()) for run in {masks[0]["runs"]}]
+    sparsity = record["metrics"]["masks"][masks[0]["model"]]["sparsity"]
+    assert float(masks[0]["sparsity"]) == pytest.approx(sparsity)
     assert not (folder / "effects.csv").exists()  # nothing is swept there
 
 

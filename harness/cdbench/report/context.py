@@ -23,6 +23,7 @@ from cdbench.report.mask_classes import FEATURES, followed, problem_classes
 from cdbench.report.pictures import alike_layers, circuits_of, draw_all
 from cdbench.report.runs import run_page
 from cdbench.report.sensitivity import factor_effects
+from cdbench.report.tables import carry_table, grid_table, mask_table, pair_table
 
 Row = dict[str, Any]
 
@@ -38,7 +39,8 @@ def build_context(data: StudyData) -> Row:
         "rows": rows,
         "shift_names": sorted({name for row in rows for name in row["shift"]}),
         "shift_table": shift_table(rows),
-        "grid": grid(data, ledger.failed_run),
+        "grid": (cells := grid(data, ledger.failed_run)),
+        "grid_table": grid_table(cells),
         "failed_claim": ledger.failed_run,
         "pictures": draw_all(data, rows),
         "circuits": circuits,
@@ -76,7 +78,7 @@ def _of_claims(data: StudyData, ledger: Ledger) -> Row:
 
 
 def _of_rows(data: StudyData) -> Row:
-    circuits, effects = circuit_rows(data), factor_effects(data.groups)
+    circuits, effects, masks = circuit_rows(data), factor_effects(data.groups), mask_rows(data)
     errors = [error_row(group, found) for group in data.groups if (found := group.anatomy)]
     counted: dict[int, set[int]] = {}
     for row in errors:
@@ -87,17 +89,20 @@ def _of_rows(data: StudyData) -> Row:
         "error_table": [
             {"row": row["name"], "strict": row["strict"], **row["kinds"], "run_ids": row["run_ids"]} for row in errors
         ],
+        "carry_table": carry_table(errors),
         "kinds": KINDS,
         "carry_counts": sorted(counted),
         # Rows of two tasks have not the same problems.
         "carry_headers": [f"{n} ({min(counted[n])})" if len(counted[n]) == 1 else str(n) for n in sorted(counted)],
         "effects": effects,
         "effect_table": [asdict(effect) for effect in effects],
-        "mask_rows": mask_rows(data),
+        "mask_rows": masks,
+        "mask_table": mask_table(masks),
         "circuit_rows": circuits,
         "circuit_notes": circuit_notes(data, circuits),
         "digit_names": digit_names(circuits),
         "pair_rows": pair_rows(data),
+        "pair_table": pair_table(data),
         "circuit_table": circuit_table(circuits),
         "even_heads": even_head_rows(data),
         "ability_rows": ability_rows(data),
