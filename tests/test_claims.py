@@ -84,6 +84,7 @@ def test_a_difference_may_be_of_the_problems_that_the_teacher_gets_wrong() -> No
     assert found.outcome == "supported" and found.evidence and found.evidence.effect == pytest.approx(0.5)
     assert "of the 100 problems that the teacher gets wrong" in found.why
     assert "cka_cd beats kl in 25 of 25 pairs" in found.why
+    assert found.evidence.run_ids[-1] == "teacher0"
     assert one(difference("cka_cd", "kl"), *rows).outcome == "refuted"
     few = replace(rows[0], hits=np.concatenate([np.ones((1, 981)), np.zeros((1, 19))], axis=1))
     assert "the teacher gets 19 of 1,000 problems wrong" in one(claim, few, *rows[1:]).why

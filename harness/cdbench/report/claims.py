@@ -357,6 +357,7 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     told = f"{high.name} beats {low.name} in {won:g} of {pairs} pairs of runs" if pairs > 1 else ""
     if claim.where_teacher_errs:
         told = _with(told, f"of the {values.shape[1]} problems that the teacher gets wrong")
+        found = replace(found, run_ids=(*found.run_ids, *_row(data, claim, TEACHER).run_ids))
     return replace(found, detail=_with(_with(found.detail, told), _what_differs(high, low)))
 
 
