@@ -87,6 +87,7 @@ def _environment(suffix: str) -> Environment:
         "p": p_value,
         "tex_comment": tex_comment,
         "md_code": markdown_code,
+        "breakable": lambda name: Markup("_<wbr>").join(map(Markup.escape, str(name).split("_"))),
         "measured": lambda found: measured(found, number),
         "measured_share": lambda found: measured(found, percent),
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
