@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from cdbench.circuit_session import Studied
 from cdbench.circuits import mib_data, saved
+from cdbench.circuits.interchange import Interchanges
+from cdbench.circuits.scores import single
 from cdbench.cli import main
 from cdbench.tokens import encode
 from circuit_models import half_right
@@ -206,6 +208,29 @@ def test_a_circuit_is_drawn(command: Command, args: list[str], tmp_path: Path, l
         assert refused.exit_code == 2 and f"--keep {keep}: a circuit of 1 to" in refused.stderr
     refused = command("circuit", "draw", "c", "--out", "graph.png")
     assert refused.exit_code == 2 and "the drawing is an .svg file" in refused.stderr
+
+
+def test_edges_of_score_0_are_not_drawn(command: Command, args: list[str], tmp_path: Path) -> None:
+    words = ["circuit", "discover", "teacher", *args, "--level", "edge", "-n", "20", "--draws", "0", "--out", "c"]
+    assert command(*words).exit_code == 0
+    made, scores = saved.read(tmp_path / "c")
+    sparse = torch.zeros_like(scores.mean, dtype=torch.float32)
+    sparse[0, -1] = 1.0  # from the input to the logits
+    saved.write(tmp_path / "c", made.model_dump(exclude={"scores"}), single("edge", sparse))
+    done = command("circuit", "draw", "c", "--keep", "5", "--json")
+    assert (
+        done.exit_code == 0 and json.loads(done.stdout)["nodes"] == ["input"] and json.loads(done.stdout)["kept"] == 1
+    )
+    assert "4 of the top 5 edges have score 0 and are left out" in command("circuit", "draw", "c", "--keep", "5").stderr
+
+
+def test_one_pair_of_problems_is_too_few_to_choose_a_node_on(
+    command: Command, args: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Interchanges.__len__
+    monkeypatch.setattr(Interchanges, "__len__", lambda self: min(1, own(self)))
+    done = command("circuit", "interchange", "teacher", *args, "-n", "90", "--all")
+    assert done.exit_code == 2 and "one pair of problems differs in ones_carry" in done.stderr
 
 
 def test_faithfulness_is_drawn(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:

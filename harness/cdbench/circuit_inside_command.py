@@ -85,6 +85,10 @@ def interchange(model: str, **options: Any) -> None:
     variable = options["variable"]
     rng = rng_for("interchange", studied.workspace.task, variable)
     problems = make_interchanges(studied.tokenizer, examples, variable, rng)
+    if len(problems) < 2:
+        raise UserError(
+            f"one pair of problems differs in {variable}: a node is chosen on one half and judged on the other"
+        )
     hits = interchange_hits(studied.model, problems, range(len(names)), work_told("interchange", options["batch_size"]))
     clear_line()
     shares = [wilson(int(k), len(hits)) for k in hits.sum(0).tolist()]
@@ -201,8 +205,10 @@ def draw(folder: Path, keep: int | None, out: Path | None, as_json: bool) -> Non
     keep = min(_EDGES, there) if keep is None and made.level == "edge" else (there + 1) // 2 if keep is None else keep
     if not 1 <= keep <= there:
         raise UserError(f"--keep {keep}: a circuit of 1 to {there} {made.level}s can be drawn")
-    chosen = draw_graph(out, made, scores.mean, keep)
+    kept, chosen = draw_graph(out, made, scores.mean, keep)
     if as_json:
-        click.echo(json.dumps({"file": str(out), "level": made.level, "kept": keep, "nodes": chosen}))
+        click.echo(json.dumps({"file": str(out), "level": made.level, "kept": kept, "nodes": chosen}))
         return
-    click.echo(f"{keep} of {there} {made.level}s of {made.model.name}, nodes {', '.join(chosen)}: drawn in {out}")
+    if kept < keep:
+        click.echo(f"{keep - kept} of the top {keep} edges have score 0 and are left out", err=True)
+    click.echo(f"{kept} of {there} {made.level}s of {made.model.name}, nodes {', '.join(chosen)}: drawn in {out}")

@@ -156,11 +156,11 @@ def draw_curves(file: Path, result: dict[str, Any], level: str, model: str) -> N
     _write(file, figures.panels("faithfulness", [title], [lines], "", "kept, %", bands))
 
 
-def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) -> list[str]:
-    """A circuit as a graph, into an .svg file; returns the nodes in it.
+def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) -> tuple[int, list[str]]:
+    """A circuit as a graph, into an .svg file; returns how many items are in it, and the nodes.
 
     Of edges those of largest |score| are drawn, and in it are the nodes at their ends; of nodes and neurons those of largest
-    score are in it. A node's area is |score|, which is the sum over its edges or neurons.
+    score are in it. Edges of score 0 are left out. A node's area is |score|, of edges and neurons that of their sum.
     """
     from cdbench.circuits.discovery import flat
     from cdbench.circuits.graph import top
@@ -171,14 +171,14 @@ def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) ->
     if made.level == "edge":
         values, names = flat(scores, graph, "edge"), graph.edges
         strongest = values.abs().argsort(descending=True, stable=True)[:kept].tolist()
-        edges = {names[i]: float(values[i]) for i in strongest}
+        edges = {names[i]: value for i in strongest if (value := float(values[i]))}  # 0 neither helps nor hinders
         ends = {end.partition("<")[0] for edge in edges for end in edge.split("->")}
         chosen = [node for node in graph.nodes if node in ends]
     else:
         chosen = top(scores, kept, graph, made.level).names
     drawn = figures.Nodes(graph.nodes, sizes.tolist(), set(chosen), graph.heads + 1, edges)
     _write(file, figures.node_graph("circuit-graph", {f"{made.level}s of {made.model.name}": drawn}, ""))
-    return chosen
+    return len(edges) if made.level == "edge" else kept, chosen
 
 
 def _write(file: Path, picture: "Picture") -> None:

@@ -22,7 +22,7 @@ from cdbench.record import (
 from cdbench.report import figures
 from cdbench.report.collect import UNTRAINED, Group, StudyData, mean_of, trained_first
 from cdbench.report.figures import Picture
-from cdbench.report.formats import Measured, percent
+from cdbench.report.formats import Measured
 from cdbench.report.sampled import of_one_run, possible, spread_of, variance_of
 from cdbench.seeds import seed_for
 
@@ -94,13 +94,12 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
 
 
 def _of_pairing(found: PairingSupport) -> str:
-    kept = sorted(found.kept)
-    least, median, most = (percent(share) for share in (kept[0], kept[len(kept) // 2], kept[-1]))
+    # Its p and its shares of pairings are not told: they pair the chosen components alone anew, and flatter where one model
+    # has more to choose from.
     return (
-        f"The {len(kept)} functional pairs of the models before training: over training problems the scores of the two correlate "
-        f"with {found.mean:.2f} on average, where pairing shuffled problems gives {found.mean_by_chance:.2f} (one-sided "
-        f"p = {found.p:.3f}). On problems drawn anew the median pair comes back in {median} of pairings, the least sure in "
-        f"{least}, the surest in {most}."
+        f"The {len(found.correlations)} functional pairs of the models before training: over training problems the scores of the "
+        f"two correlate with {found.mean:.2f} on average. What all components share of a problem's difficulty is part of that, "
+        "and so is that pairs are chosen for it."
     )
 
 

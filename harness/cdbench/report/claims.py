@@ -589,6 +589,7 @@ def _metric(claim: Metric, data: StudyData) -> Evidence:
             )
         if beside < (claim.control_at_least or 0.0):
             raise NotTested(f"{claim.control} is {percent(beside)}: at the floor nothing could be seen to be more")
+    _refuse_noise(claim.metric, group)
     values = group.values(claim.metric)
     found = _of_runs(group, values, _between(claim), claim.unit, claim.metric)
     found = _over_problems(found, values, [group], claim.metric)
@@ -612,12 +613,15 @@ def _metric_difference(claim: MetricDifference, data: StudyData) -> Evidence:
     if claim.unit == "share":
         found = replace(found, unit="points")
     detail = _with(found.detail, _what_differs(high, low))
-    summary, _, _ = claim.metric.rpartition(".")
-    if summary.endswith(".faithfulness"):
-        noise = sum(bool(group.metric(f"{summary}.on_noise")) for group in (high, low))
-        if noise:
-            raise NotTested("the problems do not show that the model does better than nothing: f divides by chance")
+    _refuse_noise(claim.metric, high, low)
     return replace(found, run_ids=(*high.run_ids, *low.run_ids), detail=detail)
+
+
+def _refuse_noise(metric: str, *groups: Group) -> None:
+    """Raises NotTested for a number of faithfulness where f divides by chance in a run."""
+    summary, faithful, _ = metric.partition(".faithfulness")
+    if faithful and any(group.metric(f"{summary}{faithful}.on_noise") for group in groups):
+        raise NotTested("the problems do not show that the model does better than nothing: f divides by chance")
 
 
 _LEAST_PROBLEMS = 2
