@@ -1,6 +1,7 @@
 """`cdbench circuit interchange`, `attention` and `draw`: what nodes carry, what heads look at, what a circuit looks like."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,7 +203,8 @@ def draw(folder: Path, keep: int | None, out: Path | None, as_json: bool) -> Non
     require_svg(out)
     made, scores = saved.read(folder)
     there = made.model.graph.items(made.level)
-    keep = min(_EDGES, there) if keep is None and made.level == "edge" else (there + 1) // 2 if keep is None else keep
+    if keep is None:
+        keep = min(_EDGES, there) if made.level == "edge" else math.ceil(there / 2)
     if not 1 <= keep <= there:
         raise UserError(f"--keep {keep}: a circuit of 1 to {there} {made.level}s can be drawn")
     kept, chosen = draw_graph(out, made, scores.mean, keep)

@@ -96,12 +96,13 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
         click.echo(f"{name}  {mine[key]:.3f} [{_plain(low)}, {_plain(high)}]   magnitude {size[key]:.3f}   "
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
         if math.isfinite(low):
-            beside = "; ".join(
-                f"less that of {rival} {found[f'{key}_difference']:+.3f} [{below:+.3f}, {above:+.3f}]"
-                for rival, found in (("magnitude", size), ("random", chance))
-                for below, above in [found[f"{key}_difference_95"]]
-            )
-            click.echo(f"     {beside}, 95 % over the same problems")
+            less = [_less(rival, result[rival], key) for rival in ("magnitude", "random")]
+            click.echo(f"     {'; '.join(less)}, 95 % over the same problems")
+
+
+def _less(rival: str, found: dict[str, Any], key: str) -> str:
+    low, high = found[f"{key}_difference_95"]
+    return f"less that of {rival} {found[f'{key}_difference']:+.3f} [{low:+.3f}, {high:+.3f}]"
 
 
 def show_interchange(table: dict[str, Any], most: int) -> None:
