@@ -646,6 +646,8 @@ def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_
         (50, 0, "ablated_share", [1 / 202], 0.0),
         (50, 0, "needed_beyond_chance", [1 / 202, 51 / 202], -0.5),
         (0, 50, "ablated_share", [51 / 202], 0.5),
+        (50, 50, "one_by_one.share", [31 / 202], 0.3),
+        (0, 0, "one_by_one.needed_beyond_chance", [31 / 202, 41 / 202], -0.1),
     ],
 )
 def test_the_variance_of_shares_by_hand(
@@ -656,6 +658,9 @@ def test_the_variance_of_shares_by_hand(
     judgement = SimpleNamespace(
         accuracy=wilson(accuracy, 200), alone_share=accuracy / 100, ablated=wilson(ablated, 200),
         ablated_share=ablated / 100, random_ablated_share=0.5, needed_beyond_chance=0.5 - ablated / 100,
+        one_by_one=SimpleNamespace(
+            whole=wilson(100, 200), accuracy=wilson(30, 200), share=0.3, others_share=0.4, needed_beyond_chance=0.1
+        ),
     )  # fmt: skip
     found = spread_of([0.0, 0.0, 0.0], [judged("atp_cd", dict.fromkeys(range(3), judgement))], f"circuit.{name}")
     whole = 101 / 202
@@ -760,8 +765,7 @@ def test_a_node_without_a_hit_where_it_was_chosen_is_none() -> None:
 
 
 def test_what_is_said_of_a_pairing_is_what_the_record_has() -> None:
-    found = PairingSupport(
-        correlations=[0.5, 0.1, 0.3], kept=[0.25, 1.0, 0.5], mean=0.3, mean_by_chance=0.05, p=1 / 201
-    )
-    said = _of_pairing(found)
-    assert "The 3 functional pairs" in said and "correlate with 0.30 on average" in said
+    found = PairingSupport(correlations=[0.5, 0.1, 0.3], kept=[0.25, 1.0, 0.4], held_out=0.2, others=0.14, p=0.0312)
+    said = _of_pairing("", found)
+    assert "before training (3)" in said and "correlate with 0.30 on average" in said and "comes back in 55 %" in said
+    assert "with 0.20 on the other half" in said and "with 0.14 (p = 0.031 " in said

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import permutations
 from pathlib import Path
 from random import Random
 
@@ -24,6 +25,7 @@ from cdbench.circuits.subnetwork import parameter_masks
 from cdbench.errors import RunFailed, UserError
 from cdbench.files import write_json
 from cdbench.objectives.global_cka import global_cka, make_probe
+from cdbench.seeds import generator_for
 from cdbench.similarity import linear_cka
 from cdbench.store import MANIFEST, Store
 from cdbench.workspace import Workspace
@@ -94,41 +96,80 @@ def test_heads_go_with_heads_and_what_has_no_kind_stays_alone() -> None:
     assert [s for s, _ in pair_components(student, teacher, 1.0)] == ["attn.0.head.0"]
 
 
-def random_scores(n: int, shared: float, seed: int) -> tuple[Components, Components]:
-    """Six heads and two MLPs of either model, whose scores have a correlation of `shared` with those of the same name."""
+def random_scores(
+    n: int, own: float, seed: int, *, counts: tuple[int, int] = (6, 6), difficulty: float = 0.0
+) -> tuple[Components, Components]:
+    """Heads and two MLPs of either model. Those of one name have a correlation of `own`; all share a problem's `difficulty`."""
     draw = torch.Generator().manual_seed(seed)
-    names = [f"attn.0.head.{i}" for i in range(6)] + ["mlp.0.out", "mlp.1.out"]
-    one, noise = (torch.randn(n, len(names), generator=draw) for _ in range(2))
-    return Components(tuple(names), one), Components(tuple(names), shared * one + (1 - shared**2) ** 0.5 * noise)
+    shared, noise = (torch.randn(n, 2 + max(counts), generator=draw) for _ in range(2))
+    hard = difficulty * torch.randn(n, 1, generator=draw)
+    found = []
+    for count, scores in zip(counts, (shared, own * shared + (1 - own**2) ** 0.5 * noise), strict=True):
+        names = (*(f"attn.0.head.{i}" for i in range(count)), "mlp.0.out", "mlp.1.out")
+        found.append(Components(names, hard + torch.cat([scores[:, :count], scores[:, -2:]], dim=1)))
+    return found[0], found[1]
 
 
-def test_a_pairing_that_the_problems_bear_out_comes_back_and_is_beyond_chance() -> None:
+def correlation(student: Components, teacher: Components, pair: tuple[str, str]) -> float:
+    both = [found.scores[:, found.sites.index(site)] for found, site in zip((student, teacher), pair, strict=True)]
+    return float(torch.corrcoef(torch.stack(both).double())[0, 1])
+
+
+def test_a_pairing_that_the_problems_bear_out_comes_back_and_holds_on_other_problems() -> None:
     student, teacher = random_scores(400, 0.8, 0)
     pairs = pair_components(student, teacher, 1.0)
     assert all(s == t for s, t in pairs)
-    found = pairing_support(student, teacher, pairs)
-    by_hand = [
-        float(torch.corrcoef(torch.stack([student.scores[:, i], teacher.scores[:, i]]))[0, 1])
-        for i in (student.sites.index(s) for s, _ in pairs)
-    ]
+    found = pairing_support(student, teacher, 1.0)
+    by_hand = [correlation(student, teacher, pair) for pair in pairs]
     assert found.correlations == pytest.approx(by_hand, abs=1e-6)
     assert min(found.kept) > 0.99
-    assert max(found.by_chance) < 0.5 * sum(by_hand) / len(by_hand)
-    assert found == pairing_support(student, teacher, pairs)
+    assert found.held_out == pytest.approx(sum(by_hand) / len(pairs), abs=0.02)  # both halves find these pairs
+    own, any_one = sum(by_hand), sum(correlation(student, teacher, (s, t)) for s, _ in pairs for _, t in pairs)
+    assert own > 6 and any_one < 8
+    assert found.others < 0.4  # MLPs have one other, heads five
+    assert found.p < 0.005
+    assert found == pairing_support(student, teacher, 1.0)
 
 
-def test_a_pairing_of_noise_is_what_matching_makes_of_nothing() -> None:
-    """The matching takes the largest of many correlations: their mean is above 0 without anything behind it, by chance too."""
-    reached = []
-    for seed in range(40):
-        student, teacher = random_scores(60, 0.0, seed)
-        pairs = pair_components(student, teacher, 1.0)
-        found = pairing_support(student, teacher, pairs)
-        mean = sum(found.correlations) / len(pairs)
-        assert mean > 0
-        reached.append(sum(value >= mean for value in found.by_chance) / len(found.by_chance))
-    assert 0.3 < sum(reached) / len(reached) < 0.7  # as often above as below
-    assert sum(p <= 0.05 for p in reached) <= 6  # 2 expected of 40; 7 or more in one of 200 tries
+@pytest.mark.parametrize("counts", [(4, 8), (8, 4), (6, 6)])
+@pytest.mark.parametrize("difficulty", [0.0, 2.0])
+def test_a_pairing_of_noise_is_told_from_none_in_one_of_twenty(counts: tuple[int, int], difficulty: float) -> None:
+    """Whatever one model has more to choose from, and however hard some problems are for all that either has."""
+    found = [
+        pairing_support(*random_scores(60, 0.0, seed, counts=counts, difficulty=difficulty), 1.0) for seed in range(30)
+    ]
+    assert 0.3 < sum(each.p for each in found) / len(found) < 0.7
+    assert sum(each.p <= 0.05 for each in found) <= 6  # 1.5 expected of 30; 7 or more in one of 2,000 tries
+    difference = [each.held_out - each.others for each in found]
+    assert abs(sum(difference) / len(found)) < 0.05  # what is chosen on the same problems is above 0.2
+    assert all(sum(each.correlations) / len(each.correlations) > each.others for each in found)
+
+
+def test_the_support_of_a_pairing_by_hand() -> None:
+    """Two heads against three: every pairing tried out, on either half."""
+    student, teacher = random_scores(80, 0.3, 3, counts=(2, 3), difficulty=0.5)
+    found = pairing_support(student, teacher, 1.0)
+    order = torch.randperm(80, generator=generator_for("pairing-support", 80))
+    halves = [(of_rows(student, rows), of_rows(teacher, rows)) for rows in (order[:40], order[40:])]
+    kinds = [("attn.0.head.{}", range(2), range(3)), ("mlp.{}.out", range(2), range(2))]
+    held_out, others = [], []
+    for name, mine, theirs in kinds:
+        tables = [
+            {(i, j): correlation(*half, (name.format(i), name.format(j))) for i in mine for j in theirs}
+            for half in halves
+        ]
+        for one, other in (tables, tables[::-1]):
+            best = max(permutations(theirs, 2), key=lambda to, one=one: sum(one[i, to[i]] for i in mine))  # type: ignore[misc]
+            held_out += [other[i, best[i]] for i in mine]
+            others += 2 * [sum(other.values()) / len(other)]
+    assert found.held_out == pytest.approx(sum(held_out) / 8, abs=1e-6)
+    assert found.others == pytest.approx(sum(others) / 8, abs=1e-6)
+    with pytest.raises(ValueError, match="3 problems"):
+        pairing_support(of_rows(student, order[:3]), of_rows(teacher, order[:3]), 1.0)
+
+
+def of_rows(found: Components, rows: torch.Tensor) -> Components:
+    return Components(found.sites, found.scores[rows])
 
 
 def test_other_components_are_as_many_of_each_kind_and_outside_while_there_are_such() -> None:

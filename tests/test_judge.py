@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -14,14 +15,14 @@ from cdbench.api import Example
 from cdbench.circuits.arithmetic import make_pairs
 from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
-from cdbench.circuits.components import components, is_head, top_components
+from cdbench.circuits.components import components, is_head, pairing_support, top_components
 from cdbench.circuits.contrasts import make_contrasts
 from cdbench.circuits.faithfulness import circuit_hits, circuit_metric, cmd, cpr, curve, magnitude, random_scores
 from cdbench.circuits.graph import Circuit, Graph
 from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
 from cdbench.component_cka import _best_matches, component_cka
 from cdbench.judge import SHARE, NotJudged, changed, judge_circuit, perplexity
-from cdbench.record import CircuitJudgement
+from cdbench.record import CircuitJudgement, PairingSupport
 from cdbench.report.circuits import even_heads, stability_over_seeds
 from cdbench.seeds import generator_for, rng_for
 from cdbench.similarity import linear_cka
@@ -126,6 +127,28 @@ def test_what_the_circuit_is_needed_and_enough_for_is_held_against_as_many_nodes
     assert found.needed_beyond_chance == pytest.approx(found.random_ablated_share - found.ablated_share)
 
 
+def test_what_one_node_is_needed_for_is_held_against_each_other_node(held) -> None:  # type: ignore[no-untyped-def]
+    """By hand: every node but the embedding at its mean by itself, as a circuit of all the others."""
+    workspace, test = held
+    model = workspace.teacher.model()
+    found = judge_circuit(model, workspace, test, reference=True).one_by_one
+    assert found is not None
+    calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
+    means, split = placed_means(model, encode(workspace.tokenizer, calibration)), encode(workspace.tokenizer, test)
+    graph, whole, hits = Graph.of(model), int(exact_match(model, split).sum()), {}
+    for i, name in enumerate(graph.nodes[1:], start=1):
+        kept = torch.arange(len(graph.nodes)) != i
+        hits[name] = int(circuit_hits(model, split, [Circuit(graph, kept)], means.at).sum())
+    scores = attribute(model, workspace.contrasts).mean
+    first = graph.nodes[1 + int(scores[1:].argmax())]
+    assert found.node == first and found.accuracy.k == hits[first] and found.whole.k == whole
+    assert found.shares == pytest.approx({name: k / whole for name, k in hits.items()})
+    others = [k / whole for name, k in hits.items() if name != first]
+    assert len(set(hits.values())) > 1
+    assert found.others_share == pytest.approx(sum(others) / len(others))
+    assert found.needed_beyond_chance == pytest.approx(found.others_share - found.share)
+
+
 def test_the_heads_that_matter_most_say_what_they_look_at(held, judgement: CircuitJudgement) -> None:  # type: ignore[no-untyped-def]
     workspace, test = held
     told = judgement.attention
@@ -160,8 +183,8 @@ def test_the_pairs_are_the_same_for_every_student(held, judgement: CircuitJudgem
     support = judgement.cka.support
     assert support == found.cka.support and support is not None
     assert len(support.correlations) == len(support.kept) == len(judgement.cka.pairs)
-    assert support.mean == pytest.approx(sum(support.correlations) / len(support.correlations))
-    assert 0 < support.p <= 1
+    both = (workspace.components(name, "attribution") for name in ("student", "teacher"))
+    assert support == PairingSupport(**asdict(pairing_support(*both, SHARE)))
     assert judgement.cka.debiased_mean == pytest.approx(sum(judgement.cka.debiased) / len(judgement.cka.debiased))
 
 

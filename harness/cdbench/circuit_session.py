@@ -26,7 +26,7 @@ from cdbench.plan import Places
 from cdbench.requirements import gpu_missing, hub_main
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store
-from cdbench.tokens import Encoded, encode, prompt_ids
+from cdbench.tokens import Encoded, encode, prompt_encoder
 from cdbench.workspace import Workspace
 from cdbench.zoo import Progress
 
@@ -255,7 +255,7 @@ class Studied:
         if wanted.source == "task":
             examples = self.examples(split, n)
             rng = rng_for("circuit", self.workspace.task, kind, split, *([draw] if draw else []))
-            pairs, without = make_pairs(examples, kind, lambda prompt: prompt_ids(self.tokenizer, prompt), rng)
+            pairs, without = make_pairs(examples, kind, prompt_encoder(self.tokenizer, examples), rng)
             if not pairs:
                 raise UserError(
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
@@ -282,9 +282,6 @@ class Studied:
 
     def _of_one_layout(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
         """Pairs of one layout, and how many are not."""
-
-        def encoded(text: str) -> Sequence[int]:
-            return prompt_ids(self.tokenizer, text)
-
+        encoded = prompt_encoder(self.tokenizer, [example for pair in pairs for example in pair])
         kept = [pair for pair in pairs if data.layout(pair[0], encoded) == data.layout(pair[1], encoded)]
         return kept, len(pairs) - len(kept)

@@ -1,6 +1,7 @@
 """How alike the components of a student's circuit are to those of the teacher's (paper B, 5.2), as the evaluator measures it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -42,7 +43,7 @@ def component_cka(
     ours, targets = ({s: found[s] for s in c} for found, c in zip((first, second), circuits, strict=True))
     return ComponentCka(
         pairs=list(pairs),
-        support=_support(student, teacher, pairs),
+        support=PairingSupport(**asdict(pairing_support(student, teacher, share))),
         debiased=list(debiased),
         debiased_mean=sum(debiased) / len(pairs),
         biased_mean=sum(biased) / len(pairs),
@@ -50,18 +51,6 @@ def component_cka(
         student=list(mine),
         teacher=list(theirs),
         matrix=matrix.tolist(),
-    )
-
-
-def _support(student: Components, teacher: Components, pairs: Pairs) -> PairingSupport:
-    found = pairing_support(student, teacher, pairs)
-    mean, chance = sum(found.correlations) / len(pairs), found.by_chance
-    return PairingSupport(
-        correlations=list(found.correlations),
-        kept=list(found.kept),
-        mean=mean,
-        mean_by_chance=sum(chance) / len(chance),
-        p=(1 + sum(value >= mean for value in chance)) / (1 + len(chance)),
     )
 
 

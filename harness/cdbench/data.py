@@ -128,7 +128,7 @@ def _without_twins(task: Task, rng: Random, name: str, n: int, others: Sequence[
 class PromptEncoder(Protocol):
     """As much of a tokenizer as counterfactuals need."""
 
-    def __call__(self, text: str) -> Sequence[int]: ...
+    def __call__(self, text: str, /) -> Sequence[int]: ...
 
 
 Layout = tuple[int | str, ...]

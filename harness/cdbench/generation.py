@@ -11,7 +11,7 @@ from cdbench.api import Example, Solution
 from cdbench.circuits.solutions import work_out
 from cdbench.errors import UserError
 from cdbench.predictions import WORKED, WORKED_TOKENS, WORKS, score
-from cdbench.tokens import answer_ids, prompt_ids
+from cdbench.tokens import all_ids, all_prompt_ids
 
 SPARE_TOKENS = 2
 _SHOWN = 3
@@ -26,7 +26,7 @@ def continuations(
 
     Prompts of equal token length form a batch, so nothing is padded.
     """
-    tokens = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    tokens = all_prompt_ids(tokenizer, prompts)
     texts = [""] * len(prompts)
     by_length: dict[int, list[int]] = {}
     for i, ids in enumerate(tokens):
@@ -75,7 +75,7 @@ def generate(
 
 
 def _budget(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> int:
-    return max(len(answer_ids(tokenizer, example)) for example in examples) - 1 + SPARE_TOKENS
+    return max(len(answer) for _, answer in all_ids(tokenizer, examples)) - 1 + SPARE_TOKENS
 
 
 def _worked_budget(tokenizer: PreTrainedTokenizerFast, examples: Sequence[Example]) -> int:

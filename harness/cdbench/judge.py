@@ -27,7 +27,7 @@ from cdbench.circuits.evaluation import Rivals, evaluate
 from cdbench.circuits.faithfulness import circuit_hits, magnitude
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import interchange_hits, make_interchanges, solved
-from cdbench.circuits.patching import PlacedMeans, all_nodes, placed_means
+from cdbench.circuits.patching import PlacedMeans, ablated_hits, all_nodes, placed_means
 from cdbench.circuits.scores import Scores
 from cdbench.component_cka import component_cka
 from cdbench.errors import UserError
@@ -39,11 +39,12 @@ from cdbench.record import (
     ExactCheck,
     Faithfulness,
     InterchangeJudgement,
+    OneByOne,
 )
 from cdbench.seeds import generator_for, rng_for
 from cdbench.sites import answer_logits
 from cdbench.stats import wilson
-from cdbench.tokens import IGNORE, Encoded, encode, prompt_ids
+from cdbench.tokens import IGNORE, Encoded, encode, prompt_encoder
 from cdbench.workspace import Workspace
 
 SHARE = 0.5
@@ -133,6 +134,7 @@ def judge_circuit(
         random_ablated_share=others_ablated / whole if whole else None,
         suffices_beyond_chance=(alone - others_alone) / whole if whole else None,
         needed_beyond_chance=(others_ablated - ablated) / whole if whole else None,
+        one_by_one=_one_by_one(model, split, scores, means),
         attention=_attention(model, workspace, test, scores),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: exchange.judge("ones_carry")),
@@ -162,6 +164,26 @@ def _drawn(like: Tensor, draw: int) -> Tensor:
     return kept
 
 
+def _one_by_one(model: LlamaForCausalLM, split: Encoded, scores: Scores, means: PlacedMeans) -> OneByOne | None:
+    names, nodes = Graph.of(model).nodes, range(1, len(scores.mean))
+    whole, without = ablated_hits(model, split, means, nodes)
+    if not bool(whole.any()):
+        return None
+    left = without.sum(0)
+    shares = (left / whole.sum()).tolist()
+    first = int(scores.mean[1:].argmax())
+    others = [share for i, share in enumerate(shares) if i != first]
+    return OneByOne(
+        whole=wilson(int(whole.sum()), len(split)),
+        node=names[nodes[first]],
+        accuracy=wilson(int(left[first]), len(split)),
+        share=shares[first],
+        others_share=sum(others) / len(others),
+        needed_beyond_chance=sum(others) / len(others) - shares[first],
+        shares={names[node]: share for node, share in zip(nodes, shares, strict=True)},
+    )
+
+
 def _attention(
     model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example], scores: Scores
 ) -> AttentionJudgement:
@@ -178,7 +200,7 @@ def _attention(
 def _contrasts(workspace: Workspace, test: Sequence[Example]) -> tuple[Contrasts | None, int]:
     """Held-out problems with their counterfactuals, and how many have none."""
     rng, some = rng_for("judge", workspace.task, workspace.profile.data.seed), test[:_PROBLEMS]
-    pairs, _ = make_pairs(some, "random", lambda text: prompt_ids(workspace.tokenizer, text), rng)
+    pairs, _ = make_pairs(some, "random", prompt_encoder(workspace.tokenizer, some), rng)
     made = make_contrasts(workspace.tokenizer, pairs) if pairs else None
     return made, len(some) - (len(made) if made else 0)
 
@@ -263,6 +285,7 @@ class _Interchange:
     def __init__(self, model: LlamaForCausalLM, workspace: Workspace, test: Sequence[Example]) -> None:
         self._model, self._workspace = model, workspace
         self._splits = {"train": workspace.train_examples[:_CHOSEN_ON], "test": test[:_PROBLEMS]}
+        self._tokens = prompt_encoder(workspace.tokenizer, [e for split in self._splits.values() for e in split])
         self._solved = {
             name: {example.prompt for example in solved(model, workspace.tokenizer, split)}
             for name, split in self._splits.items()
@@ -294,7 +317,9 @@ class _Interchange:
     ) -> tuple[Tensor, Tensor]:
         """Hits [pairs, nodes], and of which pairs the model solves both problems [pairs]."""
         rng = rng_for("judge-interchange", self._workspace.task, variable, split, same)
-        problems = make_interchanges(self._workspace.tokenizer, self._splits[split], variable, rng, same=same)
+        problems = make_interchanges(
+            self._workspace.tokenizer, self._splits[split], variable, rng, same=same, tokens=self._tokens
+        )
         known = self._solved[split]
         kept = torch.tensor([all(example.prompt in known for example in pair) for pair in problems.pairs])
         if not bool(kept.any()):

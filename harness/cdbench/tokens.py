@@ -4,7 +4,7 @@ Padding stands on the right of a causal model, so no real token ever attends to 
 problem's numbers do not depend on its neighbours in the batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,26 @@ class Encoded:
 
 def prompt_ids(tokenizer: "PreTrainedTokenizerFast", prompt: str) -> list[int]:
     """A prompt's tokens with whatever special tokens the tokenizer itself puts in front (Llama-3: the BOS)."""
-    return list(tokenizer(prompt)["input_ids"])
+    return all_prompt_ids(tokenizer, [prompt])[0]
+
+
+def all_prompt_ids(tokenizer: "PreTrainedTokenizerFast", prompts: Sequence[str]) -> list[list[int]]:
+    """The same of many prompts: one call, as each costs much more than a prompt."""
+    found: list[list[int]] = tokenizer(list(prompts))["input_ids"] if prompts else []
+    return found
+
+
+def prompt_encoder(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) -> Callable[[str], list[int]]:
+    """`prompt_ids`, made once for the prompts of `examples`; of any other text when it is first asked for."""
+    prompts = [example.prompt for example in examples]
+    known = dict(zip(prompts, all_prompt_ids(tokenizer, prompts), strict=True))
+
+    def encoded(text: str) -> list[int]:
+        if text not in known:
+            known[text] = prompt_ids(tokenizer, text)
+        return known[text]
+
+    return encoded
 
 
 def answer_ids(tokenizer: "PreTrainedTokenizerFast", example: Example) -> list[int]:
@@ -66,22 +85,34 @@ def answer_ids(tokenizer: "PreTrainedTokenizerFast", example: Example) -> list[i
         UserError: the tokenizer joins prompt and answer, so that prompt + answer is not a prefix plus a rest, or has no token
             for a part of them.
     """
-    prompt = prompt_ids(tokenizer, example.prompt)
-    whole = list(tokenizer(example.prompt + example.answer)["input_ids"])
-    answer = whole[len(prompt) :]
-    # Not the answer's own tokens: some tokenizers (Llama-2) put a space before the first word of every text.
-    if whole[: len(prompt)] != prompt or not answer:
-        raise UserError(
-            f"this tokenizer joins prompt and answer of {example.prompt + example.answer!r} into other tokens than "
-            "the prompt has alone; end the prompt at a token boundary (as '=' is for Llama)"
-        )
-    plain = list(tokenizer(example.prompt + example.answer, add_special_tokens=False)["input_ids"])
-    if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in plain:
-        raise UserError(
-            f"this tokenizer has no token for some of {example.prompt + example.answer!r}: it would be read as "
-            f"{tokenizer.decode(plain)!r}. The small models read digits, '+', '-', '=' and spaces"
-        )
-    return [*answer, int(tokenizer.eos_token_id)]
+    return all_ids(tokenizer, [example])[0][1]
+
+
+def all_ids(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) -> list[tuple[list[int], list[int]]]:
+    """Of each example `prompt_ids` and `answer_ids`.
+
+    Raises:
+        UserError: as `answer_ids`.
+    """
+    texts = [example.prompt + example.answer for example in examples]
+    prompts, wholes = (all_prompt_ids(tokenizer, some) for some in ([example.prompt for example in examples], texts))
+    for text, prompt, whole in zip(texts, prompts, wholes, strict=True):
+        # Not the answer's own tokens: some tokenizers (Llama-2) put a space before the first word of every text.
+        if whole[: len(prompt)] != prompt or len(whole) == len(prompt):
+            raise UserError(
+                f"this tokenizer joins prompt and answer of {text!r} into other tokens than "
+                "the prompt has alone; end the prompt at a token boundary (as '=' is for Llama)"
+            )
+    unknown = tokenizer.unk_token_id
+    if unknown is not None and texts:
+        for text, plain in zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+            if unknown in plain:
+                raise UserError(
+                    f"this tokenizer has no token for some of {text!r}: it would be read as "
+                    f"{tokenizer.decode(plain)!r}. The small models read digits, '+', '-', '=' and spaces"
+                )
+    end = int(tokenizer.eos_token_id)
+    return [(prompt, [*whole[len(prompt) :], end]) for prompt, whole in zip(prompts, wholes, strict=True)]
 
 
 def encode(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) -> Encoded:
@@ -94,18 +125,17 @@ def encode(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) ->
         raise UserError("cannot encode an empty split")
     if tokenizer.eos_token_id is None:
         raise UserError("the tokenizer has no end-of-text token; the answer's end could not be learned or seen")
-    prompts = [prompt_ids(tokenizer, example.prompt) for example in examples]
-    answers = [answer_ids(tokenizer, example) for example in examples]
+    prompts, answers = zip(*all_ids(tokenizer, examples), strict=True)
     filler = int(tokenizer.eos_token_id)
-    n, a = len(examples), max(map(len, answers))
-    t = max(len(p) + len(x) - 1 for p, x in zip(prompts, answers, strict=True))
-    ids = torch.full((n, t), filler)
-    positions = torch.zeros((n, a), dtype=torch.long)
-    tokens = torch.full((n, a), IGNORE)
-    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
-        row = prompt + answer[:-1]
-        ids[i, : len(row)] = torch.tensor(row)
-        first = len(prompt) - 1
-        positions[i] = torch.arange(first, first + a).clamp(max=len(row) - 1)
-        tokens[i, : len(answer)] = torch.tensor(answer)
-    return Encoded(ids, positions[:, 0].clone(), positions, tokens)
+    a = max(map(len, answers))
+    rows = [prompt + answer[:-1] for prompt, answer in zip(prompts, answers, strict=True)]
+    t = max(map(len, rows))
+    last = [len(prompt) - 1 for prompt in prompts]
+    # Lists, and a tensor at the end: a tensor for each row would cost more than all else here.
+    positions = [[min(first + j, len(row) - 1) for j in range(a)] for first, row in zip(last, rows, strict=True)]
+    return Encoded(
+        torch.tensor([row + [filler] * (t - len(row)) for row in rows]),
+        torch.tensor(last),
+        torch.tensor(positions),
+        torch.tensor([answer + [IGNORE] * (a - len(answer)) for answer in answers]),
+    )

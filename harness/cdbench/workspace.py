@@ -31,7 +31,7 @@ from cdbench.models import Checkpoint, Role
 from cdbench.record import Made
 from cdbench.seeds import digest, rng_for
 from cdbench.store import Store, content_hash, recipe
-from cdbench.tokens import encode, prompt_ids
+from cdbench.tokens import encode, prompt_encoder
 
 _CIRCUIT_CODE = ("attribution", "contrasts", "discovery", "forward", "graph", "patching", "scores")
 
@@ -214,7 +214,7 @@ class Workspace:
         def build(folder: Path) -> None:
             rng = rng_for("counterfactuals", self.task, self.profile.data.seed)
             found = data.make_counterfactuals(
-                self.train_examples, lambda prompt: prompt_ids(self.tokenizer, prompt), rng
+                self.train_examples, prompt_encoder(self.tokenizer, self.train_examples), rng
             )
             rows = [None if example is None else asdict(example) for example in found]
             write_atomic(folder / "counterfactuals.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -13,7 +13,7 @@ from cdbench.api import Example
 from cdbench.circuits.forward import Forward, Part
 from cdbench.circuits.graph import Graph
 from cdbench.errors import UserError
-from cdbench.tokens import prompt_ids
+from cdbench.tokens import all_prompt_ids, prompt_ids
 
 _DIGITS = re.compile(r"\s*(\d+)\s*")
 _PLACE = ("ones", "tens", "hundreds", "thousands", "ten thousands")
@@ -78,7 +78,7 @@ def attention_pattern(
         layouts.setdefault(roles(tokenizer, example.prompt), []).append(example)
     layout, chosen = max(layouts.items(), key=lambda item: len(item[1]))
     forward = Forward(model)
-    ids = torch.tensor([prompt_ids(tokenizer, example.prompt) for example in chosen])
+    ids = torch.tensor(all_prompt_ids(tokenizer, [example.prompt for example in chosen]))
     total = torch.zeros(forward.graph.layers, forward.graph.heads, len(layout), len(layout), dtype=torch.float64)
     for batch in ids.split(batch_size):
         found: dict[tuple[str, int], Tensor] = {}

@@ -18,7 +18,13 @@ from cdbench.seeds import generator_for
 Pairs = tuple[tuple[str, str], ...]
 _TRIES = 200
 _DRAWS = 200
-"""How often a pairing is made of problems drawn anew, and of shuffled ones."""
+"""How often a pairing is made of problems drawn anew."""
+_RENAMED = 1000
+"""How often the components of one half take each other's names."""
+_LEAST_HALF = 2
+"""Problems that a correlation needs."""
+_ROUNDING = 1e-12
+"""Equal pairings count as equal, in whatever order their sums are taken."""
 
 
 def site_of(node: str) -> str:
@@ -63,20 +69,25 @@ def pair_components(
     nearest normalised mean score (paper A's rule for layers), nearest relative depth where that is equal; partners may be shared.
     Most important student component first. A kind that the teacher's top has not stays unpaired.
     """
-    chosen, candidates = top_components(student, share), top_components(teacher, share)
     pairs: list[tuple[str, str]] = []
-    for head in (True, False):
-        mine, theirs = ([s for s in sites if is_head(s) == head] for sites in (chosen, candidates))
-        if mine and theirs:
-            match = _by_profile if how == "profile" else _by_importance
-            pairs += match(student, teacher, mine, theirs)
+    for mine, theirs in _kinds(student, teacher, share):
+        match = _by_profile if how == "profile" else _by_importance
+        pairs += match(student, teacher, mine, theirs)
+    chosen = top_components(student, share)
     return tuple(sorted(pairs, key=lambda pair: chosen.index(pair[0])))
+
+
+def _kinds(student: Components, teacher: Components, share: float) -> list[tuple[list[str], list[str]]]:
+    """The top components of both, most important first: the heads and then the MLPs, where both have some."""
+    tops = [top_components(each, share) for each in (student, teacher)]
+    kinds = [tuple([s for s in top if is_head(s) == head] for top in tops) for head in (True, False)]
+    return [(mine, theirs) for mine, theirs in kinds if mine and theirs]
 
 
 def _by_profile(
     student: Components, teacher: Components, mine: Sequence[str], theirs: Sequence[str]
 ) -> list[tuple[str, str]]:
-    rows, columns, _ = _matched(_of(student, mine), _of(teacher, theirs))
+    rows, columns = _match(_correlations(_of(student, mine), _of(teacher, theirs)))
     return [(mine[i], theirs[j]) for i, j in zip(rows, columns, strict=True)]
 
 
@@ -85,13 +96,17 @@ def _of(found: Components, sites: Sequence[str]) -> Tensor:
     return found.scores[:, [found.sites.index(site) for site in sites]].double()
 
 
-def _matched(first: Tensor, second: Tensor) -> tuple[list[int], list[int], list[float]]:
-    """Columns of `first` and of `second`, [n, ...] each, matched for the largest total correlation, and their correlations."""
+def _correlations(first: Tensor, second: Tensor) -> Tensor:
+    """Of each column of `first` with each of `second`, [n, ...] each; 0 where one is constant."""
+    return _standard(first).T @ _standard(second)
+
+
+def _match(table: Tensor) -> tuple[list[int], list[int]]:
+    """Rows and columns of the matching of largest total."""
     from scipy.optimize import linear_sum_assignment
 
-    table = _standard(first).T @ _standard(second)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
-    return rows.tolist(), columns.tolist(), table[rows, columns].tolist()
+    return rows.tolist(), columns.tolist()
 
 
 @dataclass(frozen=True)
@@ -99,48 +114,78 @@ class Support:
     """How much the problems say for a pairing by profile.
 
     Attributes:
-        correlations: of each pair, over the problems.
+        correlations: of each pair, over the problems that it was chosen on.
         kept: in what share of 200 pairings of problems drawn anew each pair comes back.
-        by_chance: [200] mean correlation of the pairing that is made once one model's problems are shuffled: what the matching
-            makes of scores that have nothing to do with each other.
+        held_out: mean correlation of the pairs that one half of the problems gives, on the other half; both ways.
+        others: the same of all that each component could have been paired with. What the components of a model share of a
+            problem's difficulty is in both.
+        p: one-sided, of `held_out` where it does not matter who goes with whom: one half's components take each other's names.
     """
 
     correlations: tuple[float, ...]
     kept: tuple[float, ...]
-    by_chance: tuple[float, ...]
+    held_out: float
+    others: float
+    p: float
 
 
-def pairing_support(student: Components, teacher: Components, pairs: Pairs) -> Support:
-    """Pairs the components of `pairs` anew, within heads and within MLPs, on problems drawn anew and on shuffled ones.
+def pairing_support(student: Components, teacher: Components, share: float) -> Support:
+    """Makes the pairing by profile of `pair_components` anew: on problems drawn anew, and on half of them to test on the rest.
 
-    `pairs` are what `pair_components` gives by profile. Which components matter stays as it was found: only who goes with whom
-    is asked.
+    Which components matter stays as it was found on all problems: who of them goes with whom is asked.
+
+    Raises:
+        ValueError: no two components are of one kind, or there are fewer than 4 problems.
     """
-    n, draw = len(student.scores), generator_for("pairing-support", len(student.scores))
+    n = len(student.scores)
+    pairs, kinds = pair_components(student, teacher, share), _kinds(student, teacher, share)
+    if not pairs or n < 2 * _LEAST_HALF:
+        raise ValueError(
+            f"{len(pairs)} pairs and {n} problems: there is no pairing to test, or no two halves to test it on"
+        )
+    draw = generator_for("pairing-support", n)
+    order = torch.randperm(n, generator=draw)
     own: dict[tuple[str, str], float] = {}
     kept = dict.fromkeys(pairs, 0)
-    totals = torch.zeros(_DRAWS, dtype=torch.float64)
-    for head in (True, False):
-        some = [pair for pair in pairs if is_head(pair[0]) == head]
-        if not some:
-            continue
-        first, second = _of(student, [s for s, _ in some]), _of(teacher, [t for _, t in some])
-        own |= dict(zip(some, _paired(first, second), strict=True))
-        for i in range(_DRAWS):
+    halves: list[tuple[Tensor, Tensor]] = []
+    for mine, theirs in kinds:
+        first, second = _of(student, mine), _of(teacher, theirs)
+        table = _correlations(first, second)
+        for s, t in pairs:
+            if s in mine:
+                own[s, t] = float(table[mine.index(s), theirs.index(t)])
+        for _ in range(_DRAWS):
             rows = torch.randint(n, (n,), generator=draw)
-            for left, right, _ in zip(*_matched(first[rows], second[rows]), strict=True):
-                kept[some[left]] += left == right
-            totals[i] += sum(_matched(first, second[torch.randperm(n, generator=draw)])[2])
+            for i, j in zip(*_match(_correlations(first[rows], second[rows])), strict=True):
+                if (mine[i], theirs[j]) in kept:
+                    kept[mine[i], theirs[j]] += 1
+        one, other = (_correlations(first[rows], second[rows]) for rows in order.tensor_split(2))
+        halves.append((one, other))
+    held_out = _agreed(halves)
+    renamed = [_agreed([(one, _renamed(other, draw)) for one, other in halves]) for _ in range(_RENAMED)]
+    reached = sum(value >= held_out - _ROUNDING for value in renamed)
+    sizes = [min(one.shape) for one, _ in halves]
+    others = sum(size * float(one.mean() + other.mean()) / 2 for size, (one, other) in zip(sizes, halves, strict=True))
     return Support(
         tuple(own[pair] for pair in pairs),
         tuple(kept[pair] / _DRAWS for pair in pairs),
-        tuple((totals / len(pairs)).tolist()),
+        held_out,
+        others / sum(sizes),
+        (1 + reached) / (1 + _RENAMED),
     )
 
 
-def _paired(first: Tensor, second: Tensor) -> list[float]:
-    """Correlation of each column of `first` with the same one of `second`; 0 where one is constant."""
-    return (_standard(first) * _standard(second)).sum(0).tolist()
+def _agreed(halves: Sequence[tuple[Tensor, Tensor]]) -> float:
+    """Mean correlation of the pairs that either half gives, on the other one; `halves` are a kind's correlations in each."""
+    found: list[Tensor] = []
+    for one, other in halves:
+        found += [other[_match(one)], one[_match(other)]]
+    return float(torch.cat(found).mean())
+
+
+def _renamed(table: Tensor, draw: torch.Generator) -> Tensor:
+    rows, columns = (torch.randperm(size, generator=draw) for size in table.shape)
+    return table[rows][:, columns]
 
 
 def _standard(scores: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cdbench.api import Example
 from cdbench.errors import UserError
-from cdbench.tokens import answer_ids, prompt_ids
+from cdbench.tokens import all_ids
 
 Pair = tuple[Example, Example]
 
@@ -78,19 +78,18 @@ def make_contrasts(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) ->
             "the tokenizer has no end-of-text token; an answer that begins another could not be told from it"
         )
     kept, rows = [], []
-    for clean, corrupt in pairs:
-        first, second = prompt_ids(tokenizer, clean.prompt), prompt_ids(tokenizer, corrupt.prompt)
+    sides = (all_ids(tokenizer, [pair[side] for pair in pairs]) for side in (0, 1))
+    for (clean, corrupt), (first, own), (second, others) in zip(pairs, *sides, strict=True):
         if len(first) != len(second):
             raise UserError(
                 f"{clean.prompt!r} has {len(first)} tokens and its counterfactual {corrupt.prompt!r} {len(second)}; "
                 "activations can be exchanged between prompts of equal length only"
             )
-        answers = answer_ids(tokenizer, clean), answer_ids(tokenizer, corrupt)
-        if answers[0] == answers[1]:
+        if own == others:
             continue
-        shared = next(i for i, (a, b) in enumerate(zip(*answers, strict=False)) if a != b)
-        prefix = answers[0][:shared]
-        rows.append((first + prefix, second + prefix, len(first) - 1, answers[0][shared], answers[1][shared]))
+        shared = next(i for i, (a, b) in enumerate(zip(own, others, strict=False)) if a != b)
+        prefix = own[:shared]
+        rows.append((first + prefix, second + prefix, len(first) - 1, own[shared], others[shared]))
         kept.append((clean, corrupt))
     if not kept:
         raise UserError(f"none of {len(pairs)} pairs has two answers that differ: there is no contrast to attribute")

@@ -59,18 +59,18 @@ def evaluate(
     # Magnitudes and random scores are not negative: by |score| they rank as by score.
     rankings = [Ranking(scores), Ranking(scores, absolute=True), Ranking(size), *(Ranking(each) for each in chance)]
     signed, absolute, by_size, *random = curves(model, contrasts, rankings, exchange=exchange, work=work)
-    areas = [(float(cpr(f)), float(cmd(f))) for f in (each.faithfulness() for each in random)]
-    own = _Areas.of(signed, absolute)
+    own, moved, drawn = _Judged.of(signed, absolute), _Judged.of(by_size), [_Judged.of(each) for each in random]
+    areas = [(float(each.cpr[0]), float(each.cmd[0])) for each in drawn]
     return {
         "sizes": list(SIZES),
         "items": list(signed.items),
         "metric_whole": signed.whole.double().mean().item(),
         "metric_empty": signed.empty.double().mean().item(),
         "on_noise": signed.stands_on_noise,
-        "circuit": _judged(signed, absolute),
-        "magnitude": _judged(by_size, by_size) | own.less([by_size]),
+        "circuit": own.told(),
+        "magnitude": moved.told() | own.less([moved]),
         "random": {
-            "f": torch.stack([each.faithfulness() for each in random]).mean(0).tolist(),
+            "f": torch.stack([each.f[0] for each in drawn]).mean(0).tolist(),
             **{
                 name: value
                 for i, key in enumerate(("cpr", "cmd"))
@@ -80,48 +80,50 @@ def evaluate(
                 )
             },
             "draws": draws,
-            **own.less(random),
+            **own.less(drawn),
         },
     }
 
 
 @dataclass(frozen=True)
-class _Areas:
-    """CPR and CMD, [1 + draws] each: of the problems as they are, then of each draw of them."""
+class _Judged:
+    """f, CPR and CMD of the problems as they are, and then of each draw of them.
 
+    Attributes:
+        f, f_absolute: [1 + draws, sizes], circuits chosen by signed score and by |score|.
+        cpr, cmd: [1 + draws], of the first and of the second.
+    """
+
+    f: Tensor
+    f_absolute: Tensor
     cpr: Tensor
     cmd: Tensor
 
     @classmethod
-    def of(cls, signed: Curve, absolute: Curve) -> "_Areas":
-        areas = ((signed, cpr), (absolute, cmd))
-        return cls(*(area(torch.cat([each.faithfulness()[None], each.bootstrap()])) for each, area in areas))
+    def of(cls, signed: Curve, absolute: Curve | None = None) -> "_Judged":
+        """`absolute`: None where scores are not negative, and rank in one way only."""
+        f = torch.cat([signed.faithfulness()[None], signed.bootstrap()])
+        g = torch.cat([absolute.faithfulness()[None], absolute.bootstrap()]) if absolute else f
+        return cls(f, g, cpr(f), cmd(g))
 
-    def less(self, rivals: Sequence[Curve]) -> dict[str, Any]:
-        """What is left of either area when the rivals' mean is taken off, problem by problem: with 95 % over problems.
+    def told(self) -> dict[str, Any]:
+        return {
+            "f": self.f[0].tolist(),
+            "f_absolute": self.f_absolute[0].tolist(),
+            "f_95": [list(limits) for limits in zip(*_limits(self.f[1:]), strict=True)],
+            "cpr": float(self.cpr[0]),
+            "cpr_95": _limits(self.cpr[1:]),
+            "cmd": float(self.cmd[0]),
+            "cmd_95": _limits(self.cmd[1:]),
+        }
 
-        The draws are the same for every curve of the same problems: f is 0 divided by 0 in the same ones, as m(N) and m(∅) are.
-        """
-        others = [_Areas.of(rival, rival) for rival in rivals]
+    def less(self, rivals: Sequence["_Judged"]) -> dict[str, Any]:
+        """What is left of either area when the rivals' mean is taken off, problem by problem: with 95 % over problems."""
         found: dict[str, Any] = {}
         for name in ("cpr", "cmd"):
-            left = getattr(self, name) - torch.stack([getattr(other, name) for other in others]).mean(0)
+            left = getattr(self, name) - torch.stack([getattr(rival, name) for rival in rivals]).mean(0)
             found |= {f"{name}_difference": float(left[0]), f"{name}_difference_95": _limits(left[1:])}
         return found
-
-
-def _judged(signed: Curve, absolute: Curve) -> dict[str, Any]:
-    f, g = signed.faithfulness(), absolute.faithfulness()
-    first, second = signed.bootstrap(), absolute.bootstrap()
-    return {
-        "f": f.tolist(),
-        "f_absolute": g.tolist(),
-        "f_95": [list(limits) for limits in zip(*_limits(first), strict=True)],
-        "cpr": float(cpr(f)),
-        "cpr_95": _limits(cpr(first)),
-        "cmd": float(cmd(g)),
-        "cmd_95": _limits(cmd(second)),
-    }
 
 
 def _limits(draws: Tensor) -> list[Any]:

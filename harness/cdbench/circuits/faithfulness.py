@@ -10,6 +10,7 @@ Both are trapezoids on a linear axis from 0.001 to 1, so a perfect circuit has C
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -217,27 +218,20 @@ class Curve:
     whole: Tensor
     empty: Tensor
 
-    def faithfulness(self, rows: Tensor | None = None) -> Tensor:
-        """f at each size, [sizes], as a ratio of means; over some problems only, [draws, sizes], for rows [draws, n]."""
-        m, whole, empty = (
-            x.double() if rows is None else x.double()[..., rows] for x in (self.metric, self.whole, self.empty)
-        )
-        m, whole, empty = m.mean(-1), whole.mean(-1), empty.mean(-1)
-        return ((m - empty) / (whole - empty)).movedim(0, -1)
-
-    def _drawn(self) -> Tensor:
-        n = len(self.whole)
-        return torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
+    def faithfulness(self) -> Tensor:
+        """f at each size, [sizes], as a ratio of means."""
+        f, gap = self._over(torch.full((1, len(self.whole)), 1 / len(self.whole), dtype=torch.float64))
+        return f[0] / gap
 
     def bootstrap(self) -> Tensor:
-        """[1,000, sizes] f over problems drawn anew; draws in which f is 0 divided by 0 have no f, and are left out.
+        """[1,000, sizes] f over problems drawn anew, the same draws for every curve of the same problems.
 
-        Of fewer than 4 problems there is none.
+        Draws in which f is 0 divided by 0 have no f, and are left out. Of fewer than 4 problems there is none.
         """
         if len(self.whole) < LEAST_ROWS:
             return torch.empty(0, len(self.items), dtype=torch.float64)
-        f = self.faithfulness(self._drawn())
-        return f[torch.isfinite(f).all(1)]
+        gained, gap = self._over(_drawn(len(self.whole)))
+        return (gained / gap[:, None])[gap != 0]
 
     @property
     def stands_on_noise(self) -> bool:
@@ -248,8 +242,21 @@ class Curve:
         """
         if len(self.whole) < LEAST_ROWS:
             return True
-        gap = (self.whole - self.empty).double()[self._drawn()].mean(1)
-        return bool(torch.quantile(gap, 0.025) <= 0)
+        return bool(torch.quantile(self._over(_drawn(len(self.whole)))[1], 0.025) <= 0)
+
+    def _over(self, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """m(C) − m(∅) [draws, sizes] and m(N) − m(∅) [draws], for the weights [draws, n] of the problems."""
+        gained = torch.cat([self.metric, self.whole[None]]).double() - self.empty.double()
+        means = weights @ gained.T
+        return means[:, :-1], means[:, -1]
+
+
+@cache
+def _drawn(n: int) -> Tensor:
+    """[1,000, n] share of each problem in each draw of n problems."""
+    rows = torch.randint(n, (_DRAWS, n), generator=generator_for("bootstrap", n))
+    counts = torch.zeros(_DRAWS, n, dtype=torch.float64)
+    return counts.scatter_add_(1, rows, torch.ones_like(counts)) / n
 
 
 def cpr(f: Tensor) -> Tensor:

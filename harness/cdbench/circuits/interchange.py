@@ -19,9 +19,9 @@ from cdbench.circuits.arithmetic import Variable, answer_with, operator, value_o
 from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.forward import Forward, Outputs
 from cdbench.circuits.patching import exchanged, hits_at
-from cdbench.data import Layout, layout
+from cdbench.data import Layout, PromptEncoder, layout
 from cdbench.errors import UserError
-from cdbench.tokens import Encoded, encode, prompt_ids
+from cdbench.tokens import Encoded, encode, prompt_encoder
 from cdbench.zoo import exact_match
 
 
@@ -53,17 +53,19 @@ def make_interchanges(
     rng: Random,
     *,
     same: bool = False,
+    tokens: PromptEncoder | None = None,
 ) -> Interchanges:
     """Draws for each problem a source of the same layout (tokens, and digits by operand) that has another value of the variable.
 
     `same`: a source that has the same value and another answer, as a control. What carries the variable and nothing else leaves
-    the base's answer as it is.
+    the base's answer as it is. `tokens`: what the tokenizer makes of a prompt, where the caller keeps it for the next variable.
 
     Raises:
         UserError: problems that are neither sums nor differences, or none has a source.
     """
     pools: dict[tuple[Layout, str], list[tuple[Example, int]]] = {}
-    keys = [(layout(e, lambda text: prompt_ids(tokenizer, text)), operator(e)) for e in examples]
+    tokens = tokens or prompt_encoder(tokenizer, examples)
+    keys = [(layout(e, tokens), operator(e)) for e in examples]
     for example, (shape, op) in zip(examples, keys, strict=True):
         a, b = example.operands
         pools.setdefault((shape, op), []).append((example, value_of(a, b, op, variable)))
@@ -71,17 +73,17 @@ def make_interchanges(
     for example, (shape, op) in zip(examples, keys, strict=True):
         a, b = example.operands
         own = value_of(a, b, op, variable)
-        answers = {value: str(answer_with(a, b, op, variable, value)) for value in range(10)}
+        answers = {value: str(answer_with(a, b, op, variable, value)) for value in range(10) if (value == own) == same}
+        shows = {value: answer for value, answer in answers.items() if same or answer != example.answer}
         fitting = [
-            (other, answers[value])
+            (other, value)
             for other, value in pools[shape, op]
-            if (value == own) == same and other.answer not in (example.answer, answers[value])
-            if same or answers[value] != example.answer
+            if value in shows and other.answer not in (example.answer, shows[value])
         ]
         if fitting:
-            chosen, answer = rng.choice(fitting)
+            chosen, value = rng.choice(fitting)
             pairs.append((example, chosen))
-            expected.append(answer)
+            expected.append(shows[value])
     if not pairs:
         what = "have the same" if same else "differ in"
         raise UserError(f"no two of {len(examples)} problems {what} '{variable}' so that an exchange would show")
@@ -89,7 +91,7 @@ def make_interchanges(
     base = encode(tokenizer, targets)
     source = torch.full_like(base.ids, int(tokenizer.eos_token_id))
     for row, (_, other) in enumerate(pairs):
-        ids = prompt_ids(tokenizer, other.prompt)
+        ids = tokens(other.prompt)
         source[row, : len(ids)] = torch.tensor(ids)
     return Interchanges(variable, base, source, tuple(pairs), tuple(expected))
 

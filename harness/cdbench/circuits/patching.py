@@ -205,12 +205,12 @@ def expanded(outputs: Outputs, ids: Tensor) -> Outputs:
 def ablated_hits(
     model: LlamaForCausalLM,
     split: Encoded,
-    means: Outputs,
+    means: Outputs | PlacedMeans,
     nodes: Sequence[int],
     *,
     work: Work = QUIETLY,
 ) -> tuple[Tensor, Tensor]:
-    """Exact match of the whole answer, as the model is and with each node's output replaced by its mean at every position.
+    """Exact match of the whole answer, as the model is and with each node's output replaced by its mean, or by that at its place.
 
     Returns [n] and [n, len(nodes)] bool. Greedy decoding follows the gold answer exactly as long as every gold token so far was
     the arg-max, so one pass with the answer as input suffices.
@@ -225,7 +225,7 @@ def ablated_hits(
         whole.append(
             hits_at(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu()
         )
-        stand_in = expanded(means, batch.ids)
+        stand_in = means.at(batch) if isinstance(means, PlacedMeans) else expanded(means, batch.ids)
         for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
             for node, end in zip(some, ends, strict=True):
                 found[:, place[node]] = hits_at(forward, end, batch).cpu()

@@ -66,7 +66,7 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
     """What whoever reads the tables of circuits should know, a sentence each; for every form of the report."""
     if not rows:
         return []
-    told, first, last = [], rows[0], rows[-1]
+    told, last = [], rows[-1]
     if last["kept"]:
         told.append(
             f"Of {last['of']} nodes the ten sizes keep {', '.join(map(str, last['kept']))}: with few nodes their areas rest "
@@ -78,13 +78,8 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row["on_noise"]
     ]
-    if first["found_on"]:
-        told.append(
-            f"Circuits are found on {first['found_on']} training problems; of these and the held-out ones {first['left_out']} "
-            "have no counterfactual of the same layout and are left out."
-        )
-    if support := next((row["support"] for row in rows if row["support"]), None):
-        told.append(_of_pairing(support))
+    for task in dict.fromkeys(row["task"] for row in rows):
+        told += _of_task(task, [row for row in rows if row["task"] == task], len({row["task"] for row in rows}) > 1)
     if worked := [group.name for group in data.groups if group.metric("worked")]:
         told.append(
             "Faithfulness, accuracy alone, interchange and perplexity are of bare answers. A row that works its problems out "
@@ -93,13 +88,26 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _of_pairing(found: PairingSupport) -> str:
-    # Its p and its shares of pairings are not told: they pair the chosen components alone anew, and flatter where one model
-    # has more to choose from.
+def _of_task(task: str, rows: Sequence[Row], several: bool) -> list[str]:
+    told, on = [], f"{task}: " if several else ""
+    for found_on, left_out in dict.fromkeys((row["found_on"], row["left_out"]) for row in rows if row["found_on"]):
+        told.append(
+            f"{on}{'circuits' if several else 'Circuits'} are found on {found_on} training problems; of these and the held-out "
+            f"ones {left_out} have no counterfactual of the same layout and are left out."
+        )
+    supports = [row["support"] for row in rows if row["support"]]
+    told += [_of_pairing(on, each) for i, each in enumerate(supports) if each not in supports[:i]]
+    return told
+
+
+def _of_pairing(on: str, found: PairingSupport) -> str:
+    count = len(found.correlations)
     return (
-        f"The {len(found.correlations)} functional pairs of the models before training: over training problems the scores of the "
-        f"two correlate with {found.mean:.2f} on average. What all components share of a problem's difficulty is part of that, "
-        "and so is that pairs are chosen for it."
+        f"{on}{'the' if on else 'The'} functional pairs of the models before training ({count}): over training problems the "
+        f"scores of the two correlate with {sum(found.correlations) / count:.2f} on average, and a pair comes back in "
+        f"{100 * sum(found.kept) / count:.0f} % of pairings of problems drawn anew. Found on one half of the problems, the pairs "
+        f"correlate with {found.held_out:.2f} on the other half, all that could have been paired with {found.others:.2f} "
+        f"(p = {found.p:.3f} if it did not matter who goes with whom)."
     )
 
 
@@ -121,6 +129,9 @@ _NUMBERS = {
     "without": "ablated.value",
     "without_share": "ablated_share",
     "without_random": "random_ablated_share",
+    "without_first": "one_by_one.share",
+    "without_other": "one_by_one.others_share",
+    "first_needed": "one_by_one.needed_beyond_chance",
     "exact": "exact.spearman",
     "halves": "stability",
     "edge_cpr": "edges.faithfulness.cpr",
@@ -159,8 +170,10 @@ def circuit_rows(data: StudyData) -> list[Row]:
         rows.append(
             {
                 "name": group.name,
+                "task": group.task,
                 **numbers,
                 "nodes": _nodes(j.interchange for j in found),
+                "first": ", ".join(dict.fromkeys(j.one_by_one.node for j in found if j.one_by_one)),
                 "digits": {
                     name: {
                         "accuracy": measured(group, f"circuit.interchange_digits.{name}.accuracy.value"),

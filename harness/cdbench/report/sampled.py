@@ -37,7 +37,7 @@ def possible(metric: str) -> tuple[float, float]:
         return 0.0, 1.0
     if name == "stability":
         return -1.0, 1.0
-    if name in ("alone_share", "ablated_share", "random_alone_share", "random_ablated_share", "cmd"):
+    if name.endswith("share") or name == "cmd":
         return 0.0, math.inf
     return (-1.0, 1.0) if name == "spearman" or name.endswith("_mean") else (-math.inf, math.inf)
 
@@ -115,6 +115,8 @@ _SHARES = {
     "ablated_share": ("ablated", None),
     "suffices_beyond_chance": ("accuracy", "random_alone_share"),
     "needed_beyond_chance": ("ablated", "random_ablated_share"),
+    "one_by_one.share": ("one_by_one.accuracy", None),
+    "one_by_one.needed_beyond_chance": ("one_by_one.accuracy", "one_by_one.others_share"),
 }
 """Numbers that are an accuracy as a share of the whole model's, or how far that is from as many nodes' drawn at random."""
 _PARTS = (("accuracy", "alone_share"), ("ablated", "ablated_share"))
@@ -125,7 +127,8 @@ def _of_shares(metrics: Metrics, name: str, at_random: str | None) -> Sampled | 
     own = value_at(metrics, _CIRCUIT + name)
     chance = value_at(metrics, _CIRCUIT + at_random) if at_random else 0.0
     parts = [(value_at(metrics, _CIRCUIT + part), value_at(metrics, _CIRCUIT + share)) for part, share in _PARTS]
-    whole = next((part.value / share for part, share in parts if part and part.value and share), None)
+    told = value_at(metrics, f"{_CIRCUIT}one_by_one.whole.value")
+    whole = told or next((part.value / share for part, share in parts if part and part.value and share), None)
     if own is None or chance is None or whole is None:
         return None
     rates = [own.value, min(1.0, chance * whole)] if at_random else [own.value]
