@@ -56,6 +56,8 @@ def test_a_bundle_can_be_checked_and_worked_on_without_us(runs: Path, cli: Cli, 
     (run,) = [
         r for r in crate.glob("records/*/record.json") if json.loads(r.read_text())["spec"]["method"] == "finetune"
     ]
+    logs = {path.name for path in (runs / "records" / run.parent.name).glob("*.log")}
+    assert logs and logs == {path.name for path in run.parent.glob("*.log")}
     assert cli("score", run.parent.name, "--runs", crate).returncode == 0
     shutil.rmtree(crate / "two_rows" / "report")
     assert cli("report", "two_rows", "--runs", crate).returncode == 0

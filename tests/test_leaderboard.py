@@ -163,6 +163,9 @@ def test_answers_made_up_consistently_are_refused_by_the_records(written: Path, 
     shutil.rmtree(tmp_path / "runs" / "records" / perfect.run_id)
     absent = cli("leaderboard", "check")
     assert absent.returncode == 0 and "4 of 5 runs" in absent.stdout and "1 have none here" in absent.stdout
+    assert cli("leaderboard", "check", "--require", 4).returncode == 0
+    few = cli("leaderboard", "check", "--require", 5)
+    assert few.returncode == 3 and "4 of 5 runs of LEADERBOARD.md have their records in runs, and 5 are" in few.stderr
 
 
 def forged(board: Board, change: str) -> Board:

@@ -99,9 +99,10 @@ def test_what_can_be_opened_is_accessible_too(width: int, study: Path, circuits:
             assert opened.faults() == []
 
 
-def test_tables_of_circuits_fit_a_page(circuits: Path, chromium: Any) -> None:
+@pytest.mark.parametrize("name", ["circuits*", *NAMES])
+def test_tables_of_circuits_fit_a_page(name: str, circuits: Path, study: Path, chromium: Any) -> None:
     with tab(chromium, width=1280) as opened:
-        opened.page.goto(page_of(circuits, "circuits*"))
+        opened.page.goto(page_of(circuits if name == "circuits*" else study, name))
         regions = opened.page.locator(".scroll[role=region]")
         wide = regions.evaluate_all(
             "all => all.filter(r => r.scrollWidth > r.clientWidth + 1).map(r => r.getAttribute('aria-label'))"

@@ -1,7 +1,7 @@
 """A finished study as one file that somebody else can check and repeat without us: an RO-Crate (https://w3id.org/ro/crate/1.1).
 
 In it, laid out as a runs folder, so that every command works on it: the study, its report, and records with specs, histories,
-predictions and weights; beside them the package with the plug-ins that ran, templates, Dockerfiles and locks, as a wheel
+logs, predictions and weights; beside them the package with the plug-ins that ran, templates, Dockerfiles and locks, as a wheel
 has them, so that it runs from there; and SHA256SUMS over everything.
 """
 
@@ -29,6 +29,7 @@ _PACKAGE = Path(plugins.__file__).resolve().parents[1]
 _OF_A_RUN = (
     "record.json", "spec.json", "code.txt", "history.jsonl", "outcome.json", "metrics.json", "predictions.jsonl",
     "student.safetensors", "masks.safetensors",
+    *(f"{step}.{stream}.log" for step in ("train", "evaluate") for stream in ("stdout", "stderr")),
 )  # fmt: skip
 _README = """# {title}
 

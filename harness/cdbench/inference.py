@@ -6,6 +6,7 @@ the spread between seeds and between problems is estimated by an analysis of var
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -80,7 +81,7 @@ class Spread(NamedTuple):
             return 0.5
         by_noise = 0.0
         if self.noise:
-            by_noise = float(distributions.t.sf(distance / math.sqrt(self.noise + self.of_problems), self.problems - 1))
+            by_noise = float(special.stdtr(self.problems - 1, -distance / math.sqrt(self.noise + self.of_problems)))
         if self._distance(_LEAST_P) <= distance:
             return by_noise
         return max(by_noise, float(brentq(lambda p: self._distance(p) - distance, _LEAST_P, 0.5, xtol=1e-16)))
@@ -88,7 +89,8 @@ class Spread(NamedTuple):
     def _distance(self, p: float) -> float:
         of_seeds = self.seeds - 1 if self.freedom is None else self.freedom
         parts = ((self.of_seeds, of_seeds), (self.of_problems, self.problems - 1))
-        return math.sqrt(sum(float(distributions.t.isf(p, freedom)) ** 2 * part for part, freedom in parts if part))
+        # Student's quantile itself: scipy.stats asks so much around it that reports took noticeably longer.
+        return math.sqrt(sum(float(special.stdtrit(freedom, p)) ** 2 * part for part, freedom in parts if part))
 
 
 class _Squares(NamedTuple):
@@ -332,11 +334,14 @@ def _seeds_until(
     within: float = 2 * POWER - 1,
 ) -> int | None:
     """`within`: how much of all outcomes lies no farther from the mean, to either side, than may be lost."""
-    for seeds in range(now + 1, MOST_SEEDS + 1):
+
+    def decides(seeds: int) -> bool:
         found = spread_of(seeds)
-        if stretch * found.half_width(level) + found.half_width(within) < distance:
-            return seeds
-    return None
+        return stretch * found.half_width(level) + found.half_width(within) < distance
+
+    some = range(now + 1, MOST_SEEDS + 1)
+    place = bisect_left(some, True, key=decides)  # each seed more narrows both intervals
+    return some[place] if place < len(some) else None
 
 
 def runs_to_decide(values: Sequence[float], limit: float, level: float = 0.95) -> int | None:

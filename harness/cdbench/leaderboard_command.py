@@ -126,16 +126,25 @@ def _before(file: Path) -> "list[Board]":
 @leaderboard.command()
 @click.argument("file", type=click.Path(path_type=Path), default="LEADERBOARD.md")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--require",
+    type=click.IntRange(min=0),
+    default=0,
+    metavar="N",
+    help="Fail where fewer than N of its runs have their records here.",
+)
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
-def check(file: Path, as_json: bool, runs: str | None) -> None:
+def check(file: Path, as_json: bool, require: int, runs: str | None) -> None:
     """Compute a written leaderboard again: its places from its answers, its answers from the records that are here.
 
     \b
     cdbench leaderboard check                   # ./LEADERBOARD.md; exit code 3 where it does not hold
+    cdbench leaderboard check --require 2       # for CI: two of its runs were made here, and are not forgotten
     """
     from cdbench.report.leaderboard import check as examine
 
-    found = examine(file, plan.places(runs, None))
+    where = plan.places(runs, None)
+    found = examine(file, where)
     if as_json:
         click.echo(json.dumps(asdict(found), indent=1))
     else:
@@ -148,6 +157,11 @@ def check(file: Path, as_json: bool, runs: str | None) -> None:
             gone = f", {absent} have none here" if absent else ""
             click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
                        f"against their records{gone}; cost is not compared")  # fmt: skip
+    if found.present < require:
+        raise AnswerBad(
+            f"{found.present} of {found.runs} runs of {file} have their records in {plan.shortest(where.runs)}, and {require} "
+            "are required: make them with cdbench run, or name their folder with --runs"
+        )
     if found.wrong:
         raise AnswerBad(f"{file} does not hold: {len(found.wrong)} {'fault' if len(found.wrong) == 1 else 'faults'}")
 

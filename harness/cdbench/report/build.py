@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def _environment(suffix: str) -> Environment:
         "p": p_value,
         "tex_comment": tex_comment,
         "md_code": markdown_code,
-        "breakable": lambda name: Markup("_<wbr>").join(map(Markup.escape, str(name).split("_"))),
+        "breakable": lambda name: Markup("<wbr>").join(map(Markup.escape, re.split("(?<=[_ ])", str(name)))),
         "measured": lambda found: measured(found, number),
         "measured_share": lambda found: measured(found, percent),
         "span": lambda pair: f"[{percent(pair[0])}, {percent(pair[1])}]",
