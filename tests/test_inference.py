@@ -143,6 +143,30 @@ def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:
     assert equivalence_p(np.zeros((3, 1000)), 0.02) < 0.001
 
 
+@pytest.mark.parametrize("freedom", [2, 3, 4, 9])
+@pytest.mark.parametrize("p", [0.1, 0.025, 0.005, 0.0005, 0.00005])
+def test_what_seeds_and_problems_vary_by_is_covered_as_often_as_is_said(freedom: int, p: float) -> None:
+    """Exactly, over all that the seeds' variance may seem: problems are many, and theirs is known.
+
+    95 % within a point; far out never more than a fifth above p, as among many comparisons the smallest p counts.
+    """
+    seems = distributions.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom
+    missed = []
+    for share in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95):
+        halves = [Spread(share * each, freedom + 1, 1 - share, 10**9)._distance(p) for each in seems]
+        missed.append(2 * float(distributions.norm.sf(halves).mean()))
+    if p == 0.025:
+        assert max(abs(each - 0.05) for each in missed) < 0.01
+    assert max(missed) < 1.2 * 2 * p
+
+
+@given(st.floats(0, 1), st.integers(2, 12), st.floats(1e-9, 0.4), st.floats(1.01, 3))
+def test_half_widths_grow_as_p_falls_and_tails_lead_back(share: float, seeds: int, p: float, times: float) -> None:
+    found = Spread(share, seeds, 1 - share, 1000)
+    assert found._distance(p / times) > found._distance(p)
+    assert found.tail(found._distance(p)) == pytest.approx(p, rel=1e-4, abs=1e-12)
+
+
 def simulated(seeds: int, spread_of_seeds: float, rng: np.random.Generator, n: int = 1000) -> np.ndarray:
     """Two rows that are equally good, on the same problems, each with its own luck of seeds: their difference."""
     problems = rng.normal(0.5, 1.5, n)[None]
@@ -161,21 +185,12 @@ def test_intervals_of_differences_cover_as_often_as_they_say(seeds: int, of_seed
 
 
 @pytest.mark.parametrize(
-    ("seeds", "of_seeds", "of_problems", "most"),
-    [
-        (3, 0.0, 0.0, 0.96),
-        (3, 0.1, 0.0, 0.96),
-        (3, 0.3, 1.5, 0.985),
-        (3, 0.05, 1.5, 0.985),
-        (5, 0.1, 1.5, 0.98),
-        (10, 0.3, 1.5, 0.97),
-    ],
+    ("seeds", "of_seeds", "of_problems"),
+    [(3, 0.0, 0.0), (3, 0.1, 0.0), (3, 0.3, 1.5), (3, 0.05, 1.5), (3, 0.1, 1.5), (5, 0.1, 1.5), (10, 0.3, 1.5)],
 )
-def test_intervals_of_accuracies_cover_at_least_as_often_as_they_say(
-    seeds: int, of_seeds: float, of_problems: float, most: float
-) -> None:
-    """Exact where seeds or problems are all the spread there is; where both matter as much and seeds are few, up to 3 points
-    wide: nothing exact is known for that (Behrens and Fisher's problem), and too wide is the honest side."""
+def test_intervals_of_accuracies_cover_as_often_as_they_say(seeds: int, of_seeds: float, of_problems: float) -> None:
+    """Within a point of 95 % at n = 1,000, up to the simulation's noise: where seeds or problems are all the spread there is,
+    and where both matter as much and seeds are few."""
     rng, n, repeats = np.random.default_rng(seeds), 1000, 2000
     ability = 1.5 + of_problems * rng.standard_normal(400_000) + of_seeds * rng.standard_normal(400_000)
     truth, covered = float((1 / (1 + np.exp(-ability))).mean()), 0
@@ -184,7 +199,7 @@ def test_intervals_of_accuracies_cover_at_least_as_often_as_they_say(
         low, high = share_interval((rng.random((seeds, n)) < 1 / (1 + np.exp(-logits))).astype(float))
         covered += low <= truth <= high
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert 0.94 - noise < covered / repeats < most + noise
+    assert abs(covered / repeats - 0.95) < 0.01 + noise
 
 
 def answered(rng: np.random.Generator, level: float, of_problems: float, of_seeds: np.ndarray, n: int) -> np.ndarray:
@@ -199,13 +214,11 @@ def truth(level: float, *spreads: float) -> float:
     return float(weights @ (1 / (1 + np.exp(-(level + math.hypot(*spreads) * nodes)))) / weights.sum())
 
 
-COVERED = [(1, 0.0, 0.957), (3, 0.0, 0.985), (3, 0.1, 0.985), (3, 0.5, 0.985), (5, 0.3, 0.98), (10, 0.3, 0.97)]
+COVERED = [(1, 0.0), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.3), (10, 0.3)]
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds", "most"), COVERED)
-def test_intervals_of_what_longer_problems_cost_cover_at_least_as_often_as_they_say(
-    seeds: int, of_seeds: float, most: float
-) -> None:
+@pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
+def test_intervals_of_what_longer_problems_cost_cover_as_often_as_they_say(seeds: int, of_seeds: float) -> None:
     """Of the same seeds on two sets of problems, 1,000 and 500; the second is the harder for every seed, for some more so."""
     rng, repeats, covered = np.random.default_rng(seeds), 1000, 0
     lost = truth(2.5, 1.5, of_seeds) - truth(0.3, 1.5, of_seeds * math.sqrt(2))
@@ -217,12 +230,12 @@ def test_intervals_of_what_longer_problems_cost_cover_at_least_as_often_as_they_
         low, high = found.around(value)
         covered += low <= lost <= high
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert 0.94 - noise < covered / repeats < most + noise
+    assert abs(covered / repeats - 0.95) < 0.01 + noise
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds", "most"), COVERED)
-def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
-    seeds: int, of_seeds: float, most: float
+@pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
+def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_they_say(
+    seeds: int, of_seeds: float
 ) -> None:
     """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
     from that one published model; of how far seeds of its method differ nothing was published."""
@@ -238,7 +251,7 @@ def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_of
         covered += low <= gap <= high
         rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert 0.94 - noise < covered / repeats < most + noise
+    assert abs(covered / repeats - 0.95) < 0.01 + noise
     assert rejected / repeats < 0.05 + noise
 
 
