@@ -234,11 +234,12 @@ def test_intervals_of_what_longer_problems_cost_cover_as_often_as_they_say(seeds
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
-def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_they_say(
+def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
     seeds: int, of_seeds: float
 ) -> None:
     """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
-    from that one published model; of how far seeds of its method differ nothing was published."""
+    from that one published model; of how far seeds of its method differ nothing was published. Newcombe adds the two intervals'
+    squares, which is up to 3 points too wide where ours rests on few seeds."""
     rng, repeats, covered, rejected = np.random.default_rng(seeds), 1000, 0, 0
     share = truth(2.5, 1.5)
     gap = truth(2.5, 1.5, of_seeds) - share
@@ -251,7 +252,7 @@ def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_th
         covered += low <= gap <= high
         rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert abs(covered / repeats - 0.95) < 0.01 + noise
+    assert 0.94 - noise < covered / repeats < 0.98 + noise
     assert rejected / repeats < 0.05 + noise
 
 

@@ -95,13 +95,15 @@ class Spread(NamedTuple):
     def _distance(self, p: float) -> float:
         of_seeds = self.seeds - 1 if self.freedom is None else self.freedom
         parts = [(self.of_seeds, of_seeds), (self.of_problems, self.problems - 1)]
-        apart = sum(_quantile(p, freedom) ** 2 * part for part, freedom in parts if part)
+        each = [_quantile(p, freedom) ** 2 * part for part, freedom in parts if part]
+        apart = sum(each)
         if not all(part for part, _ in parts) or of_seeds < _LEAST_JOINT:
             return math.sqrt(apart)
         freedom = self.variance**2 / sum(part**2 / own for part, own in parts)
         together = _quantile(p, freedom) ** 2 * self.variance
         weight = (self.of_seeds / self.variance) ** min(1.0, math.sqrt(p / _USUAL))
-        return math.sqrt(weight * apart + (1 - weight) * together)
+        # Never nearer than either part alone reaches: to know of the other, too, makes nothing surer.
+        return math.sqrt(max(*each, weight * apart + (1 - weight) * together))
 
 
 def _quantile(p: float, freedom: float) -> float:
