@@ -16,7 +16,7 @@ from cdbench.errors import UserError
 from cdbench.inference import Z95, seed_interval
 from cdbench.record import Faithfulness, PairingSupport
 from cdbench.report import ledger as forms
-from cdbench.report.circuits import _band, _nodes, _of_pairing, measured
+from cdbench.report.circuits import _band, _nodes, _of_pairing, circuit_notes, measured
 from cdbench.report.claims import Verdict, counts_apart, judge
 from cdbench.report.collect import Group, StudyData
 from cdbench.report.context import ledger_row, verdict_row
@@ -627,7 +627,7 @@ def judged_alike(rng: np.random.Generator, seeds: int, n: int) -> Group:
 def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_problems() -> None:
     """By simulation: of difficulties with mean 2/3 the truth must be held as often as is said; seeds alone hold it less often."""
     rng = np.random.default_rng(0)
-    held, by_seeds = 0, 0
+    held, by_seeds, wider = 0, 0, 0
     for _ in range(400):
         group = judged_alike(rng, 3, 200)
         found = one(measure("alone_share", 0.9), group).evidence
@@ -635,8 +635,10 @@ def test_an_interval_of_what_all_runs_were_judged_on_knows_that_there_are_other_
         held += found.interval.low <= 2 / 3 <= found.interval.high
         alone = seed_interval(group.values("circuit.alone_share"))
         assert alone and found.interval.high - found.interval.low >= alone.high - alone.low - 1e-12
+        wider += found.interval.high - found.interval.low > (1 + 1e-9) * (alone.high - alone.low)
         by_seeds += alone.low <= 2 / 3 <= alone.high
     assert held >= 0.94 * 400 > by_seeds
+    assert wider > 0.8 * 400  # the rest are as wide: where the seeds' part is nearly all, it reaches as far by itself
 
 
 @pytest.mark.parametrize(
@@ -764,8 +766,27 @@ def test_a_node_without_a_hit_where_it_was_chosen_is_none() -> None:
     assert _nodes([chosen("m1", None)]) == "m1"  # a record from before it was kept
 
 
+def test_of_several_tasks_each_ones_circuits_are_told_of_once() -> None:
+    support = PairingSupport(correlations=[0.5], kept=[1.0], held_out=0.2, others=0.14, p=0.03)
+
+    def of(task: str, found_on: int, support: PairingSupport | None) -> dict[str, Any]:
+        row = {"name": "kl", "task": task, "found_on": found_on, "left_out": 0, "support": support}
+        return row | {"kept": [], "on_noise": 0}
+
+    none = cast(Any, SimpleNamespace(groups=[]))
+    rows = [of("sums", 900, None), of("sums", 900, support), of("sums", 900, support), of("differences", 700, support)]
+    one = circuit_notes(none, rows[:3])
+    assert [each.split(" are ")[0] for each in one[:1]] == ["Circuits"] and len(one) == 2
+    assert one[1].startswith("The functional pairs")
+    told = circuit_notes(none, rows)
+    assert [each.split(" training")[0] for each in told[::2]] == [
+        "sums: circuits are found on 900", "differences: circuits are found on 700",
+    ]  # fmt: skip
+    assert told[1] == f"sums: t{one[1][1:]}" and told[3] == f"differences: t{one[1][1:]}" and len(told) == 4
+
+
 def test_what_is_said_of_a_pairing_is_what_the_record_has() -> None:
     found = PairingSupport(correlations=[0.5, 0.1, 0.3], kept=[0.25, 1.0, 0.4], held_out=0.2, others=0.14, p=0.0312)
-    said = _of_pairing("", found)
+    said = _of_pairing(found)
     assert "before training (3)" in said and "correlate with 0.30 on average" in said and "comes back in 55 %" in said
     assert "with 0.20 on the other half" in said and "with 0.14 (p = 0.031 " in said

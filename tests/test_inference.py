@@ -215,6 +215,8 @@ def truth(level: float, *spreads: float) -> float:
 
 
 COVERED = [(1, 0.0), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.3), (10, 0.3)]
+WIDE = (0.957, 0.98, 0.98, 0.98, 0.98, 0.97)
+"""How often at most of differences from published numbers."""
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
@@ -233,9 +235,11 @@ def test_intervals_of_what_longer_problems_cost_cover_as_often_as_they_say(seeds
     assert abs(covered / repeats - 0.95) < 0.01 + noise
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds", "most"), [(*each, most) for each, most in zip(COVERED, WIDE, strict=True)]
+)
 def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
-    seeds: int, of_seeds: float
+    seeds: int, of_seeds: float, most: float
 ) -> None:
     """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
     from that one published model; of how far seeds of its method differ nothing was published. Newcombe adds the two intervals'
@@ -252,7 +256,7 @@ def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_of
         covered += low <= gap <= high
         rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert 0.94 - noise < covered / repeats < 0.98 + noise
+    assert 0.94 - noise < covered / repeats < most + noise
     assert rejected / repeats < 0.05 + noise
 
 

@@ -29,7 +29,7 @@ _PACKAGE = Path(plugins.__file__).resolve().parents[1]
 _OF_A_RUN = (
     "record.json", "spec.json", "code.txt", "history.jsonl", "outcome.json", "metrics.json", "predictions.jsonl",
     "student.safetensors", "masks.safetensors",
-    *(f"{step}.{stream}.log" for step in ("train", "evaluate") for stream in ("stdout", "stderr")),
+    *(record.log_file(step, stream) for step in ("train", "evaluate") for stream in record.STREAMS),
 )  # fmt: skip
 _README = """# {title}
 

@@ -107,7 +107,7 @@ class Spread(NamedTuple):
 
 
 def _quantile(p: float, freedom: float) -> float:
-    """Student's t beyond which p lies. By scipy.special: around the same scipy.stats does so much that reports took longer."""
+    """Student's t beyond which p lies; scipy.stats has the same value behind checks that thousands of calls need not repeat."""
     return -float(special.stdtrit(freedom, p))
 
 

@@ -78,8 +78,10 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
         for row in rows
         if row["on_noise"]
     ]
-    for task in dict.fromkeys(row["task"] for row in rows):
-        told += _of_task(task, [row for row in rows if row["task"] == task], len({row["task"] for row in rows}) > 1)
+    tasks = dict.fromkeys(row["task"] for row in rows)
+    for task in tasks:
+        found = _of_task([row for row in rows if row["task"] == task])
+        told += [f"{task}: {each[0].lower()}{each[1:]}" for each in found] if len(tasks) > 1 else found
     if worked := [group.name for group in data.groups if group.metric("worked")]:
         told.append(
             "Faithfulness, accuracy alone, interchange and perplexity are of bare answers. A row that works its problems out "
@@ -88,23 +90,21 @@ def circuit_notes(data: StudyData, rows: Sequence[Row]) -> list[str]:
     return told
 
 
-def _of_task(task: str, rows: Sequence[Row], several: bool) -> list[str]:
-    told, on = [], f"{task}: " if several else ""
-    for found_on, left_out in dict.fromkeys((row["found_on"], row["left_out"]) for row in rows if row["found_on"]):
-        told.append(
-            f"{on}{'circuits' if several else 'Circuits'} are found on {found_on} training problems; of these and the held-out "
-            f"ones {left_out} have no counterfactual of the same layout and are left out."
-        )
+def _of_task(rows: Sequence[Row]) -> list[str]:
+    told = [
+        f"Circuits are found on {found_on} training problems; of these and the held-out ones {left_out} have no counterfactual "
+        "of the same layout and are left out."
+        for found_on, left_out in dict.fromkeys((row["found_on"], row["left_out"]) for row in rows if row["found_on"])
+    ]
     supports = [row["support"] for row in rows if row["support"]]
-    told += [_of_pairing(on, each) for i, each in enumerate(supports) if each not in supports[:i]]
-    return told
+    return told + [_of_pairing(each) for i, each in enumerate(supports) if each not in supports[:i]]
 
 
-def _of_pairing(on: str, found: PairingSupport) -> str:
+def _of_pairing(found: PairingSupport) -> str:
     count = len(found.correlations)
     return (
-        f"{on}{'the' if on else 'The'} functional pairs of the models before training ({count}): over training problems the "
-        f"scores of the two correlate with {sum(found.correlations) / count:.2f} on average, and a pair comes back in "
+        f"The functional pairs of the models before training ({count}): over training problems the scores of the two correlate "
+        f"with {sum(found.correlations) / count:.2f} on average, and a pair comes back in "
         f"{100 * sum(found.kept) / count:.0f} % of pairings of problems drawn anew. Found on one half of the problems, the pairs "
         f"correlate with {found.held_out:.2f} on the other half, all that could have been paired with {found.others:.2f} "
         f"(p = {found.p:.3f} if it did not matter who goes with whom)."
