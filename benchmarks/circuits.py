@@ -32,7 +32,7 @@ from cdbench.circuits.attribution import attribute
 from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.forward import Forward, frozen
 from cdbench.circuits.graph import Graph
-from cdbench.circuits.patching import ablated_hits, mean_outputs, patch_exactly
+from cdbench.circuits.patching import ablated_hits, expanded, mean_outputs, patch_exactly
 from cdbench.seeds import generator_for
 from cdbench.tokens import Encoded
 from cdbench.zoo import exact_match, fresh
@@ -265,7 +265,7 @@ def ablation(repeats: int) -> dict[str, Any]:
         return [whole, *(ablated_accuracy(model, split, i, means.mlps[i][0, 0]) for i in range(16))]
 
     def by_restart() -> list[float]:
-        whole, ablated = ablated_hits(model, split, means, nodes)
+        whole, ablated = ablated_hits(model, split, nodes, lambda batch: expanded(means, batch.ids))
         return [whole.double().mean().item(), *ablated.double().mean(0).tolist()]
 
     seconds, found = alternately({"hooks": by_hooks, "restart": by_restart}, repeats)

@@ -6,11 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 
+from cdbench.api import Example
 from cdbench.circuits.attribution import Work, attribute
-from cdbench.circuits.contrasts import Contrasts
+from cdbench.circuits.contrasts import Contrasts, Pair, by_operands, make_contrasts
+from cdbench.circuits.discovery import By, Search, discover
 from cdbench.circuits.faithfulness import circuit_metric
-from cdbench.circuits.graph import LEVELS, Circuit, Graph
+from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.circuits.patching import patch_exactly
+from cdbench.tokens import encode
+from cdbench.zoo import make_tokenizer
 from circuit_models import contrasts, linear_llama, llama, metric, naive_outputs, naive_patched
 
 
@@ -308,3 +312,29 @@ def test_an_edge_into_a_query_a_key_or_a_value_is_the_derivative_there() -> None
     assert (
         min(abs(a - b) for a, b in zip(parts, parts[1:] + parts[:1], strict=True)) > 1e-3
     )  # so a mix-up would be seen
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("by", ["attribution", "exact"])
+def test_wordings_of_one_problem_are_one_row(level: Level, by: By) -> None:
+    """Eight pairs that ask three problems, two of them across batches: a row is the mean of a problem's own."""
+    model, pairs = llama(), contrasts()
+    asked = replace(pairs, problem=torch.tensor([0, 0, 0, 1, 2, 2, 2, 2]))
+    split = encode(make_tokenizer(), [Example("1+1=", "2", (1, 1))])  # which only mean ablation reads
+    apart, found = (discover(model, some, split, Search(by, level), Work(3)) for some in (pairs, asked))
+    assert found.sizes.tolist() == [3, 1, 4]
+    for row, own in zip(found.rows, apart.rows.split([3, 1, 4]), strict=True):
+        torch.testing.assert_close(row, own.mean(0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.mean, apart.mean, rtol=1e-4, atol=1e-5)
+    assert found.interval() is None  # three problems, however often they are asked
+
+
+def test_pairs_about_the_same_two_numbers_are_one_problem() -> None:
+    def pair(a: int, b: int) -> Pair:
+        return Example(f"{a}+{b}=", str(a + b), (a, b)), Example("11+11=", "22", (11, 11))
+
+    pairs = [pair(12, 30), pair(30, 12), pair(12, 31), pair(12, 30)]
+    found = by_operands(make_contrasts(make_tokenizer(), pairs))
+    assert found.problems.tolist() == [0, 0, 1, 2]
+    assert found.take(torch.tensor([2, 3])).problems.tolist() == [0, 1]
+    assert make_contrasts(make_tokenizer(), pairs).problems.tolist() == [0, 1, 2, 3]

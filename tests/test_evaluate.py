@@ -2,6 +2,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from hypothesis import given
@@ -49,6 +50,7 @@ def test_format_errors_stand_apart_from_arithmetic_errors() -> None:
 
 
 @given(st.lists(st.text(max_size=8), min_size=1, max_size=5))
+@hypothesis.example(["4\u20286", "\x85", "a\nb"])
 def test_predictions_survive_the_file_and_are_scored_again(texts: list[str]) -> None:
     made = {"test": [score("1+1=", "2", text) for text in texts]}
     assert parse_predictions(dump_predictions(made)) == made

@@ -484,3 +484,28 @@ def test_the_evaluation_of_a_circuit_is_finite_and_holds_its_baselines() -> None
     assert result["random"]["cpr"] == pytest.approx(sum(expected) / 3, abs=1e-4)
     assert result["magnitude"]["f"] == result["magnitude"]["f_absolute"]
     assert len(result["circuit"]["f_95"]) == len(SIZES)
+
+
+def test_intervals_are_over_problems_however_often_each_is_asked() -> None:
+    """Every problem asked five times in a row says no more than asked once: the same f, CPR and intervals, draw by draw."""
+    g = torch.Generator().manual_seed(1)
+    metric, whole, empty = (
+        torch.randn(2, 30, generator=g) + 2,
+        torch.randn(30, generator=g) + 3,
+        torch.randn(30, generator=g),
+    )
+    once = Curve((1, 2), metric, whole, empty)
+    five = [x.repeat_interleave(5, dim=-1) for x in (metric, whole, empty)]
+    asked = Curve((1, 2), *five, problem=torch.arange(30).repeat_interleave(5))
+    torch.testing.assert_close(asked.faithfulness(), once.faithfulness())
+    torch.testing.assert_close(asked.bootstrap(), once.bootstrap())
+    flattering = Curve((1, 2), *five)
+    assert flattering.bootstrap().std(0).max() < 0.6 * asked.bootstrap().std(0).max()
+    noise = [x.repeat_interleave(100, dim=-1) for x in (metric[:1], empty[:30] + 0.3, empty)]
+    assert not Curve((1,), *noise).stands_on_noise
+    three = Curve(
+        (1,),
+        *(x[..., :3].repeat_interleave(9, dim=-1) for x in (metric[:1], whole, empty)),
+        problem=torch.arange(3).repeat_interleave(9),
+    )
+    assert three.stands_on_noise and not len(three.bootstrap())

@@ -343,17 +343,21 @@ def test_interchange_is_over_pairs_whose_problems_the_model_solves(held, monkeyp
         seen.append(len(problems))
         return torch.ones(len(problems), len(nodes), dtype=torch.bool)
 
-    monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: list(split)[::2])
     monkeypatch.setattr("cdbench.judge.interchange_hits", hits)
+    monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: list(split))
+    judge_circuit(workspace.student.model(), workspace, test, reference=False)
+    every, seen[:] = list(seen), []
+    monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: list(split)[::2])
     found = judge_circuit(workspace.student.model(), workspace, test, reference=False)
     assert found is not None and found.interchange is not None
-    assert 0 < found.interchange.accuracy.n < 0.5 * seen[1]
-    assert found.interchange.control is not None and 0 < found.interchange.control.n < 0.5 * seen[2]
+    assert all(0 < some < 0.5 * of for some, of in zip(seen, every, strict=True))  # no others are run at all
+    assert found.interchange.chosen is not None and found.interchange.control is not None
+    assert [j.n for j in (found.interchange.chosen, found.interchange.accuracy, found.interchange.control)] == seen[:3]
     marks = found.interchange.marks
-    assert len(marks) == seen[1]  # a letter for each pair that any row is asked, whatever this one solves
-    assert (marks.count("1"), marks.count("0")) == (found.interchange.accuracy.n, 0)
+    assert len(marks) == every[1]  # a letter for each pair that any row is asked, whatever this one solves
+    assert (marks.count("1"), marks.count("0")) == (seen[1], 0)
     assert list(found.interchange_digits) == ["ones_op1", "ones_op2", "tens_op1", "tens_op2"]
-    for judged, pairs in zip(found.interchange_digits.values(), seen[4::3], strict=True):
+    for judged, pairs in zip(found.interchange_digits.values(), every[4::3], strict=True):
         assert len(judged.marks) == pairs and judged.accuracy.value == 1
         assert judged.chosen is not None and judged.chosen.value == 1
     monkeypatch.setattr("cdbench.judge.solved", lambda model, tokenizer, split: [])

@@ -13,6 +13,7 @@ from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.circuits.patching import (
     ablated_hits,
     all_nodes,
+    expanded,
     mean_outputs,
     patch_exactly,
     placed_means,
@@ -81,7 +82,9 @@ def test_ablating_mlps_by_restart_gives_the_accuracies_of_the_hooks(world) -> No
     workspace = world.workspace(build=False)
     model, split = workspace.teacher.model(), encode(workspace.tokenizer, workspace.train_examples[:64])
     graph, means = Graph.of(model), mean_outputs(model, split)
-    whole, ablated = ablated_hits(model, split, means, all_nodes(graph), work=Work(batch_size=25))
+    whole, ablated = ablated_hits(
+        model, split, all_nodes(graph), lambda batch: expanded(means, batch.ids), Work(batch_size=25)
+    )
     assert torch.equal(whole, exact_match(model, split))
     for layer, value in enumerate(mean_activations(model, split, "pooled")):
         assert ablated[:, graph.mlp(layer)].double().mean() == ablated_accuracy(model, split, layer, value)
@@ -95,7 +98,8 @@ def test_ablating_a_node_with_its_own_constant_output_changes_nothing() -> None:
         model.model.layers[1].mlp.down_proj.weight.zero_()
         model.model.layers[2].self_attn.v_proj.weight.zero_()
     split = half_right(model, encode(make_tokenizer(), problems()))
-    whole, ablated = ablated_hits(model, split, mean_outputs(model, split), all_nodes(Graph.of(model)))
+    means = mean_outputs(model, split)
+    whole, ablated = ablated_hits(model, split, all_nodes(Graph.of(model)), lambda batch: expanded(means, batch.ids))
     silent = [Graph.of(model).mlp(1), *(Graph.of(model).head(2, h) for h in range(4))]
     assert torch.equal(ablated[:, silent], whole[:, None].expand(-1, 5))
     assert 0 < whole.sum() < len(whole) and (ablated != whole[:, None]).any()
@@ -178,8 +182,6 @@ def test_every_edge_and_neuron_can_be_ablated(level: Level) -> None:
 
 
 def test_expanded_means_stand_at_every_position() -> None:
-    from cdbench.circuits.patching import expanded
-
     model, split = llama(), encode(make_tokenizer(), problems())
     means = mean_outputs(model, split)
     wide = expanded(means, torch.zeros(5, 7, dtype=torch.long))

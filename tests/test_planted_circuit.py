@@ -26,7 +26,7 @@ from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import Circuit, Graph, top
 from cdbench.circuits.interchange import Interchanges, interchange_hits, make_interchanges
-from cdbench.circuits.patching import ablated_hits, mean_outputs, patch_exactly
+from cdbench.circuits.patching import ablated_hits, expanded, mean_outputs, patch_exactly
 from cdbench.seeds import generator_for
 from cdbench.tokens import encode
 from cdbench.zoo import fresh, make_tokenizer
@@ -238,7 +238,8 @@ def test_mean_ablation_finds_it() -> None:
     )
     calibration = encode(tokenizer, sums(False, draw, 60))  # whose mean is no carry
     graph = Graph.of(model)
-    whole, ablated = ablated_hits(model, split, mean_outputs(model, calibration), range(len(graph.nodes)))
+    means = mean_outputs(model, calibration)
+    whole, ablated = ablated_hits(model, split, range(len(graph.nodes)), lambda batch: expanded(means, batch.ids))
     assert whole.all()
     lost = (whole[:, None].float() - ablated.float()).mean(0)
     assert heads(lost)[PLANTED] == 1

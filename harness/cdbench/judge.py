@@ -43,15 +43,15 @@ from cdbench.record import (
 )
 from cdbench.seeds import generator_for, rng_for
 from cdbench.sites import answer_logits
-from cdbench.stats import wilson
+from cdbench.stats import Proportion, wilson
 from cdbench.tokens import IGNORE, Encoded, encode, prompt_encoder
 from cdbench.workspace import Workspace
 
 SHARE = 0.5
 """The share of the nodes, and of the edges, that counts as the circuit."""
 _PROBLEMS = 500
-_OF_EDGES = Work(batch_size=25)
-"""With a stream for each reader, memory goes with their number."""
+_OF_EDGES = 1 << 25
+"""Problems at a time times nodes times width, at most about: with a stream for each reader, memory goes with their number."""
 _EDGE_PROBLEMS = 200
 _CHOSEN_ON = 250
 """Training problems on which the node that carries a variable is chosen."""
@@ -110,8 +110,10 @@ def judge_circuit(
     rest = ~circuit.nodes
     rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
     by_chance = [Circuit(graph, _drawn(kept, draw)) for kept in (rest, circuit.nodes) for draw in range(_DRAWS)]
-    circuits = [Circuit.whole(graph), circuit, Circuit(graph, rest), *by_chance]
-    whole, alone, ablated, *hits = circuit_hits(model, split, circuits, means.at).sum(1).tolist()
+    right, right_without = ablated_hits(model, split, range(1, len(graph.nodes)), means.at)
+    whole = int(right.sum())
+    circuits = [circuit, Circuit(graph, rest), *by_chance]
+    alone, ablated, *hits = circuit_hits(model, split, circuits, means.at).sum(1).tolist()
     others_ablated, others_alone = (sum(part) / _DRAWS for part in (hits[:_DRAWS], hits[_DRAWS:]))
     reasons, own, exchange = _Reasons(), components(graph, scores), _Interchange(model, workspace, test)
     return CircuitJudgement(
@@ -134,7 +136,7 @@ def judge_circuit(
         random_ablated_share=others_ablated / whole if whole else None,
         suffices_beyond_chance=(alone - others_alone) / whole if whole else None,
         needed_beyond_chance=(others_ablated - ablated) / whole if whole else None,
-        one_by_one=_one_by_one(model, split, scores, means),
+        one_by_one=_one_by_one(graph, scores, right_without, wilson(whole, len(test))) if whole else None,
         attention=_attention(model, workspace, test, scores),
         edges=reasons.part("edges", lambda: _edges(model, found, held, split, means)),
         interchange=reasons.part("interchange", lambda: exchange.judge("ones_carry")),
@@ -164,23 +166,20 @@ def _drawn(like: Tensor, draw: int) -> Tensor:
     return kept
 
 
-def _one_by_one(model: LlamaForCausalLM, split: Encoded, scores: Scores, means: PlacedMeans) -> OneByOne | None:
-    names, nodes = Graph.of(model).nodes, range(1, len(scores.mean))
-    whole, without = ablated_hits(model, split, means, nodes)
-    if not bool(whole.any()):
-        return None
+def _one_by_one(graph: Graph, scores: Scores, without: Tensor, whole: Proportion) -> OneByOne:
+    """`without`: [n, nodes but the embedding] whether each problem is solved with the node at its mean."""
     left = without.sum(0)
-    shares = (left / whole.sum()).tolist()
+    shares = (left / whole.k).tolist()
     first = int(scores.mean[1:].argmax())
     others = [share for i, share in enumerate(shares) if i != first]
     return OneByOne(
-        whole=wilson(int(whole.sum()), len(split)),
-        node=names[nodes[first]],
-        accuracy=wilson(int(left[first]), len(split)),
+        whole=whole,
+        node=graph.nodes[1 + first],
+        accuracy=wilson(int(left[first]), len(without)),
         share=shares[first],
         others_share=sum(others) / len(others),
         needed_beyond_chance=sum(others) / len(others) - shares[first],
-        shares={names[node]: share for node, share in zip(nodes, shares, strict=True)},
+        shares=dict(zip(graph.nodes[1:], shares, strict=True)),
     )
 
 
@@ -211,8 +210,14 @@ def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores, work: Wo
     names = list(graph.names(level))
     some = found.take(torch.arange(min(_CHECKED_PROBLEMS, len(found))))
     top_items = flat(scores.mean, graph, level).abs().argsort(descending=True, stable=True)[:_CHECKED].tolist()
-    # Rows of many edges are means over folds, so that some problems' scores are asked for anew.
-    checked = agreement(model, some, attribute(model, some, level, work=work), top_items, work)
+    # Rows of many edges are means over folds: then some problems' scores are asked for anew.
+    each = len(scores.rows) == len(found)
+    own = (
+        Scores(level, scores.rows[: len(some)], scores.sizes[: len(some)])
+        if each
+        else attribute(model, some, level, work=work)
+    )
+    checked = agreement(model, some, own, top_items, work)
     return ExactCheck(
         items=[names[i] for i in checked.items],
         attribution=list(checked.approximate),
@@ -226,8 +231,9 @@ def _exactly(model: LlamaForCausalLM, found: Contrasts, scores: Scores, work: Wo
 def _edges(
     model: LlamaForCausalLM, found: Contrasts, held: Contrasts, split: Encoded, means: PlacedMeans
 ) -> EdgeJudgement:
-    graph, scores = Graph.of(model), attribute(model, found, "edge", work=_OF_EDGES)
-    count = graph.items("edge")
+    graph = Graph.of(model)
+    work = Work(batch_size=min(max(_OF_EDGES // (len(graph.nodes) * graph.width), 10), QUIETLY.batch_size))
+    scores, count = attribute(model, found, "edge", work=work), graph.items("edge")
     circuit = top(scores.mean, math.ceil(SHARE * count), graph, "edge", absolute=True)
     some = split.select(torch.arange(min(_PROBLEMS, len(split))))
     some_held = held.take(torch.arange(min(_EDGE_PROBLEMS, len(held))), model.device)
@@ -236,9 +242,9 @@ def _edges(
     return EdgeJudgement(
         edges=count,
         top={names[i]: float(values[i]) for i in strongest},
-        faithfulness=_faithfulness(model, found, some_held, scores, _OF_EDGES),
-        accuracy=wilson(int(circuit_hits(model, some, [circuit], means.at, _OF_EDGES).sum()), len(some)),
-        exact=_exactly(model, found, scores, _OF_EDGES),
+        faithfulness=_faithfulness(model, found, some_held, scores, work),
+        accuracy=wilson(int(circuit_hits(model, some, [circuit], means.at, work).sum()), len(some)),
+        exact=_exactly(model, found, scores, work),
         stability=_stability(scores, graph.edge_mask),
     )
 
@@ -298,24 +304,25 @@ class _Interchange:
             UserError: the task has no such variable, or the model solves none of the problems that could be exchanged.
         """
         graph = Graph.of(self._model)
-        found, kept = self._hits(variable, "train", all_nodes(graph))
-        hits = found[kept].sum(0)
+        found, _ = self._hits(variable, "train", all_nodes(graph))
+        hits = found.sum(0)
         best = int(hits.argmax())
-        judged, mine = (each.flatten() for each in self._hits(variable, "test", [best]))
-        control, own = (each.flatten() for each in self._hits(variable, "test", [best], same=True))
+        judged, kept = self._hits(variable, "test", [best])
+        control, _ = self._hits(variable, "test", [best], same=True)
+        marks = iter(judged[:, 0].int().tolist())
         return InterchangeJudgement(
             variable=variable,
             node=graph.nodes[best],
-            accuracy=wilson(int(judged[mine].sum()), int(mine.sum())),
-            chosen=wilson(int(hits[best]), int(kept.sum())),
-            control=wilson(int(control[own].sum()), int(own.sum())),
-            marks="".join(str(int(hit)) if asked else "-" for hit, asked in zip(judged, mine, strict=True)),
+            accuracy=wilson(int(judged.sum()), len(judged)),
+            chosen=wilson(int(hits[best]), len(found)),
+            control=wilson(int(control.sum()), len(control)),
+            marks="".join(str(next(marks)) if asked else "-" for asked in kept.tolist()),
         )
 
     def _hits(
         self, variable: Variable, split: str, nodes: Sequence[int], *, same: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Hits [pairs, nodes], and of which pairs the model solves both problems [pairs]."""
+        """Hits [kept, nodes] of the pairs of which the model solves both problems, and which these are [pairs] bool."""
         rng = rng_for("judge-interchange", self._workspace.task, variable, split, same)
         problems = make_interchanges(
             self._workspace.tokenizer, self._splits[split], variable, rng, same=same, tokens=self._tokens
@@ -324,7 +331,7 @@ class _Interchange:
         kept = torch.tensor([all(example.prompt in known for example in pair) for pair in problems.pairs])
         if not bool(kept.any()):
             raise UserError("the model solves none of the problems that could be exchanged")
-        return interchange_hits(self._model, problems, nodes), kept
+        return interchange_hits(self._model, problems.take(kept), nodes), kept
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Loading models: from the zoo, from a folder, from the hub at a pinned revision. One code path after the folder is known."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -125,17 +125,22 @@ def make_zoo_model(
     config: ZooModel,
     role: Role,
     store: Store,
-    data: tuple[Sequence[Sequence[Example]], Sequence[Example], str],
+    content: str,
+    read: Callable[[], tuple[Sequence[Sequence[Example]], Sequence[Example]]],
     progress: zoo.Progress,
 ) -> Checkpoint:
-    """The zoo model of this configuration, trained on `data` (parts, validation, content hash) unless it is there."""
+    """The zoo model of this configuration, trained on the data of this content unless it is there.
+
+    `read` gives them, parts and validation: a hundred thousand lines, which nobody needs who finds the model.
+    """
 
     def build(folder: Path) -> None:
-        model, tokenizer, accuracy = zoo.train_zoo_model(config, data[0], data[1], role, progress)
+        parts, validation = read()
+        model, tokenizer, accuracy = zoo.train_zoo_model(config, parts, validation, role, progress)
         zoo.save(folder, model, tokenizer)
         write_json(folder / "zoo.json", {"role": role, "validation_accuracy": accuracy})
 
-    folder = store.artefact("models", zoo_key(config, role, data[2]), build)
+    folder = store.artefact("models", zoo_key(config, role, content), build)
     return Checkpoint(folder, content_hash(folder))
 
 

@@ -8,8 +8,8 @@ follows the "=" that stands alone, after the columns. One greedy generation serv
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from cdbench.stats import Proportion, wilson
 
@@ -23,10 +23,10 @@ ANSWER = rf"{WORKED}|^(?!\s*{_COLUMN})\s*(-?\d+)"
 """The answer that is given: after a worked solution, else the first integer. One that was begun and not ended has none."""
 STRICT = rf"{WORKED}\s*$|^\s*(-?\d+)\s*$"
 NO_ANSWER = "[none]"
+_END = "\n"
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """One problem's greedy continuation and what the rules make of it; NO_ANSWER where there is no integer."""
 
     prompt: str
@@ -51,8 +51,9 @@ class Prediction:
         return re.search(WORKED, self.text) is not None
 
 
+@lru_cache(maxsize=1 << 16)
 def extract(text: str, rule: str) -> str:
-    """The integer that a rule finds in a continuation, or NO_ANSWER."""
+    """The integer that a rule finds in a continuation, or NO_ANSWER. Kept: rows of a study say the same again and again."""
     match = re.search(rule, text)
     return next(filter(None, match.groups())) if match else NO_ANSWER
 
@@ -65,7 +66,7 @@ def score(prompt: str, answer: str, text: str) -> Prediction:
 def dump_predictions(splits: Mapping[str, Sequence[Prediction]]) -> str:
     """JSON lines, one prediction each, with the name of its split."""
     return "".join(
-        json.dumps({"split": split, **asdict(prediction)}, ensure_ascii=False) + "\n"
+        json.dumps({"split": split, **prediction._asdict()}, ensure_ascii=False) + _END
         for split, predictions in splits.items()
         for prediction in predictions
     )
@@ -74,8 +75,9 @@ def dump_predictions(splits: Mapping[str, Sequence[Prediction]]) -> str:
 def parse_predictions(text: str) -> dict[str, list[Prediction]]:
     """What `dump_predictions` wrote. Scores again from the text: a stored verdict counts for nothing."""
     splits: dict[str, list[Prediction]] = {}
-    for line in text.splitlines():
-        row: dict[str, Any] = json.loads(line)
+    # At once, as that is faster; and not `splitlines`: a model may say U+2028.
+    rows: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, text.split(_END)))}]")
+    for row in rows:
         splits.setdefault(row["split"], []).append(score(row["prompt"], row["answer"], row["text"]))
     return splits
 

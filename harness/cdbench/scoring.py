@@ -70,7 +70,7 @@ def read_predictions(folder: Path) -> dict[str, list[Prediction]]:
         return predictions
     except FileNotFoundError:
         raise UserError(f"{path} does not exist: the run has no predictions") from None
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} was cut short or altered ({type(error).__name__})") from None
 
 

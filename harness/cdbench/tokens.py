@@ -104,8 +104,10 @@ def all_ids(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) -
                 "the prompt has alone; end the prompt at a token boundary (as '=' is for Llama)"
             )
     unknown = tokenizer.unk_token_id
-    if unknown is not None and texts:
-        for text, plain in zip(texts, tokenizer(texts, add_special_tokens=False)["input_ids"], strict=True):
+    # What the tokenizer itself puts in front may be the unknown token, too: only then is there more to ask.
+    suspects = [text for text, whole in zip(texts, wholes, strict=True) if unknown in whole]
+    if unknown is not None and suspects:
+        for text, plain in zip(suspects, tokenizer(suspects, add_special_tokens=False)["input_ids"], strict=True):
             if unknown in plain:
                 raise UserError(
                     f"this tokenizer has no token for some of {text!r}: it would be read as "

@@ -137,10 +137,11 @@ class Workspace:
         if not self.build:
             folder = self.store.open(self.store.path("models", models.zoo_key(config, role, content)))
             return Checkpoint(folder, content_hash(folder))
-        learned = [self.train_examples, *self.pretraining.values()]
-        return models.make_zoo_model(
-            config, role, self.store, (learned, self.validation_examples, content), self.progress
-        )
+
+        def read() -> tuple[list[tuple[Example, ...]], tuple[Example, ...]]:
+            return [self.train_examples, *self.pretraining.values()], self.validation_examples
+
+        return models.make_zoo_model(config, role, self.store, content, read, self.progress)
 
     @cached_property
     def teacher(self) -> Checkpoint:

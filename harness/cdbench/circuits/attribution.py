@@ -122,8 +122,8 @@ def attribute(
     steps: int = 1,
     work: Work = QUIETLY,
 ) -> Scores:
-    """Importance of all nodes, edges or neurons, a row a problem: of a large model's edges or neurons a row is the mean over a
-    twentieth of the problems, in their order.
+    """Importance of all nodes, edges or neurons, a row a problem (of several wordings their mean): of a large model's edges or
+    neurons a row is the mean over a twentieth of the problems, in their order.
 
     Nodes: [n, nodes]. Edges: [n or 20, nodes, readers], 0 where there is no edge; with one step a node's edges sum to the node.
     Neurons: [n or 20, nodes, width]; a node's sum to the node.
@@ -131,11 +131,11 @@ def attribute(
     Raises:
         UserError: the model is not a Llama or in training mode.
     """
-    forward, n = Forward(model), len(contrasts)
-    shape = forward.graph.shape(level)
-    each = level == "node" or n * math.prod(shape) <= _PER_PROBLEM
-    folds = n if each else min(_FOLDS, n)
-    fold = torch.arange(n) * folds // n
+    forward, n, problem = Forward(model), len(contrasts), contrasts.problems
+    shape, different = forward.graph.shape(level), int(problem[-1]) + 1
+    each = level == "node" or different * math.prod(shape) <= _PER_PROBLEM
+    folds = different if each else min(_FOLDS, different)
+    fold = problem * folds // different
     rows = torch.zeros(folds, *shape, dtype=wide(model.lm_head.weight).dtype)
     score = {"node": _nodes, "edge": _edges, "neuron": _neurons}[level]
     for indices in torch.arange(n).split(work.batch_size):
@@ -148,17 +148,21 @@ def attribute(
 
 
 def _nodes(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
-    """[b, nodes]: each problem is a group of its own."""
+    """[groups, nodes], summed over each group of so many pairs that follow each other."""
     p = _passes(forward, batch, steps, frozenset({"input", "heads", "mlp"}))
     columns = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (1, 2))[:, None]]
     for i in range(forward.graph.layers):
         columns.append(_dot(p.clean.heads[i] - p.corrupt.heads[i], p.gradient("heads", i), (1, 3)))
         columns.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (1, 2))[:, None])
-    return torch.cat(columns, dim=1)
+    return _summed(torch.cat(columns, dim=1), groups)
+
+
+def _summed(rows: Tensor, groups: list[int]) -> Tensor:
+    return rows if len(groups) == len(rows) else torch.stack([part.sum(0) for part in rows.split(groups)])
 
 
 def _neurons(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
-    """[groups, nodes, width], summed over each group of so many problems that follow each other."""
+    """[groups, nodes, width], summed over each group of so many pairs that follow each other."""
     p = _passes(forward, batch, steps, frozenset({"input", "mlp_input", "mlp"}))
     found = [_dot(p.clean.embedding - p.corrupt.embedding, p.gradient("input", 0), (1,))[:, None]]
     for i in range(forward.graph.layers):
@@ -167,11 +171,11 @@ def _neurons(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) 
         moved = forward.write(i, p.clean.heads[i] - p.corrupt.heads[i])
         found.append(_dot(moved, after[:, :, None], (1,)))
         found.append(_dot(p.clean.mlps[i] - p.corrupt.mlps[i], p.gradient("mlp", i), (1,))[:, None])
-    return torch.stack([part.sum(0) for part in torch.cat(found, dim=1).split(groups)])
+    return _summed(torch.cat(found, dim=1), groups)
 
 
 def _edges(forward: Forward, batch: Contrasts, steps: int, groups: list[int]) -> Tensor:
-    """[groups, nodes, readers], summed over each group of so many problems that follow each other."""
+    """[groups, nodes, readers], summed over each group of so many pairs that follow each other."""
     graph = forward.graph
     p = _passes(forward, batch, steps, frozenset({"query", "key", "value", "mlp_input"}), from_corrupt=True)
     first = wide(p.clean.embedding - p.corrupt.embedding)

@@ -6,7 +6,7 @@ at the first token in which the two differ; what they share before it stands aft
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class Contrasts:
         correct, other: [n] the next token of the clean problem and of the counterfactual.
         pairs: the problems.
         without_contrast: how many pairs were dropped because both have the same answer.
+        problem: [n] which problem a pair asks, 0 and up, where one is asked in several wordings: its pairs stand together.
+            None: each pair is a problem of its own.
     """
 
     clean: Tensor
@@ -40,9 +42,15 @@ class Contrasts:
     other: Tensor
     pairs: tuple[Pair, ...]
     without_contrast: int = 0
+    problem: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
+
+    @property
+    def problems(self) -> Tensor:
+        """[n] which problem each pair asks. Drawing problems anew is drawing these: wordings of one say one thing."""
+        return torch.arange(len(self)) if self.problem is None else self.problem
 
     def take(self, rows: Tensor, device: torch.device | None = None) -> "Contrasts":
         """Some pairs, cut to the longest among them, on a device."""
@@ -55,6 +63,7 @@ class Contrasts:
             correct=self.correct[rows].to(device),
             other=self.other[rows].to(device),
             pairs=tuple(self.pairs[i] for i in rows.tolist()),
+            problem=None if self.problem is None else self.problem[rows].unique_consecutive(return_inverse=True)[1],
         )
 
     def batches(self, size: int, device: torch.device | None = None) -> "list[Contrasts]":
@@ -65,6 +74,13 @@ class Contrasts:
         """The metric: [n, vocabulary] logits at `last` -> [n] logit(correct) − logit(other)."""
         rows = torch.arange(len(self), device=logits.device)
         return logits[rows, self.correct] - logits[rows, self.other]
+
+
+def by_operands(contrasts: Contrasts) -> Contrasts:
+    """The same, pairs that follow each other and ask about the same two numbers, in whichever order, counted as one problem."""
+    keys = [frozenset(clean.operands) for clean, _ in contrasts.pairs]
+    fresh = [i == 0 or key != keys[i - 1] for i, key in enumerate(keys)]
+    return replace(contrasts, problem=torch.tensor(fresh).cumsum(0) - 1)
 
 
 def make_contrasts(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[Pair]) -> Contrasts:

@@ -64,18 +64,19 @@ def discover(
     graph = Forward(model).graph
     if search.by == "exact":
         effects = _exact_effects(model, contrasts, search.level, range(graph.items(search.level)), work)
-    else:
-        means = mean_outputs(model, split, batch_size=work.batch_size)
-        effects = _ablation_effects(model, split, means, search.level, work)
-    return _scores(graph, search.level, effects)
+        return _scores(graph, search.level, effects, contrasts.problems)
+    means = mean_outputs(model, split, batch_size=work.batch_size)
+    effects = _ablation_effects(model, split, means, search.level, work)
+    return _scores(graph, search.level, effects, torch.arange(len(split)))
 
 
-def _scores(graph: Graph, level: Level, effects: Tensor) -> Scores:
-    """[n, items], in the order of `Graph.names` -> scores in the level's shape, 0 for edges that do not exist."""
-    rows = effects.float()
+def _scores(graph: Graph, level: Level, effects: Tensor, problem: Tensor) -> Scores:
+    """[n, items], in the order of `Graph.names` -> scores in the level's shape, a row a problem; 0 for edges that are none."""
+    sizes = problem.bincount()
+    rows = torch.zeros(len(sizes), effects.shape[1]).index_add_(0, problem, effects.float()) / sizes[:, None]
     if level == "edge":
-        rows = torch.zeros(len(effects), *graph.shape("edge")).masked_scatter_(graph.edge_mask, rows.contiguous())
-    return Scores(level, rows.reshape(len(effects), *graph.shape(level)), torch.ones(len(effects), dtype=torch.long))
+        rows = torch.zeros(len(rows), *graph.shape("edge")).masked_scatter_(graph.edge_mask, rows.contiguous())
+    return Scores(level, rows.reshape(len(rows), *graph.shape(level)), sizes)
 
 
 def flat(scores: Tensor, graph: Graph, level: Level) -> Tensor:
@@ -103,11 +104,15 @@ def _exact_effects(
 def _ablation_effects(model: LlamaForCausalLM, split: Encoded, means: Outputs, level: Level, work: Work) -> Tensor:
     """Ablation impact of each item for each problem (paper A, 4.1.2, per item): right before − right after, [n, items]."""
     graph = Forward(model).graph
+
+    def everywhere(batch: Encoded) -> Outputs:
+        return expanded(means, batch.ids)
+
     if level == "node":
-        whole, ablated = ablated_hits(model, split, means, all_nodes(graph), work=work)
+        whole, ablated = ablated_hits(model, split, all_nodes(graph), everywhere, work)
     else:
         circuits = _whole_and_without(graph, level, range(graph.items(level)))
-        hits = circuit_hits(model, split, circuits, lambda batch: expanded(means, batch.ids), work)
+        hits = circuit_hits(model, split, circuits, everywhere, work)
         whole, ablated = hits[0], hits[1:].T
     if not bool(whole.any()):
         raise UserError(

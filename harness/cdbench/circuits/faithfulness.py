@@ -209,14 +209,16 @@ class Curve:
 
     Attributes:
         items: how many items each circuit keeps, one a size of `SIZES`.
-        metric: [sizes, n] m of each problem.
+        metric: [sizes, n] m of each pair.
         whole, empty: [n] m of the model, and of nothing.
+        problem: [n] `Contrasts.problem`.
     """
 
     items: tuple[int, ...]
     metric: Tensor
     whole: Tensor
     empty: Tensor
+    problem: Tensor | None = None
 
     def faithfulness(self) -> Tensor:
         """f at each size, [sizes], as a ratio of means."""
@@ -228,9 +230,9 @@ class Curve:
 
         Draws in which f is 0 divided by 0 have no f, and are left out. Of fewer than 4 problems there is none.
         """
-        if len(self.whole) < LEAST_ROWS:
+        if self._problems < LEAST_ROWS:
             return torch.empty(0, len(self.items), dtype=torch.float64)
-        gained, gap = self._over(_drawn(len(self.whole)))
+        gained, gap = self._over(self._weights())
         return (gained / gap[:, None])[gap != 0]
 
     @property
@@ -240,9 +242,18 @@ class Curve:
         A model that does worse than nothing has none either: its f would be 1 for the circuit that does as badly. Fewer than 4
         problems show nothing.
         """
-        if len(self.whole) < LEAST_ROWS:
+        if self._problems < LEAST_ROWS:
             return True
-        return bool(torch.quantile(self._over(_drawn(len(self.whole)))[1], 0.025) <= 0)
+        return bool(torch.quantile(self._over(self._weights())[1], 0.025) <= 0)
+
+    @property
+    def _problems(self) -> int:
+        return len(self.whole) if self.problem is None else int(self.problem[-1]) + 1
+
+    def _weights(self) -> Tensor:
+        """[1,000, n] how often each draw of the problems has each pair, up to a factor: f is a ratio."""
+        drawn = _drawn(self._problems)
+        return drawn if self.problem is None else drawn[:, self.problem]
 
     def _over(self, weights: Tensor) -> tuple[Tensor, Tensor]:
         """m(C) − m(∅) [draws, sizes] and m(N) − m(∅) [draws], for the weights [draws, n] of the problems."""
@@ -315,7 +326,7 @@ def curves(
     if whole.double().mean() == empty.double().mean():
         raise UserError("the model has the same metric with and without all its activations: f is 0 divided by 0")
     parts = metric[2:].split(len(SIZES))
-    return [Curve(n, part, whole, empty) for n, part in zip(items, parts, strict=True)]
+    return [Curve(n, part, whole, empty, contrasts.problem) for n, part in zip(items, parts, strict=True)]
 
 
 def _equal(a: Circuit, b: Circuit) -> bool:

@@ -163,13 +163,30 @@ class Forward:
             x = middle[-1] + outputs.mlps[-1]
         return Trace(outputs, before, middle, x)
 
-    def restart(self, x: Tensor, layer: int) -> Tensor:
-        """The residual stream's end, from the stream before `layer` on."""
-        rotary = self.rotary(x)
-        for i in range(layer, self.graph.layers):
+    def restart(self, x: Tensor, layer: int, read: Tensor) -> Tensor:
+        """The residual stream's end at the positions `read` [b, a], from the stream [b, t, width] before `layer` on.
+
+        Behind the last layer's keys and values nothing moves between positions any more: the rest of it is done at `read` alone.
+        """
+        rotary, last, rows = self.rotary(x), self.graph.layers - 1, torch.arange(len(x), device=x.device)[:, None]
+        for i in range(layer, last):
             x = x + self.project(i, self.heads(i, x, rotary))
             x = x + self.mlp(i, x)
-        return x
+        end = x[rows, read]
+        end = end + self.project(last, self._heads_at(last, x, read, rotary))
+        return end + self.mlp(last, end)
+
+    def _heads_at(self, layer: int, x: Tensor, read: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+        """`heads` at the positions `read` [b, a] alone, [b, a, heads, head width]."""
+        q, k, v = self.queries_keys_values(layer, x)
+        rows = torch.arange(len(x), device=x.device)[:, None]
+        first, second, third = (part.transpose(1, 2) for part in (q[rows, read], k, v))
+        cos, sin = rotary
+        _, second = apply_rotary_pos_emb(second, second, cos, sin)
+        first, _ = apply_rotary_pos_emb(first, first, cos[0][read], sin[0][read])
+        seen = torch.arange(x.shape[1], device=x.device) <= read[:, :, None]
+        scale = self.blocks[layer].self_attn.scaling
+        return F.scaled_dot_product_attention(first, second, third, seen[:, None], scale=scale).transpose(1, 2)
 
 
 @contextmanager

@@ -45,6 +45,13 @@ class Interchanges:
     def __len__(self) -> int:
         return len(self.source)
 
+    def take(self, kept: Tensor) -> "Interchanges":
+        """Some pairs; `kept` [n] bool."""
+        rows = kept.nonzero().flatten()
+        some = rows.tolist()
+        pairs, expected = tuple(self.pairs[i] for i in some), tuple(self.expected[i] for i in some)
+        return Interchanges(self.variable, self.base.select(rows), self.source[rows], pairs, expected)
+
 
 def make_interchanges(
     tokenizer: PreTrainedTokenizerFast,

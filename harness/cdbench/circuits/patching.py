@@ -4,7 +4,7 @@ A node of layer i changes nothing before layer i, so the pass is taken up again 
 work of one whole pass a node. In layer i itself no attention is computed again: what a head writes is a product of matrices.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,7 +53,7 @@ def exchanged(
                 states.append(after[:, rows, read] if last else after)
             state = torch.cat(states)
             if not last:
-                state = forward.restart(state.flatten(0, 1), i + 1).reshape(state.shape)[:, rows, read]
+                state = forward.restart(state.flatten(0, 1), i + 1, read.repeat(len(state), 1)).unflatten(0, (-1, b))
             yield some, state
 
 
@@ -205,15 +205,17 @@ def expanded(outputs: Outputs, ids: Tensor) -> Outputs:
 def ablated_hits(
     model: LlamaForCausalLM,
     split: Encoded,
-    means: Outputs | PlacedMeans,
     nodes: Sequence[int],
-    *,
+    stand_in: Callable[[Encoded], Outputs],
     work: Work = QUIETLY,
 ) -> tuple[Tensor, Tensor]:
-    """Exact match of the whole answer, as the model is and with each node's output replaced by its mean, or by that at its place.
+    """Exact match of the whole answer, as the model is and with each node's output at what `stand_in` makes of a batch.
 
     Returns [n] and [n, len(nodes)] bool. Greedy decoding follows the gold answer exactly as long as every gold token so far was
     the arg-max, so one pass with the answer as input suffices.
+
+    Raises:
+        UserError: the model is not a Llama or in training mode.
     """
     forward = Forward(model)
     place = {node: column for column, node in enumerate(nodes)}
@@ -225,8 +227,7 @@ def ablated_hits(
         whole.append(
             hits_at(forward, trace.end[torch.arange(len(batch))[:, None], batch.answer_positions], batch).cpu()
         )
-        stand_in = means.at(batch) if isinstance(means, PlacedMeans) else expanded(means, batch.ids)
-        for some, ends in exchanged(forward, trace, stand_in, nodes, batch.answer_positions):
+        for some, ends in exchanged(forward, trace, stand_in(batch), nodes, batch.answer_positions):
             for node, end in zip(some, ends, strict=True):
                 found[:, place[node]] = hits_at(forward, end, batch).cpu()
         parts.append(found)

@@ -54,6 +54,8 @@ class Problems(Closed):
     revision: str | None = None
     """The commit of MIB's data."""
     problems: int = Field(ge=0)
+    prompts: int | None = None
+    """How many prompts ask them, where each is asked in all wordings; None: each in one."""
     without_counterfactual: int = Field(ge=0)
     """How many were dropped because nothing of the same layout differs so."""
     without_contrast: int = Field(ge=0)
