@@ -287,6 +287,11 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "teacher", "--task", "nothing"], "nothing"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
         (["discover", "teacher", "--data", "mib-subtraction"], "arithmetic_subtraction has no pinned commit here"),
+        (["discover", "teacher", "--wordings", "all"], "only MIB's data on the hub ask a problem in several wordings"),
+        (
+            ["discover", "teacher", "--data", "mib", "--wordings", "all", "--by", "ablation"],
+            "accuracies are of single prompts",
+        ),
         (["discover", "./my-lama"], "./my-lama is neither a folder nor a name that a model can have on the hub"),
         (["discover", "../x@" + "ab" * 20], "../x is neither a folder nor a name that a model can have on the hub"),
         (["discover", "teacher", "--revision", "main"], "--revision main: only MIB's data on the hub have one"),
@@ -389,7 +394,7 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
         2,
         *next((a, b) for a in range(20, 99) for b in [a - int(rows[2]["label"])] if b > 9 and a != rows[2]["operand1"]),
     )
-    again = [{**row, "prompt": row["prompt"].replace("The", "And the")} for row in rows]
+    again = [json.loads(json.dumps(row).replace("The difference", "And the difference")) for row in rows]
     text = "".join(json.dumps(row) + "\n" for pair in zip(rows, again, strict=True) for row in pair)
     cached(tmp_path / "cache", "mib-bench/arithmetic_subtraction", commit, {"train.jsonl": text, "test.jsonl": text})
     words = ["--data", "mib-subtraction", "--revision", commit]
@@ -403,6 +408,31 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
     done = command("circuit", "evaluate", "c", *args[2:])  # at the commit that the circuit was found on
     assert done.exit_code == 0, done.stderr
     assert "7 held-out problems of MIB's subtractions" in done.stdout
+    # All wordings: fourteen prompts are seven problems, whose two wordings are one row.
+    done = command("circuit", "discover", reader, *args, *words, "--wordings", "all")
+    assert done.exit_code == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert "on MIB's subtractions: 7 problems in 14 wordings against" in first
+    assert "(dropped: 2 have no such counterfactual of the same layout; 1 have the same answer)" in first
+    every = done.stdout.splitlines()[-1].split()[2].rstrip(";")
+    assert every.endswith("mib-subtraction-node-attribution-all-wordings-abababab")
+    found, scores = saved.read(tmp_path / every)
+    assert (found.data.problems, found.data.prompts, found.data.drawn, len(scores.rows)) == (7, 14, 10, 7)
+    done = command("circuit", "evaluate", every, *args[2:], "--json")
+    assert done.exit_code == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["problems"], told["data"]["prompts"]) == (7, 14)
+    done = command(
+        "circuit", "attention", every, *args[2:], "--json"
+    )  # of prompts one by one: each problem in one wording
+    assert done.exit_code == 0, done.stderr
+    assert command("circuit", "export", every, "--format", "mib").exit_code == 0
+    words += ["--model", str(reader), "--wordings", "all", "--out", "again"]
+    done = command("circuit", "import", tmp_path / every / "mib.json", "--format", "mib", *words, *args)
+    assert done.exit_code == 0, done.stderr
+    done = command("circuit", "evaluate", "again", *args[2:])
+    assert done.exit_code == 0, done.stderr
+    assert "7 held-out problems of MIB's subtractions in 14 wordings (dropped" in done.stdout
 
 
 def test_both_operations_can_be_made_in_mibs_schema(command: Command, args: list[str], reader: Path) -> None:

@@ -3,7 +3,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,9 +21,7 @@ from cdbench.data import (
 from cdbench.discover import make_task
 from cdbench.errors import UserError
 from cdbench.store import Store
-from cdbench.tokens import encode
 from cdbench.workspace import Workspace
-from circuit_models import llama
 from conftest import World, quiet
 
 SMALL = DataConfig(train=400, validation=50, test=100, length_shift=20)
@@ -170,21 +167,6 @@ def test_parts_are_drawn_as_their_shares_say_whatever_their_size(first: float | 
     # One part: as it was drawn before there were several.
     one, two = (torch.Generator().manual_seed(1) for _ in range(2))
     assert torch.equal(zoo._draw([10], first, 5, one), torch.randint(10, (5,), generator=two))
-
-
-def test_a_batch_taken_in_parts_of_like_length_gives_the_gradients_of_the_whole() -> None:
-    """Of the mean over all answer tokens, not of the parts' means: 90 problems of one to five digits, in two parts."""
-    tokenizer, model = zoo.make_tokenizer(), llama(vocab_size=len(zoo.make_tokenizer())).double()
-    draw = random.Random(0)
-    sums = [(draw.randrange(10**digits), draw.randrange(10**digits)) for _ in range(18) for digits in range(1, 6)]
-    batch = encode(tokenizer, [Example(f"{a}+{b}=", str(a + b), (a, b)) for a, b in sums])
-    logits = model(input_ids=batch.ids).logits[torch.arange(90)[:, None], batch.answer_positions]
-    F.cross_entropy(logits.flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=-100).backward()
-    expected = [parameter.grad for parameter in model.parameters()]
-    model.zero_grad()
-    zoo._backward(model, batch)
-    for parameter, gradient in zip(model.parameters(), expected, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:

@@ -25,7 +25,7 @@ from cdbench.circuit_options import (
     where_options,
     work_told,
 )
-from cdbench.circuit_output import ELSE, draw_curves, dropped, require_svg, show_discovery, show_evaluation
+from cdbench.circuit_output import ELSE, draw_curves, dropped, require_svg, show_discovery, show_evaluation, worded
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def discover(model: str, **options: Any) -> None:
     cdbench circuit discover 3f2a9c0d1b7e4f60 --level edge --steps 5
     cdbench circuit discover ./my-llama --counterfactual ones_carry --json
     cdbench circuit discover meta-llama/Llama-3.2-1B --data mib --device cuda    # from the local hub cache
+    cdbench circuit discover meta-llama/Llama-3.2-1B --data mib --wordings all   # each problem in all of MIB's wordings
     """
     from cdbench.circuits import discovery, saved
     from cdbench.circuits.graph import Graph
@@ -103,6 +104,10 @@ def discover(model: str, **options: Any) -> None:
     if search.by != "attribution" and search.steps > 1:
         raise UserError(
             f"--steps {search.steps}: integrated gradients are attribution's; --by {search.by} has no steps"
+        )
+    if search.by == "ablation" and wanted.wordings == "all":
+        raise UserError(
+            "--by ablation --wordings all: accuracies are of single prompts; take attribution or exact patching"
         )
     draws = _draws(search, wanted, options["draws"])
     studied = studied_of(model, options)
@@ -177,6 +182,7 @@ def _folder(studied: "Studied", search: Any, wanted: "Data", options: dict[str, 
     parts = [name, *own, studied.workspace.task if wanted.source == "task" else wanted.source, search.level, search.by]
     kind = wanted.counterfactual
     parts += [f"{search.steps}steps"] * (search.steps > 1) + [kind] * (kind != "random")
+    parts += ["all-wordings"] * (wanted.wordings == "all")
     n, draws, commit = options["problems"], options["draws"], wanted.revision or ""
     parts += [f"n{n}"] * (n != _PROBLEMS) + [f"{draws}draws"] * (draws is not None) + [commit[:8]] * bool(commit)
     return studied.where.runs / "circuits" / "-".join(parts)
@@ -262,7 +268,7 @@ def evaluate(folder: Path, **options: Any) -> None:
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return
     click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.named}"
-               f"{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
+               f"{worded(told)}{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
     show_evaluation(result, made.level)
     if options["out"]:
         click.echo(f"drawn in {options['out']}")

@@ -81,7 +81,8 @@ def import_(file: Path, form: str, **options: Any) -> None:
     scores = single(level, found.scores[level])
     data = {
         "task": studied.workspace.task, "source": wanted.source, "counterfactual": wanted.counterfactual,
-        "revision": wanted.commit, "problems": 0, "without_counterfactual": 0, "without_contrast": 0,
+        "revision": wanted.commit, "problems": 0, "prompts": 0 if wanted.wordings == "all" else None,
+        "without_counterfactual": 0, "without_contrast": 0,
     }  # fmt: skip
     unknown = ("metric_clean", "metric_corrupt", "stability", "spearman_with_exact", "same_sign_as_exact")
     table = {

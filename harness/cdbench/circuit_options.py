@@ -75,7 +75,14 @@ def source_options(command: Command) -> Command:
 
 
 def data_options(command: Command) -> Command:
-    """Those of the source, and --counterfactual."""
+    """Those of the source, --wordings and --counterfactual."""
+    command = click.option(
+        "--wordings",
+        type=click.Choice(["first", "all"]),
+        default="first",
+        show_default=True,
+        help="MIB asks each problem in several wordings: take the first, or all as MIB does, with intervals over problems.",
+    )(command)
     return click.option(
         "--counterfactual",
         type=click.Choice(_KINDS),
@@ -89,14 +96,15 @@ def data_wanted(options: dict[str, Any]) -> "Data":
     """The problems that the options ask for."""
     from cdbench.circuit_session import Data
 
-    return Data(options["source"], options["counterfactual"], options["revision"])
+    return Data(options["source"], options["counterfactual"], options["revision"], options.get("wordings", "first"))
 
 
 def data_of(made: "SavedCircuit") -> "Data":
     """The problems that a circuit was found on."""
-    from cdbench.circuit_session import Data
+    from cdbench.circuit_session import Data, Wordings
 
-    return Data(made.data.source, made.data.counterfactual, made.data.revision)
+    wordings: Wordings = "first" if made.data.prompts is None else "all"
+    return Data(made.data.source, made.data.counterfactual, made.data.revision, wordings)
 
 
 def studied_of(model: str, options: dict[str, Any]) -> "Studied":

@@ -28,8 +28,8 @@ _RANKED = 5
 def show_discovery(made: "SavedCircuit", items: int) -> None:
     """The top of a ranking of `items` items, how sure it is and how exact."""
     model, told = made.model, made.data
-    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: "
-               f"{told.problems} problems against '{told.counterfactual}' counterfactuals" + dropped(told))  # fmt: skip
+    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: {told.problems}"
+               f" problems{worded(told)} against '{told.counterfactual}' counterfactuals{dropped(told)}")  # fmt: skip
     if made.metric_clean is not None and made.metric_corrupt is not None:
         click.echo(
             f"logit difference {made.metric_clean:+.2f}, with the counterfactual's prompt {made.metric_corrupt:+.2f}"
@@ -52,6 +52,11 @@ def show_discovery(made: "SavedCircuit", items: int) -> None:
         over = made.stability_over_draws
         said = "not defined" if over is None else f"rank correlation {over:.2f}"
         click.echo(f"stability of the ranking between {made.draws + 1} draws of the counterfactuals: {said}")
+
+
+def worded(told: "Problems") -> str:
+    """By how many prompts, where each problem is asked in all wordings; else empty."""
+    return "" if told.prompts is None else f" in {told.prompts} wordings"
 
 
 def dropped(told: "Problems") -> str:

@@ -2,9 +2,9 @@
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from cdbench import data, record
 from cdbench.api import Example
 from cdbench.circuits import mib_data
 from cdbench.circuits.arithmetic import Kind, make_pairs
-from cdbench.circuits.contrasts import Contrasts, Pair, make_contrasts
+from cdbench.circuits.contrasts import Contrasts, Pair, by_operands, make_contrasts
 from cdbench.circuits.graph import Graph
 from cdbench.circuits.saved import Problems, Source, Subject
 from cdbench.config import TEACHER, FolderModel, HubModel, Profile, build_profile
@@ -30,20 +30,27 @@ from cdbench.tokens import Encoded, encode, prompt_encoder
 from cdbench.workspace import Workspace
 from cdbench.zoo import Progress
 
+Wordings = Literal["first", "all"]
 _RUN = re.compile(r"[0-9a-f]{16}")
 _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?:@([0-9a-f]{40}))?")
 
 
 @dataclass(frozen=True)
 class Data:
-    """Which problems, with which counterfactuals; of MIB's data at which commit, the pinned one where none is said."""
+    """Which problems, with which counterfactuals; of MIB's data at which commit, the pinned one where none is said.
+
+    MIB's files ask each problem in several wordings: the first one of each is taken, or all of them.
+    """
 
     source: Source
     counterfactual: Kind = "random"
     revision: str | None = None
+    wordings: Wordings = "first"
 
     def __post_init__(self) -> None:
-        """Raises UserError where a commit is said of what has none, or none where one is needed."""
+        """Raises UserError where a commit or all wordings are said of what has none, or no commit where one is needed."""
+        if self.wordings == "all" and self.source not in mib_data.PUBLISHED:
+            raise UserError("--wordings all: only MIB's data on the hub ask a problem in several wordings (--data mib)")
         if self.source in mib_data.PUBLISHED:
             mib_data.PUBLISHED[self.source].at(self.revision)
         elif self.revision is not None:
@@ -55,10 +62,9 @@ class Data:
         return mib_data.PUBLISHED[self.source].at(self.revision) if self.source in mib_data.PUBLISHED else None
 
     def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], int]:
-        """MIB's problems with their counterfactuals, from the cache or made in their schema, and how many have none.
+        """MIB's first `n` problems with their counterfactuals, from the cache or made in their schema, and how many there are.
 
-        Its files ask each problem in several wordings. The first one of each is taken: what is said of `n` problems, and of their
-        halves, is of `n` that have nothing to do with each other.
+        Wordings of one problem stand together.
         """
         if self.source in mib_data.PUBLISHED:
             rows = mib_data.load(mib_data.PUBLISHED[self.source], split, self.revision)
@@ -66,17 +72,27 @@ class Data:
             rows = mib_data.generate(
                 rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+"
             )
-        return mib_data.pairs_of(islice(_each_once(rows), n), self.counterfactual)
+        found = _by_problem(rows, n, every=self.wordings == "all")
+        return mib_data.pairs_of(chain.from_iterable(found), self.counterfactual)[0], len(found)
 
 
-def _each_once(rows: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """The first row of each pair of operands, in whichever order they stand."""
-    seen: set[frozenset[str]] = set()
+def _by_problem(rows: Iterator[dict[str, Any]], n: int, *, every: bool) -> list[list[dict[str, Any]]]:
+    """The rows of the first `n` pairs of operands, in whichever order they stand; the first row of each, or every one."""
+    found: dict[frozenset[str], list[dict[str, Any]]] = {}
     for row in rows:
         problem = frozenset({str(row.get("operand1")), str(row.get("operand2"))})
-        if problem not in seen:
-            seen.add(problem)
-            yield row
+        if problem in found:
+            found[problem] += [row] if every else []
+        elif len(found) < n:
+            found[problem] = [row]
+        elif not every:
+            break
+    return list(found.values())
+
+
+def _problems(pairs: Sequence[Pair]) -> int:
+    """How many pairs of operands there are, in whichever order they stand."""
+    return len({frozenset(clean.operands) for clean, _ in pairs})
 
 
 @dataclass(frozen=True)
@@ -251,37 +267,40 @@ class Studied:
             UserError: there is no contrast, or the tokenizer does not fit.
             EnvironmentLacks: MIB's data are not in the cache.
         """
-        kind, without = wanted.counterfactual, 0
+        kind = wanted.counterfactual
         if wanted.source == "task":
             examples = self.examples(split, n)
             rng = rng_for("circuit", self.workspace.task, kind, split, *([draw] if draw else []))
-            pairs, without = make_pairs(examples, kind, prompt_encoder(self.tokenizer, examples), rng)
+            pairs, there = make_pairs(examples, kind, prompt_encoder(self.tokenizer, examples), rng)[0], len(examples)
             if not pairs:
                 raise UserError(
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
                 )
         else:
-            pairs, without = wanted.mib_pairs(split, n)
-        pairs, uneven = self._of_one_layout(pairs)
-        contrasts = make_contrasts(self.tokenizer, pairs)
+            pairs, there = wanted.mib_pairs(split, n)
+        pairs = self._of_one_layout(pairs)
+        contrasts, asked, every = make_contrasts(self.tokenizer, pairs), len(pairs), wanted.wordings == "all"
+        if every:
+            contrasts, asked = by_operands(contrasts), _problems(pairs)
+        problems = int(contrasts.problems[-1]) + 1
         told = Problems(
-            task=self._task, source=wanted.source, counterfactual=kind, revision=wanted.commit, problems=len(contrasts),
-            without_counterfactual=without + uneven, without_contrast=contrasts.without_contrast,
+            task=self._task, source=wanted.source, counterfactual=kind, revision=wanted.commit, problems=problems,
+            prompts=len(contrasts) if every else None, without_counterfactual=there - asked, without_contrast=asked - problems,
         )  # fmt: skip
         return contrasts, told
 
     def prompts(self, wanted: Data, n: int) -> tuple[Example, ...]:
-        """At most `n` held-out problems, none twice.
+        """At most `n` held-out problems, none twice, each in one wording.
 
         Raises:
             EnvironmentLacks: MIB's data are not in the cache.
         """
         if wanted.source == "task":
             return self.examples("test", n)
-        return tuple({clean.prompt: clean for clean, _ in wanted.mib_pairs("test", n)[0]}.values())
+        pairs, _ = replace(wanted, wordings="first").mib_pairs("test", n)
+        return tuple({clean.prompt: clean for clean, _ in pairs}.values())
 
-    def _of_one_layout(self, pairs: list[Pair]) -> tuple[list[Pair], int]:
-        """Pairs of one layout, and how many are not."""
+    def _of_one_layout(self, pairs: list[Pair]) -> list[Pair]:
+        """Those of whose two problems have one layout."""
         encoded = prompt_encoder(self.tokenizer, [example for pair in pairs for example in pair])
-        kept = [pair for pair in pairs if data.layout(pair[0], encoded) == data.layout(pair[1], encoded)]
-        return kept, len(pairs) - len(kept)
+        return [pair for pair in pairs if data.layout(pair[0], encoded) == data.layout(pair[1], encoded)]

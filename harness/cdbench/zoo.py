@@ -25,7 +25,6 @@ _SPECIAL = ["<pad>", "<eos>", "<unk>"]
 _MAX_POSITIONS = 128
 _WARMUP = 100
 _FINAL_LR = 0.1
-_TOGETHER = 64
 Progress = Callable[[int, int, str], None]
 """step, steps, what to say."""
 
@@ -105,15 +104,18 @@ def train_zoo_model(
     train_set = encode(tokenizer, [example for part in parts for example in part])
     validation_set = encode(tokenizer, validation)
     order = generator_for("zoo", role, "order", config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
     accuracy = 0.0
     for step in range(1, config.steps + 1):
         decay = 1 - (1 - _FINAL_LR) * step / config.steps
         for group in optimizer.param_groups:
             group["lr"] = config.lr * min(1.0, step / _WARMUP) * decay
-        rows = _draw([len(part) for part in parts], config.training_share, config.batch_size, order)
+        batch = train_set.take(_draw([len(part) for part in parts], config.training_share, config.batch_size, order))
+        loss = F.cross_entropy(
+            answer_logits(model, batch).flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=IGNORE
+        )
         optimizer.zero_grad()
-        _backward(model, train_set.select(rows))
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         checked = step == config.steps or (config.stop_at is not None and step % config.check_every == 0)
@@ -123,20 +125,6 @@ def train_zoo_model(
         if checked and config.stop_at is not None and accuracy >= config.stop_at:
             break
     return model.eval(), tokenizer, accuracy
-
-
-def _backward(model: LlamaForCausalLM, batch: Encoded) -> None:
-    """Gradients of the batch's mean cross-entropy, a few problems of like length at a time.
-
-    Padded to the longest, a batch of two- to five-digit sums would be more than a quarter filler; and what a few problems
-    need stays in the cache.
-    """
-    tokens = (batch.answer_tokens != IGNORE).sum()
-    for rows in batch.answer_positions.amax(1).argsort(stable=True).split(_TOGETHER):
-        part = batch.take(rows)
-        logits = answer_logits(model, part).flatten(0, 1)
-        loss = F.cross_entropy(logits, part.answer_tokens.flatten(), ignore_index=IGNORE, reduction="sum")
-        (loss / tokens).backward()
 
 
 def _draw(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> Tensor:
