@@ -28,8 +28,9 @@ _RANKED = 5
 def show_discovery(made: "SavedCircuit", items: int) -> None:
     """The top of a ranking of `items` items, how sure it is and how exact."""
     model, told = made.model, made.data
-    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: {told.problems}"
-               f" problems{worded(told)} against '{told.counterfactual}' counterfactuals{dropped(told)}")  # fmt: skip
+    click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: "
+               f"{told.problems} problems{worded(told)} against '{told.counterfactual}' counterfactuals"
+               f"{dropped(told)}")  # fmt: skip
     if made.metric_clean is not None and made.metric_corrupt is not None:
         click.echo(
             f"logit difference {made.metric_clean:+.2f}, with the counterfactual's prompt {made.metric_corrupt:+.2f}"

@@ -273,6 +273,34 @@ def test_closed_form_for_independent_features() -> None:
     assert debiased.std().item() == pytest.approx(math.sqrt(2 / (n * (n - 3))), rel=0.3)
 
 
+def orthonormal(n: int, d: int) -> torch.Tensor:
+    """[n, d] of orthonormal columns, each with mean 0."""
+    x = draw(n, d, 7)
+    columns: torch.Tensor = torch.linalg.qr(x - x.mean(0)).Q
+    return columns
+
+
+@pytest.mark.parametrize("n", [80, 2000])  # by Grams, and by features
+def test_closed_forms_for_invertible_maps(n: int) -> None:
+    """Of X with orthonormal centred columns CKA(X, XA) = |A|² / (√d |A'A|): what an invertible map may leave of 1."""
+    d = 64
+    x = orthonormal(n, d)
+
+    def seen(a: torch.Tensor) -> float:
+        return linear_cka(x, x @ a).item()
+
+    for kappa in (1.0, 10.0, 1e3):  # one direction stretched; the further, the nearer to 1/√d
+        stretch = torch.ones(d, dtype=torch.float64)
+        stretch[0] = kappa
+        expected = (kappa**2 + d - 1) / math.sqrt(d * (kappa**4 + d - 1))
+        assert seen(stretch.diag()) == pytest.approx(expected, rel=1e-9)
+    assert expected == pytest.approx(1 / math.sqrt(d), rel=1e-3)
+    # A Gaussian A: E|A|² = d², E|A'A|² = 2d³ + d², so about 1/√2, whatever the model had learned.
+    found = [seen(draw(d, d, s)) for s in range(40)]
+    assert sum(found) / len(found) == pytest.approx(1 / math.sqrt(2 + 1 / d), abs=2e-3)
+    assert sum(found) / len(found) == pytest.approx(1 / math.sqrt(2), abs=5e-3)
+
+
 def test_a_column_that_varies_beside_a_large_mean_is_no_constant() -> None:
     """Eight different whole numbers around 1.6e7, each exact in float32: the other column is noise beside them."""
     steps = torch.arange(8.0)
