@@ -192,7 +192,8 @@ def _history(record: Record, folder: Path) -> list[dict[str, float]]:
     if (sha256(path) if path.exists() else None) != expected:
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
     check_history(folder)
-    return [json.loads(line) for line in path.read_text().splitlines()] if expected else []
+    rows: list[dict[str, float]] = json.loads(f"[{','.join(path.read_text().splitlines())}]") if expected else []
+    return rows
 
 
 def collect(saved: SavedStudy, where: Places) -> StudyData:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -111,7 +112,10 @@ def _course(curves: Sequence[Sequence[float]]) -> str:
 def _svg(figure: Figure, name: str) -> str:
     buffer = io.StringIO()
     with rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        # Not `savefig`, which draws a figure with a layout twice, once for the layout alone: drawing is most of a report.
+        FigureCanvasSVG(figure).print_svg(
+            buffer, metadata={"Date": None, "Creator": None, "Format": None, "Type": None}
+        )
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(_INK, "currentColor").replace(_PAPER, "var(--bg, #fff)")
     # A fixed size would overflow a phone: shrink to the page, keep the proportions, never grow beyond the drawn size. Nor shrink
