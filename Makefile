@@ -30,6 +30,7 @@ test: $(BIN)/cdbench  ## the test suite
 
 oracles: $(BIN)/cdbench  ## hold circuits against TransformerLens and pyvene, installed into .oracles for it
 	$(BIN)/python -m pip install --quiet --target .oracles --upgrade --no-deps --require-hashes -r tests/oracles.txt
+	PYTHONPATH=.oracles $(BIN)/python -c 'import transformer_lens.model_bridge, pyvene'  # without one, its tests would be skipped
 	PYTHONPATH=.oracles $(BIN)/python -m pytest tests/test_circuit_oracles.py
 
 smoke: $(BIN)/cdbench  ## the whole flow, small, in about two minutes (its numbers mean nothing)

@@ -329,6 +329,21 @@ def test_wordings_of_one_problem_are_one_row(level: Level, by: By) -> None:
     assert found.interval() is None  # three problems, however often they are asked
 
 
+@pytest.mark.parametrize("level", ["edge", "neuron"])
+def test_wordings_of_one_problem_are_in_one_fold(level: Level, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model whose scores fill memory: twenty-five problems, asked once to four times, in twenty rows."""
+    model, pairs = llama(), contrasts(n=62)
+    times = torch.tensor([1, 2, 3, 4] * 6 + [2])
+    problem = torch.arange(25).repeat_interleave(times)
+    apart = attribute(model, pairs, level).rows
+    monkeypatch.setattr("cdbench.circuits.attribution._PER_PROBLEM", 1)
+    found = attribute(model, replace(pairs, problem=problem), level, work=Work(7))
+    fold = problem * 20 // 25
+    assert found.sizes.tolist() == fold.bincount().tolist() and len(found.rows) == 20
+    for row in range(20):
+        torch.testing.assert_close(found.rows[row], apart[fold == row].mean(0), rtol=1e-4, atol=1e-5)
+
+
 def test_pairs_about_the_same_two_numbers_are_one_problem() -> None:
     def pair(a: int, b: int) -> Pair:
         return Example(f"{a}+{b}=", str(a + b), (a, b)), Example("11+11=", "22", (11, 11))

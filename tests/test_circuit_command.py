@@ -412,7 +412,7 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
     done = command("circuit", "discover", reader, *args, *words, "--wordings", "all")
     assert done.exit_code == 0, done.stderr
     first = done.stdout.splitlines()[0]
-    assert "on MIB's subtractions: 7 problems in 14 wordings against" in first
+    assert "on MIB's subtractions: 7 problems in 14 of 20 prompts against" in first
     assert "(dropped: 2 have no such counterfactual of the same layout; 1 have the same answer)" in first
     every = done.stdout.splitlines()[-1].split()[2].rstrip(";")
     assert every.endswith("mib-subtraction-node-attribution-all-wordings-abababab")
@@ -421,18 +421,20 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
     done = command("circuit", "evaluate", every, *args[2:], "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["problems"], told["data"]["prompts"]) == (7, 14)
-    done = command(
-        "circuit", "attention", every, *args[2:], "--json"
-    )  # of prompts one by one: each problem in one wording
+    assert (told["problems"], told["data"]["prompts"], told["prompts"]) == (7, 14, 20)
+    assert command("circuit", "evaluate", every, *args[2:], "--ablation", "mean").exit_code == 0
+    done = command("circuit", "evaluate", every, *args[2:], "--ablation", "mean-positional")
+    assert done.exit_code == 2 and "a place means something in one wording" in done.stderr
+    done = command("circuit", "attention", every, *args[2:], "--json")
     assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["of"] == 9  # of prompts one by one: each problem in one wording
     assert command("circuit", "export", every, "--format", "mib").exit_code == 0
     words += ["--model", str(reader), "--wordings", "all", "--out", "again"]
     done = command("circuit", "import", tmp_path / every / "mib.json", "--format", "mib", *words, *args)
     assert done.exit_code == 0, done.stderr
     done = command("circuit", "evaluate", "again", *args[2:])
     assert done.exit_code == 0, done.stderr
-    assert "7 held-out problems of MIB's subtractions in 14 wordings (dropped" in done.stdout
+    assert "7 held-out problems of MIB's subtractions in 14 of 20 prompts (dropped" in done.stdout
 
 
 def test_both_operations_can_be_made_in_mibs_schema(command: Command, args: list[str], reader: Path) -> None:

@@ -501,8 +501,12 @@ def test_intervals_are_over_problems_however_often_each_is_asked() -> None:
     torch.testing.assert_close(asked.bootstrap(), once.bootstrap())
     flattering = Curve((1, 2), *five)
     assert flattering.bootstrap().std(0).max() < 0.6 * asked.bootstrap().std(0).max()
-    noise = [x.repeat_interleave(100, dim=-1) for x in (metric[:1], empty[:30] + 0.3, empty)]
-    assert not Curve((1,), *noise).stands_on_noise
+    # A gap of 0.2 with a spread of 1: thirty problems do not show it, three thousand would.
+    spread = torch.randn(30, generator=g)
+    gap = 0.2 + (spread - spread.mean()) / spread.std()
+    shown = [x.repeat_interleave(100, dim=-1) for x in (metric[:1], empty + gap, empty)]
+    assert not Curve((1,), *shown).stands_on_noise
+    assert Curve((1,), *shown, problem=torch.arange(30).repeat_interleave(100)).stands_on_noise
     three = Curve(
         (1,),
         *(x[..., :3].repeat_interleave(9, dim=-1) for x in (metric[:1], whole, empty)),

@@ -114,7 +114,7 @@ def discover(model: str, **options: Any) -> None:
     studied.start()
     graph = Graph.of(studied.model)
     require_top("--top", options["top"] or 1, graph.items(search.level), f"{search.level}s")
-    contrasts, told = studied.contrasts(wanted, "train", options["problems"])
+    contrasts, told, prompts = studied.contrasts(wanted, "train", options["problems"])
     examples = [clean for clean, _ in contrasts.pairs]
     work = work_told(f"{search.by} of {search.level}s", options["batch_size"])
     split = studied.encoded(examples)
@@ -130,7 +130,7 @@ def discover(model: str, **options: Any) -> None:
     redrawn = [scores]
     for again in range(1, draws + 1):
         work = work_told(f"draw {again} of {draws} more", options["batch_size"])
-        others, _ = studied.contrasts(wanted, "train", options["problems"], again)
+        others, *_ = studied.contrasts(wanted, "train", options["problems"], again)
         redrawn.append(discovery.discover(studied.model, others, split, search, work))
     work = work_told("exact patching of the top", options["batch_size"])
     checked = discovery.agreement(studied.model, contrasts, slopes, discovery.strongest(scores, graph, count), work)
@@ -153,9 +153,9 @@ def discover(model: str, **options: Any) -> None:
     made = saved.write(folder, table, scores)
     clear_line()
     if options["as_json"]:
-        click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=1))
+        click.echo(json.dumps({"folder": str(folder), "prompts": prompts, **made.model_dump(mode="json")}, indent=1))
         return
-    show_discovery(made, len(values))
+    show_discovery(made, len(values), prompts)
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
 
 
@@ -244,9 +244,13 @@ def evaluate(folder: Path, **options: Any) -> None:
     made, scores = saved.read(folder)
     studied = studied_again(made, options)
     wanted = data_of(made)
-    contrasts, told = studied.contrasts(wanted, "test", options["problems"])
+    if wanted.wordings == "all" and options["ablation"] == "mean-positional":
+        raise UserError(
+            "--ablation mean-positional: a place means something in one wording; this circuit is of all; take mean"
+        )
+    contrasts, told, prompts = studied.contrasts(wanted, "test", options["problems"])
     # Means and magnitudes are found where scores are: on the training problems of the search, if the circuit says how many.
-    training, _ = studied.contrasts(wanted, "train", made.data.drawn or options["problems"])
+    training, *_ = studied.contrasts(wanted, "train", made.data.drawn or options["problems"])
     exchange = faithfulness.Exchange(options["ablation"])
     if "mean" in options["ablation"]:  # of training prompts, as everywhere (errata A6)
         split = studied.encoded([clean for clean, _ in training.pairs])
@@ -263,12 +267,12 @@ def evaluate(folder: Path, **options: Any) -> None:
         result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
         table = {
             "cdbench": __version__, "circuit": str(folder), "model": made.model.model_dump(), "data": told.model_dump(),
-            "problems": told.problems, "ablation": options["ablation"], **result,
+            "problems": told.problems, "prompts": prompts, "ablation": options["ablation"], **result,
         }  # fmt: skip
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return
     click.echo(f"{made.model.name}, {made.level}s by {made.by}: {told.problems} held-out problems of {told.named}"
-               f"{worded(told)}{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
+               f"{worded(told, prompts)}{dropped(told)}, all else {ELSE[options['ablation']]}")  # fmt: skip
     show_evaluation(result, made.level)
     if options["out"]:
         click.echo(f"drawn in {options['out']}")

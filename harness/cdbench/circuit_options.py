@@ -45,7 +45,7 @@ def batch_option(command: Command) -> Command:
         type=click.IntRange(1),
         default=100,
         show_default=True,
-        help="Problems at a time: fewer take less memory and change no score. Edges take as much as all readers' streams.",
+        help="Prompts at a time: fewer take less memory and change no score. Edges take as much as all readers' streams.",
     )(command)
 
 
@@ -179,7 +179,7 @@ def work_told(what: str, batch_size: int) -> Any:
     from cdbench.circuits.attribution import Work
 
     tell = _told(what)
-    return Work(batch_size, progress=lambda done, total: tell(done, total, "problems"))
+    return Work(batch_size, progress=lambda done, total: tell(done, total, "prompts"))
 
 
 def clear_line() -> None:

@@ -25,11 +25,11 @@ _RANKED = 5
 """Fewer items have a rank correlation of no meaning."""
 
 
-def show_discovery(made: "SavedCircuit", items: int) -> None:
-    """The top of a ranking of `items` items, how sure it is and how exact."""
+def show_discovery(made: "SavedCircuit", items: int, prompts: int | None) -> None:
+    """The top of a ranking of `items` items, how sure it is and how exact; `prompts` as `worded` has it."""
     model, told = made.model, made.data
     click.echo(f"{model.name} ({model.layers} layers of {model.heads} heads, width {model.width}) on {told.named}: "
-               f"{told.problems} problems{worded(told)} against '{told.counterfactual}' counterfactuals"
+               f"{told.problems} problems{worded(told, prompts)} against '{told.counterfactual}' counterfactuals"
                f"{dropped(told)}")  # fmt: skip
     if made.metric_clean is not None and made.metric_corrupt is not None:
         click.echo(
@@ -55,9 +55,9 @@ def show_discovery(made: "SavedCircuit", items: int) -> None:
         click.echo(f"stability of the ranking between {made.draws + 1} draws of the counterfactuals: {said}")
 
 
-def worded(told: "Problems") -> str:
-    """By how many prompts, where each problem is asked in all wordings; else empty."""
-    return "" if told.prompts is None else f" in {told.prompts} wordings"
+def worded(told: "Problems", prompts: int | None) -> str:
+    """In how many of how many prompts, where each problem is asked in all wordings; else empty."""
+    return "" if prompts is None else f" in {told.prompts} of {prompts} prompts"
 
 
 def dropped(told: "Problems") -> str:

@@ -61,10 +61,9 @@ class Data:
         """The commit that is read."""
         return mib_data.PUBLISHED[self.source].at(self.revision) if self.source in mib_data.PUBLISHED else None
 
-    def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], int]:
-        """MIB's first `n` problems with their counterfactuals, from the cache or made in their schema, and how many there are.
-
-        Wordings of one problem stand together.
+    def mib_pairs(self, split: str, n: int) -> tuple[list[Pair], list[int]]:
+        """MIB's first `n` problems with their counterfactuals, from the cache or made in their schema: pairs, and how many
+        prompts each problem has, with a counterfactual or without. Wordings of one problem stand together.
         """
         if self.source in mib_data.PUBLISHED:
             rows = mib_data.load(mib_data.PUBLISHED[self.source], split, self.revision)
@@ -73,14 +72,14 @@ class Data:
                 rng_for("mib", split), n, split, "-" if self.source.endswith("subtraction") else "+"
             )
         found = _by_problem(rows, n, every=self.wordings == "all")
-        return mib_data.pairs_of(chain.from_iterable(found), self.counterfactual)[0], len(found)
+        return mib_data.pairs_of(chain.from_iterable(found), self.counterfactual)[0], [len(each) for each in found]
 
 
 def _by_problem(rows: Iterator[dict[str, Any]], n: int, *, every: bool) -> list[list[dict[str, Any]]]:
     """The rows of the first `n` pairs of operands, in whichever order they stand; the first row of each, or every one."""
-    found: dict[frozenset[str], list[dict[str, Any]]] = {}
+    found: dict[frozenset[object], list[dict[str, Any]]] = {}
     for row in rows:
-        problem = frozenset({str(row.get("operand1")), str(row.get("operand2"))})
+        problem = frozenset(_number(row.get(operand)) for operand in ("operand1", "operand2"))
         if problem in found:
             found[problem] += [row] if every else []
         elif len(found) < n:
@@ -88,6 +87,14 @@ def _by_problem(rows: Iterator[dict[str, Any]], n: int, *, every: bool) -> list[
         elif not every:
             break
     return list(found.values())
+
+
+def _number(operand: Any) -> object:
+    """As `mib_data.pairs_of` reads it; what is no number it refuses later."""
+    try:
+        return int(operand)
+    except (TypeError, ValueError):
+        return operand if isinstance(operand, str) else repr(operand)
 
 
 def _problems(pairs: Sequence[Pair]) -> int:
@@ -258,10 +265,11 @@ class Studied:
         """Problems as tokens."""
         return encode(self.tokenizer, examples)
 
-    def contrasts(self, wanted: Data, split: str, n: int, draw: int = 0) -> tuple[Contrasts, Problems]:
+    def contrasts(self, wanted: Data, split: str, n: int, draw: int = 0) -> tuple[Contrasts, Problems, int | None]:
         """At most `n` problems with counterfactuals, from the task, MIB's data, or data made like MIB's.
 
-        `draw` counts draws of the counterfactuals of a task's problems; MIB's stand beside theirs.
+        `draw` counts draws of the counterfactuals of a task's problems; MIB's stand beside theirs. The last is in how many
+        prompts they are asked, those that were dropped among them, where each is in all wordings; else None.
 
         Raises:
             UserError: there is no contrast, or the tokenizer does not fit.
@@ -271,13 +279,14 @@ class Studied:
         if wanted.source == "task":
             examples = self.examples(split, n)
             rng = rng_for("circuit", self.workspace.task, kind, split, *([draw] if draw else []))
-            pairs, there = make_pairs(examples, kind, prompt_encoder(self.tokenizer, examples), rng)[0], len(examples)
+            pairs, _ = make_pairs(examples, kind, prompt_encoder(self.tokenizer, examples), rng)
+            prompts = [1] * len(examples)
             if not pairs:
                 raise UserError(
                     f"none of {len(examples)} problems of '{self.workspace.task}' has a '{kind}' counterfactual"
                 )
         else:
-            pairs, there = wanted.mib_pairs(split, n)
+            pairs, prompts = wanted.mib_pairs(split, n)
         pairs = self._of_one_layout(pairs)
         contrasts, asked, every = make_contrasts(self.tokenizer, pairs), len(pairs), wanted.wordings == "all"
         if every:
@@ -285,9 +294,10 @@ class Studied:
         problems = int(contrasts.problems[-1]) + 1
         told = Problems(
             task=self._task, source=wanted.source, counterfactual=kind, revision=wanted.commit, problems=problems,
-            prompts=len(contrasts) if every else None, without_counterfactual=there - asked, without_contrast=asked - problems,
+            prompts=len(contrasts) if every else None, without_counterfactual=len(prompts) - asked,
+            without_contrast=asked - problems,
         )  # fmt: skip
-        return contrasts, told
+        return contrasts, told, sum(prompts) if every else None
 
     def prompts(self, wanted: Data, n: int) -> tuple[Example, ...]:
         """At most `n` held-out problems, none twice, each in one wording.
