@@ -143,7 +143,7 @@ def test_the_keyboard_alone_reaches_the_sections_and_scrolls_the_tables(study: P
         for _ in range(2):
             page.keyboard.press("Tab")
         page.keyboard.press("Enter")
-        assert page.url.endswith("#claims")
+        page.wait_for_url("**#claims")  # on a busy machine the jump is not there at once
         claims = page.locator("[aria-label='Claims and verdicts']")
         assert claims.evaluate("region => region.scrollWidth <= region.clientWidth"), (
             "on a phone a claim is read downwards"
