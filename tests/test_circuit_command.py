@@ -421,7 +421,7 @@ def test_mibs_own_files_are_read_and_what_is_dropped_is_said(
     done = command("circuit", "evaluate", every, *args[2:], "--json")
     assert done.exit_code == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["problems"], told["data"]["prompts"], told["prompts"]) == (7, 14, 20)
+    assert (told["problems"], told["data"]["prompts"], told["prompts_drawn"]) == (7, 14, 20)
     assert command("circuit", "evaluate", every, *args[2:], "--ablation", "mean").exit_code == 0
     done = command("circuit", "evaluate", every, *args[2:], "--ablation", "mean-positional")
     assert done.exit_code == 2 and "a place means something in one wording" in done.stderr

@@ -153,7 +153,9 @@ def discover(model: str, **options: Any) -> None:
     made = saved.write(folder, table, scores)
     clear_line()
     if options["as_json"]:
-        click.echo(json.dumps({"folder": str(folder), "prompts": prompts, **made.model_dump(mode="json")}, indent=1))
+        click.echo(
+            json.dumps({"folder": str(folder), "prompts_drawn": prompts, **made.model_dump(mode="json")}, indent=1)
+        )
         return
     show_discovery(made, len(values), prompts)
     click.echo(f"written to {folder}; next: cdbench circuit evaluate {folder}")
@@ -267,7 +269,7 @@ def evaluate(folder: Path, **options: Any) -> None:
         result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
         table = {
             "cdbench": __version__, "circuit": str(folder), "model": made.model.model_dump(), "data": told.model_dump(),
-            "problems": told.problems, "prompts": prompts, "ablation": options["ablation"], **result,
+            "problems": told.problems, "prompts_drawn": prompts, "ablation": options["ablation"], **result,
         }  # fmt: skip
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))
         return

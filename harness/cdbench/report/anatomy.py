@@ -58,7 +58,7 @@ def carries(prompt: str) -> frozenset[int] | None:
     return frozenset(k for k in range(1, len(str(a + b)) + 1) if a % 10**k + b % 10**k >= 10**k)
 
 
-@lru_cache(maxsize=1 << 16)  # and says the same again and again
+@lru_cache(maxsize=1 << 16)  # rows of a study say the same again and again
 def kind_of(prediction: Prediction) -> str | None:
     """One of KINDS; None where the answer is right."""
     if prediction.correct:
