@@ -309,7 +309,7 @@ def exact(repeats: int) -> dict[str, Any]:
     """Exact patching of all nodes, four problems."""
     model, pairs = llama(16, 8, 256), contrasts(4)
     usual = ("hooks", lambda: naive_exact(model, pairs))
-    own = ("restart", lambda: patch_exactly(model, pairs).rows)
+    own = ("restart", lambda: patch_exactly(model, pairs))
     return {"nodes": len(Graph.of(model).nodes), "problems": 4, **beside(usual, own, repeats)}
 
 

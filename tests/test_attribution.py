@@ -54,7 +54,7 @@ def test_a_models_scores_by_hand() -> None:
     one = torch.tensor([1])
     pair = Contrasts(torch.tensor([[2, 0]]), torch.tensor([[1, 0]]), one, one, torch.tensor([0]), one, ((None, None),))  # type: ignore[arg-type]
     assert attribute(small, pair).mean.tolist() == pytest.approx([1.0, 1.0, 0.0])  # input, a0.h0, m0
-    assert patch_exactly(small, pair).mean.tolist() == pytest.approx([1.0, 1.0, 0.0])
+    assert patch_exactly(small, pair).mean(0).tolist() == pytest.approx([1.0, 1.0, 0.0])
     # Both dimensions of the head's output move by (1, 0), and the metric reads (1, −1).
     neurons = attribute(small, pair, "neuron").mean
     assert neurons.flatten().tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0, 0.0, 0.0])
@@ -63,7 +63,7 @@ def test_a_models_scores_by_hand() -> None:
 def test_positive_is_helpful_and_equation_5_is_its_negative() -> None:
     """Errata C1: the sign, pinned. A node without which the right answer loses has a positive score."""
     model, pairs = linear_llama(), contrasts()
-    scores, exact = attribute(model, pairs).rows, patch_exactly(model, pairs).rows
+    scores, exact = attribute(model, pairs).rows, patch_exactly(model, pairs)
     clean, patched = (
         metric(model, pairs.clean, pairs),
         naive_patched(model, pairs, ["m2"], naive_outputs(model, pairs.corrupt)),
@@ -81,7 +81,7 @@ def test_positive_is_helpful_and_equation_5_is_its_negative() -> None:
 
 def test_in_a_linear_model_attribution_is_exact() -> None:
     model, pairs = linear_llama(), contrasts(ragged=True)
-    torch.testing.assert_close(attribute(model, pairs).rows, patch_exactly(model, pairs).rows, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attribute(model, pairs).rows, patch_exactly(model, pairs), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_are_the_derivative_of_moving_a_node_towards_its_counterfactual() -> None:

@@ -502,7 +502,7 @@ def test_sizes_that_are_none_are_refused(found: Path, tmp_path: Path, sizes: tor
     save_file({"rows": tensors["rows"][:40].clone(), "sizes": sizes}, folder / saved.SCORES)
     table = json.loads((folder / saved.CIRCUIT).read_text())
     (folder / saved.CIRCUIT).write_text(json.dumps(table | {"scores": sha256(folder / saved.SCORES)}))
-    with pytest.raises(UserError, match="sizes must say of how many problems, 1 or more, each of the 40 rows"):
+    with pytest.raises(UserError, match="sizes must say of how many prompts, 1 or more, each of the 40 rows"):
         saved.read(folder)
 
 

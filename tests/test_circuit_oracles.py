@@ -74,7 +74,7 @@ def test_exact_patching_is_that_of_transformer_lens(bridge: Any) -> None:
     model, pairs = own()
     _, far = bridge.run_with_cache(pairs.corrupt)
     base = metric(bridge(pairs.clean), pairs)
-    found = patch_exactly(model, pairs).rows
+    found = patch_exactly(model, pairs)
     for column, node in enumerate(Graph.of(model).nodes):
         name, head = hook_of(node)
 
@@ -106,7 +106,7 @@ def test_attention_is_that_of_transformer_lens(bridge: Any) -> None:
 def test_exchanging_an_mlp_is_an_interchange_intervention_of_pyvene() -> None:
     pyvene = pytest.importorskip("pyvene", reason="pyvene is optional: make oracles")
     model, pairs = own()
-    base, found = metric(model(input_ids=pairs.clean).logits, pairs), patch_exactly(model, pairs).rows
+    base, found = metric(model(input_ids=pairs.clean).logits, pairs), patch_exactly(model, pairs)
     for layer in range(3):
         config = pyvene.IntervenableConfig(
             representations=[pyvene.RepresentationConfig(layer, "mlp_output", "pos", 6)],

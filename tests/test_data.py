@@ -1,14 +1,17 @@
 import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cdbench import zoo
 from cdbench.api import Example, Task
-from cdbench.config import DataConfig, Profile
+from cdbench.config import DataConfig, Profile, ZooModel
 from cdbench.data import (
     make_counterfactuals,
     make_length_shift,
@@ -21,9 +24,12 @@ from cdbench.data import (
 from cdbench.discover import make_task
 from cdbench.errors import UserError
 from cdbench.store import Store
+from cdbench.tokens import Encoded, encode
 from cdbench.workspace import Workspace
+from circuit_models import llama
 from conftest import World, quiet
 
+SMALL_MODEL = ZooModel(layers=1, hidden=16, ffn=16, steps=30, lr=1e-2, batch_size=70)
 SMALL = DataConfig(train=400, validation=50, test=100, length_shift=20)
 
 
@@ -154,6 +160,11 @@ def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, 
     assert mine.teacher == made.teacher and mine.student.content != made.student.content
     with pytest.raises(ValueError, match="there are none"):
         Profile.model_validate(apart | {"data": world.profile.data.model_dump()})
+    apart["student"] |= {"training_share": None, "pretrained_at": 0.5}
+    with pytest.raises(ValueError, match=r"as validation has \(64\): .* fewer than data.zoo_train \(60\)"):
+        Profile.model_validate(apart)
+    apart["data"] |= {"zoo_train": 65}
+    assert Profile.model_validate(apart).student.pretrained_at == 0.5  # type: ignore[union-attr]
     with pytest.raises(ValueError, match="neither teacher nor student is one"):
         Profile.model_validate(profile.model_dump() | {"teacher": other, "student": other})
 
@@ -167,6 +178,71 @@ def test_parts_are_drawn_as_their_shares_say_whatever_their_size(first: float | 
     # One part: as it was drawn before there were several.
     one, two = (torch.Generator().manual_seed(1) for _ in range(2))
     assert torch.equal(zoo._draw([10], first, 5, one), torch.randint(10, (5,), generator=two))
+
+
+def sums(n: int, digits: Sequence[int]) -> list[Example]:
+    draw = random.Random(0)
+    pairs = [(draw.randrange(10**d), draw.randrange(10**d)) for _ in range(n) for d in digits]
+    return [Example(f"{a}+{b}=", str(a + b), (a, b)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_batch_taken_in_parts_of_like_length_gives_the_gradients_of_the_whole(cores: int) -> None:
+    """Of the mean over all answer tokens, not of the parts' means: 90 problems of one to five digits, in three parts."""
+    tokenizer, model = zoo.make_tokenizer(), llama(vocab_size=len(zoo.make_tokenizer())).double()
+    batch = encode(tokenizer, sums(18, range(1, 6)))
+    logits = model(input_ids=batch.ids).logits[torch.arange(90)[:, None], batch.answer_positions]
+    F.cross_entropy(logits.flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=-100).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+    model.zero_grad()
+    with ThreadPoolExecutor(cores) as pool:
+        zoo._take_gradients(model, batch, pool)
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_zoo_models_are_the_same_to_the_bit_on_one_core_and_on_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [sums(40, (2,)), sums(40, (4, 5))]
+    made = []
+    for cores in (1, 2, 2):
+        monkeypatch.setattr(zoo, "_AT_ONCE", cores)
+        model, _, _ = zoo.train_zoo_model(SMALL_MODEL, parts, parts[0][:10], "teacher", quiet)
+        made.append(torch.cat([parameter.flatten() for parameter in model.parameters()]))
+    assert torch.equal(made[0], made[1]) and torch.equal(made[1], made[2])
+
+
+def test_a_zoo_model_learns_other_tasks_first_until_it_knows_enough_and_then_the_task(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What it knows is seen on problems that it does not learn from. It ends where it knows enough of the task, too."""
+    config = SMALL_MODEL.model_copy(
+        update={"pretrained_at": 0.6, "training_share": 0.5, "stop_at": 0.3, "check_every": 5}
+    )
+    parts, validation = [sums(40, (2,)), sums(60, (3,)), sums(30, (4,))], sums(20, (1,))
+    drawn, known, draw = [], iter([0.0, 0.6, 0.1, 0.2, 0.3]), zoo._draw
+
+    def spy(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> torch.Tensor:
+        drawn.append((tuple(sizes), first))
+        return draw(sizes, first, n, order)
+
+    def solved(model: object, split: Encoded) -> torch.Tensor:
+        aims.append(set(split.last_prompt.tolist()))
+        return torch.tensor([next(known, 0.3)])
+
+    aims: list[set[int]] = []  # where "=" stands tells of which part they are
+    monkeypatch.setattr(zoo, "_draw", spy)
+    monkeypatch.setattr(zoo, "exact_match", solved)
+    _, _, accuracy = zoo.train_zoo_model(config, parts, validation, "student", quiet)
+    assert drawn == [((40, 50, 20), 0.0)] * 10 + [((40, 50, 20), 0.5)] * 15
+    others, own = (
+        set(encode(zoo.make_tokenizer(), some).last_prompt.tolist())
+        for some in ([*parts[1][:10], *parts[2][:10]], validation)
+    )
+    assert aims == [others, others, own, own, own, own]
+    assert accuracy == pytest.approx(0.3)
+    # Nothing of the task itself before.
+    rows = draw([40, 50, 20], 0.0, 500, torch.Generator().manual_seed(0))
+    assert rows.min() >= 40
 
 
 def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:

@@ -28,7 +28,7 @@ from circuit_models import contrasts, half_right, llama, metric, naive_outputs, 
 def test_patching_from_the_layer_on_is_patching_in_a_whole_pass(kind: dict[str, object], chunk: int) -> None:
     model, pairs = llama(**kind), contrasts(ragged=True)
     corrupt, base = naive_outputs(model, pairs.corrupt), metric(model, pairs.clean, pairs)
-    found = patch_exactly(model, pairs, chunk=chunk).rows
+    found = patch_exactly(model, pairs, chunk=chunk)
     for column, name in enumerate(Graph.of(model).nodes):
         expected = base - naive_patched(model, pairs, [name], corrupt)
         torch.testing.assert_close(found[:, column], expected, rtol=1e-4, atol=1e-4)
@@ -37,8 +37,8 @@ def test_patching_from_the_layer_on_is_patching_in_a_whole_pass(kind: dict[str, 
 def test_some_nodes_alone_are_patched_as_among_all() -> None:
     model, pairs = llama(), contrasts(n=7)
     some = [14, 0, 3]
-    found = patch_exactly(model, pairs, some, work=Work(batch_size=2)).rows
-    torch.testing.assert_close(found, patch_exactly(model, pairs).rows[:, some], rtol=1e-4, atol=1e-5)
+    found = patch_exactly(model, pairs, some, work=Work(batch_size=2))
+    torch.testing.assert_close(found, patch_exactly(model, pairs)[:, some], rtol=1e-4, atol=1e-5)
 
 
 PROMPTS = [("1+2=", "3"), ("12+34=", "46"), ("5+66=", "71"), ("99+9=", "108"), ("40+40=", "80")]
@@ -140,7 +140,7 @@ def test_agreement_is_computed_on_the_top_items() -> None:
     scores = discover(model, pairs, encode(make_tokenizer(), problems()), Search())
     found = agreement(model, pairs, scores, 5)
     assert list(found.items) == scores.mean.abs().argsort(descending=True)[:5].tolist()
-    exact = patch_exactly(model, pairs).mean
+    exact = patch_exactly(model, pairs).mean(0)
     assert found.exact == pytest.approx([exact[i].item() for i in found.items], abs=1e-4)
     assert found.same_sign == sum(a * b > 0 for a, b in zip(found.approximate, found.exact, strict=True))
     with pytest.raises(ValueError, match="the top 0 items"):
@@ -162,7 +162,7 @@ def test_every_edge_and_neuron_can_be_patched_exactly(level: Level) -> None:
         assert not scores.rows[:, ~graph.edge_mask].any()
         # The last MLP is read by the logits alone: its edge there is the node, for each problem.
         edge = scores.rows[:, graph.mlp(2), -1]
-        torch.testing.assert_close(edge, patch_exactly(model, pairs, [graph.mlp(2)]).rows[:, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(edge, patch_exactly(model, pairs, [graph.mlp(2)])[:, 0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", ["edge", "neuron"])

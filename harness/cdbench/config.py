@@ -55,6 +55,8 @@ class ZooModel(Closed):
     check_every: PositiveInt = 25
     training_share: Fraction | None = None
     """How much of what it learns from is the training split, where there are `data.zoo_tasks`; None: as much as each of them."""
+    pretrained_at: Fraction | None = None
+    """Learn `data.zoo_tasks` alone until this share of their problems is solved, and only then the training split, too."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ZooModel":
@@ -162,18 +164,31 @@ class Profile(Closed):
 
     @model_validator(mode="after")
     def _somebody_learns_the_zoo_tasks(self) -> "Profile":
-        if self.data.zoo_tasks and not any(isinstance(model, ZooModel) for model in (self.teacher, self.student)):
+        learning = [model for model in (self.teacher, self.student) if isinstance(model, ZooModel)]
+        if self.data.zoo_tasks and not learning:
             raise ValueError("data.zoo_tasks are what zoo models learn; neither teacher nor student is one")
-        for model in (self.teacher, self.student):
-            if isinstance(model, ZooModel) and model.training_share is not None and not self.data.zoo_tasks:
+        for model in learning:
+            if model.training_share is not None and not self.data.zoo_tasks:
                 raise ValueError(
                     "training_share is the training split's share beside data.zoo_tasks, and there are none"
+                )
+            if (
+                model.pretrained_at is not None
+                and not len(self.data.zoo_tasks) <= self.data.validation < self.data.zoo_train
+            ):
+                raise ValueError(
+                    "pretrained_at is how much of data.zoo_tasks is solved first, of as many problems as validation has "
+                    f"({self.data.validation}): one of each task at least, and fewer than data.zoo_train ({self.data.zoo_train})"
                 )
         return self
 
 
 _NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")
-_NEW = (("data", "zoo_tasks"), ("data", "zoo_train"), ("teacher", "training_share"), ("student", "training_share"))
+_NEW = (
+    ("data", "zoo_tasks"),
+    ("data", "zoo_train"),
+    *((role, key) for role in ("teacher", "student") for key in ("training_share", "pretrained_at")),
+)
 """Keys that older specs have not: left out of the run id where they say nothing, so that ids stay."""
 
 

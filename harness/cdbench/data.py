@@ -1,6 +1,5 @@
 """Splits, twins, length shift, counterfactuals, leaks: from a task that only draws an example."""
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from cdbench.api import Example, Task
 from cdbench.config import DataConfig
 from cdbench.errors import UserError
-from cdbench.files import write_atomic
+from cdbench.files import json_lines, parse_json_lines, write_atomic
 from cdbench.seeds import rng_for
 
 _PLAIN = re.compile(r"(\d+)([+-])(\d+)=")
@@ -166,12 +165,12 @@ def make_counterfactuals(examples: Sequence[Example], encode: PromptEncoder, rng
 
 def write_examples(path: Path, examples: Iterable[Example]) -> None:
     """JSON lines, one example each."""
-    write_atomic(path, "".join(json.dumps(asdict(example)) + "\n" for example in examples))
+    write_atomic(path, json_lines(asdict(example) for example in examples))
 
 
 def read_examples(path: Path) -> tuple[Example, ...]:
     """What `write_examples` wrote."""
-    return tuple(example_of(json.loads(line)) for line in path.read_text().splitlines())
+    return tuple(example_of(row) for row in parse_json_lines(path.read_text()))
 
 
 def example_of(row: dict[str, Any]) -> Example:

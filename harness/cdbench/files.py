@@ -8,9 +8,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from cdbench.errors import EnvironmentLacks, UserError
 
@@ -94,6 +94,21 @@ def read_json(path: Path, what: str) -> dict[str, object]:
     if not isinstance(value, dict):
         raise UserError(f"{what} {path} holds {type(value).__name__}, expected a JSON object")
     return value
+
+
+def json_lines(rows: Iterable[object]) -> str:
+    """JSON lines, a value each, in the order given."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parse_json_lines(text: str) -> list[Any]:
+    """What `json_lines` wrote.
+
+    Parsed at once, as that is faster; and not by `splitlines`: a model may say U+2028, which ends no line of JSON.
+    """
+    lines = filter(None, text.split("\n"))
+    values: list[Any] = json.loads(f"[{','.join(lines)}]")
+    return values
 
 
 def read_plain(path: Path, limit: int) -> bytes:

@@ -5,12 +5,12 @@ integer. A worked solution (`circuits.solutions`) begins with another integer th
 follows the "=" that stands alone, after the columns. One greedy generation serves all.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from cdbench.files import json_lines, parse_json_lines
 from cdbench.stats import Proportion, wilson
 
 WORKS = r"^\s*\d+[+-]\d"
@@ -23,7 +23,6 @@ ANSWER = rf"{WORKED}|^(?!\s*{_COLUMN})\s*(-?\d+)"
 """The answer that is given: after a worked solution, else the first integer. One that was begun and not ended has none."""
 STRICT = rf"{WORKED}\s*$|^\s*(-?\d+)\s*$"
 NO_ANSWER = "[none]"
-_END = "\n"
 
 
 class Prediction(NamedTuple):
@@ -65,19 +64,15 @@ def score(prompt: str, answer: str, text: str) -> Prediction:
 
 def dump_predictions(splits: Mapping[str, Sequence[Prediction]]) -> str:
     """JSON lines, one prediction each, with the name of its split."""
-    return "".join(
-        json.dumps({"split": split, **prediction._asdict()}, ensure_ascii=False) + _END
-        for split, predictions in splits.items()
-        for prediction in predictions
+    return json_lines(
+        {"split": split, **prediction._asdict()} for split, predictions in splits.items() for prediction in predictions
     )
 
 
 def parse_predictions(text: str) -> dict[str, list[Prediction]]:
     """What `dump_predictions` wrote. Scores again from the text: a stored verdict counts for nothing."""
     splits: dict[str, list[Prediction]] = {}
-    # At once, as that is faster; and not `splitlines`: a model may say U+2028.
-    rows: list[dict[str, Any]] = json.loads(f"[{','.join(filter(None, text.split(_END)))}]")
-    for row in rows:
+    for row in parse_json_lines(text):
         splits.setdefault(row["split"], []).append(score(row["prompt"], row["answer"], row["text"]))
     return splits
 

@@ -105,8 +105,10 @@ def all_ids(tokenizer: "PreTrainedTokenizerFast", examples: Sequence[Example]) -
             )
     unknown = tokenizer.unk_token_id
     # What the tokenizer itself puts in front may be the unknown token, too: only then is there more to ask.
-    suspects = [text for text, whole in zip(texts, wholes, strict=True) if unknown in whole]
-    if unknown is not None and suspects:
+    suspects = (
+        [text for text, whole in zip(texts, wholes, strict=True) if unknown in whole] if unknown is not None else []
+    )
+    if suspects:
         for text, plain in zip(suspects, tokenizer(suspects, add_special_tokens=False)["input_ids"], strict=True):
             if unknown in plain:
                 raise UserError(

@@ -4,7 +4,6 @@ One experiment a study, one parent run a study, a child per record. A child is f
 point keeps the time at which it was measured, so sending it twice stores it once.
 """
 
-import json
 import math
 import os
 import textwrap
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdbench.errors import CdbenchError, EnvironmentLacks
-from cdbench.files import sha256
+from cdbench.files import parse_json_lines, sha256
 from cdbench.plan import Places, SavedStudy
 from cdbench.record import RECORD, Metrics, Record, number_at, read
 
@@ -175,8 +174,7 @@ def _points(record: Record, folder: Path) -> Iterator[Any]:
 
     last_time = 0
     history = folder / "history.jsonl"
-    for line in history.read_text().splitlines() if history.exists() else ():
-        row = json.loads(line)
+    for row in parse_json_lines(history.read_text()) if history.exists() else ():
         step, last_time = row.pop("step"), row.pop("time")
         for key, value in row.items():
             if math.isfinite(value):

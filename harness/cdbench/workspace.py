@@ -1,7 +1,6 @@
 """The shared artefacts of a (profile, task): splits, models, impacts, pairing. Found in the store, or made."""
 
 import itertools
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,7 +24,7 @@ from cdbench.circuits.scores import Scores
 from cdbench.config import Profile, ZooModel
 from cdbench.discover import make_task, plugin_digest, task_files
 from cdbench.errors import RunFailed, UserError
-from cdbench.files import read_json, write_atomic, write_json
+from cdbench.files import json_lines, parse_json_lines, read_json, write_atomic, write_json
 from cdbench.generation import solutions
 from cdbench.models import Checkpoint, Role
 from cdbench.record import Made
@@ -85,9 +84,7 @@ class Workspace:
         def build(folder: Path) -> None:
             splits = data.make_splits(make_task(self.task), self.task, self.profile.data)
             heldout = [*splits.validation, *splits.test]
-            for (
-                other
-            ) in self.profile.data.zoo_tasks:  # no zoo model has seen what they are examined on as tasks of their own
+            for other in self.profile.data.zoo_tasks:  # nor what they are examined on as tasks of their own
                 heldout += data.make_splits(make_task(other), other, self.profile.data).test
             for other in self.profile.data.zoo_tasks:
                 examples = data.make_pretraining(make_task(other), other, self.profile.data, heldout)
@@ -98,6 +95,8 @@ class Workspace:
     @cached_property
     def pretraining(self) -> dict[str, tuple[Example, ...]]:
         """Task -> what zoo models are trained on besides the training split."""
+        if not self.profile.data.zoo_tasks:
+            return {}
         folder = self.pretraining_data
         return {name: data.read_examples(folder / f"{name}.jsonl") for name in self.profile.data.zoo_tasks}
 
@@ -218,7 +217,7 @@ class Workspace:
                 self.train_examples, prompt_encoder(self.tokenizer, self.train_examples), rng
             )
             rows = [None if example is None else asdict(example) for example in found]
-            write_atomic(folder / "counterfactuals.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+            write_atomic(folder / "counterfactuals.jsonl", json_lines(rows))
             write_json(folder / "missing.json", {"without": rows.count(None), "of": len(rows)})
 
         key: dict[str, object] = {
@@ -231,12 +230,8 @@ class Workspace:
     @cached_property
     def contrasts(self) -> Contrasts | None:
         """Training problems with their counterfactuals, as many as are for calibration; None where no two answers differ."""
-        rows = (
-            (self.counterfactuals / "counterfactuals.jsonl")
-            .read_text()
-            .splitlines()[: self.profile.circuits.calibration]
-        )
-        others = [data.example_of(json.loads(row)) if row != "null" else None for row in rows]
+        rows = parse_json_lines((self.counterfactuals / "counterfactuals.jsonl").read_text())
+        others = [row and data.example_of(row) for row in rows[: self.profile.circuits.calibration]]
         pairs = [(own, other) for own, other in zip(self.train_examples, others, strict=False) if other is not None]
         return make_contrasts(self.tokenizer, pairs) if any(a.answer != b.answer for a, b in pairs) else None
 
@@ -307,8 +302,7 @@ class Workspace:
                 found = solutions(model, self.tokenizer, self.train_examples, self.profile.evaluation_batch)
             except UserError as error:
                 raise RunFailed(f"task '{self.task}' has no worked solutions: {error}") from None
-            rows = "".join(json.dumps(asdict(each)) + "\n" for each in found)
-            write_atomic(folder / "solutions.jsonl", rows)
+            write_atomic(folder / "solutions.jsonl", json_lines(asdict(each) for each in found))
 
         key: dict[str, object] = {
             "teacher": self.teacher.content,
@@ -317,8 +311,8 @@ class Workspace:
             "device": self.profile.device,
             "threads": self.profile.threads,
         }
-        rows = (self._artefact("solutions", key, build) / "solutions.jsonl").read_text().splitlines()
-        return tuple(Solution(**json.loads(row)) for row in rows)
+        rows = parse_json_lines((self._artefact("solutions", key, build) / "solutions.jsonl").read_text())
+        return tuple(Solution(**row) for row in rows)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:

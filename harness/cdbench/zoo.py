@@ -4,8 +4,13 @@ Real `LlamaForCausalLM`, real `PreTrainedTokenizerFast` with one token a digit. 
 problems of other tasks if the profile names some; the student is stopped by validation accuracy, near the paper's gap.
 """
 
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +30,9 @@ _SPECIAL = ["<pad>", "<eos>", "<unk>"]
 _MAX_POSITIONS = 128
 _WARMUP = 100
 _FINAL_LR = 0.1
+_TOGETHER = 32
+_AT_ONCE = 2
+_TELL_EVERY = 100
 Progress = Callable[[int, int, str], None]
 """step, steps, what to say."""
 
@@ -90,41 +98,80 @@ def exact_match(model: LlamaForCausalLM, split: Encoded, batch_size: int = 250) 
     return torch.cat(hits)
 
 
+class _Phase(NamedTuple):
+    """What is drawn until so much of something is solved (infinite: to the end)."""
+
+    share: float | None
+    """How often the first part is; as `_draw`'s `first`."""
+    aim: Encoded
+    goal: float
+    says: str
+
+
 def train_zoo_model(
     config: ZooModel, parts: Sequence[Sequence[Example]], validation: Sequence[Example], role: str, progress: Progress
 ) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast, float]:
     """Trains one zoo model with cross-entropy on the answer tokens; AdamW, warm-up, linear decay.
 
-    All parts are drawn as often, or the first one as often as `training_share` says and the others as often as each other.
+    All parts are drawn as often, or the first one as often as `training_share` says and the others as often as each other;
+    with `pretrained_at`, the first one not before that much of the others is solved: of problems that it does not learn from,
+    together as many as there are for validation.
 
     Returns the model, its tokenizer and its validation accuracy at the end.
     """
     tokenizer = make_tokenizer()
     model = fresh(zoo_config(config, tokenizer), generator_for("zoo", role, "init", config.seed)).train()
-    train_set = encode(tokenizer, [example for part in parts for example in part])
     validation_set = encode(tokenizer, validation)
+    later = [_Phase(config.training_share, validation_set, config.stop_at or math.inf, "validation accuracy")]
+    if config.pretrained_at is not None:
+        n = len(validation) // (len(parts) - 1)
+        known = encode(tokenizer, list(itertools.chain.from_iterable(part[:n] for part in parts[1:])))
+        later.insert(0, _Phase(0.0, known, config.pretrained_at, "before the task itself"))
+        parts = [parts[0], *(part[n:] for part in parts[1:])]
+    train_set = encode(tokenizer, [example for part in parts for example in part])
     order = generator_for("zoo", role, "order", config.seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
-    accuracy = 0.0
-    for step in range(1, config.steps + 1):
-        decay = 1 - (1 - _FINAL_LR) * step / config.steps
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * min(1.0, step / _WARMUP) * decay
-        batch = train_set.take(_draw([len(part) for part in parts], config.training_share, config.batch_size, order))
-        loss = F.cross_entropy(
-            answer_logits(model, batch).flatten(0, 1), batch.answer_tokens.flatten(), ignore_index=IGNORE
-        )
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        checked = step == config.steps or (config.stop_at is not None and step % config.check_every == 0)
-        if checked or step % 100 == 0:
-            accuracy = exact_match(model, validation_set).double().mean().item()
-            progress(step, config.steps, f"validation accuracy {accuracy:.1%}")
-        if checked and config.stop_at is not None and accuracy >= config.stop_at:
-            break
-    return model.eval(), tokenizer, accuracy
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, fused=True)
+    phase = later.pop(0)
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for step in range(1, config.steps + 1):
+            decay = 1 - (1 - _FINAL_LR) * step / config.steps
+            for group in optimizer.param_groups:
+                group["lr"] = config.lr * min(1.0, step / _WARMUP) * decay
+            rows = _draw([len(part) for part in parts], phase.share, config.batch_size, order)
+            _take_gradients(model, train_set.select(rows), pool)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            checked = math.isfinite(phase.goal) and step % config.check_every == 0
+            if not checked and step % _TELL_EVERY and step < config.steps:
+                continue
+            accuracy = exact_match(model, phase.aim).double().mean().item()
+            progress(step, config.steps, f"{phase.says} {accuracy:.1%}")
+            if checked and accuracy >= phase.goal:
+                if not later:
+                    break
+                phase = later.pop(0)
+    return model.eval(), tokenizer, exact_match(model, validation_set).double().mean().item()
+
+
+def _take_gradients(model: LlamaForCausalLM, batch: Encoded, pool: Executor) -> None:
+    """Sets the gradients of the batch's mean cross-entropy, learned a few problems of like length at a time, on two cores.
+
+    Padded to the longest, a batch of two- to five-digit sums would be more than a quarter filler. The parts and the order in
+    which they are added up are the batch's alone: how many cores there are changes no bit.
+    """
+    parameters = list(model.parameters())
+    tokens = (batch.answer_tokens != IGNORE).sum()
+
+    def gradients(rows: Tensor) -> tuple[Tensor, ...]:
+        part = batch.take(rows)
+        logits = answer_logits(model, part).flatten(0, 1)
+        loss = F.cross_entropy(logits, part.answer_tokens.flatten(), ignore_index=IGNORE, reduction="sum")
+        return torch.autograd.grad(loss / tokens, parameters)
+
+    longest_first = batch.answer_positions.amax(1).argsort(stable=True, descending=True)
+    parts = pool.map(gradients, longest_first.split(_TOGETHER))
+    for parameter, *found in zip(parameters, *parts, strict=True):
+        parameter.grad = functools.reduce(torch.add, found)
 
 
 def _draw(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> Tensor:

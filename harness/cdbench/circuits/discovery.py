@@ -96,7 +96,7 @@ def _exact_effects(
 ) -> Tensor:
     """What each item's exchange takes from the metric of each problem, [n, len(items)]."""
     if level == "node":
-        return patch_exactly(model, contrasts, items, work=work).rows
+        return patch_exactly(model, contrasts, items, work=work)
     metric = circuit_metric(model, contrasts, _whole_and_without(Forward(model).graph, level, items), work=work)
     return (metric[0] - metric[1:]).T
 

@@ -15,7 +15,6 @@ from cdbench.circuits.attribution import QUIETLY, Work
 from cdbench.circuits.contrasts import Contrasts
 from cdbench.circuits.forward import Forward, Outputs, Trace, wide
 from cdbench.circuits.graph import Graph
-from cdbench.circuits.scores import Scores
 from cdbench.tokens import IGNORE, Encoded
 
 _ROWS = 256
@@ -65,10 +64,10 @@ def patch_exactly(
     *,
     chunk: int = 0,
     work: Work = QUIETLY,
-) -> Scores:
+) -> Tensor:
     """What attribution approximates: M(clean) − M(clean with the node's output from the counterfactual), [n, len(nodes)].
 
-    All nodes if none are named.
+    A row a pair, all nodes if none are named.
 
     Raises:
         UserError: the model is not a Llama or in training mode.
@@ -89,7 +88,7 @@ def patch_exactly(
         parts.append(found.cpu())
         done += len(batch)
         work.progress(done, len(contrasts))
-    return Scores("node", torch.cat(parts), torch.ones(len(contrasts), dtype=torch.long))
+    return torch.cat(parts)
 
 
 @torch.no_grad()

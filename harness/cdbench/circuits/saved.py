@@ -147,7 +147,7 @@ def read(folder: Path) -> tuple[SavedCircuit, Scores]:
         )
     if tuple(scores.sizes.shape) != (len(scores.rows),) or not bool((scores.sizes >= 1).all()):
         raise UserError(
-            f"{path}: sizes must say of how many problems, 1 or more, each of the {len(scores.rows)} rows is the mean"
+            f"{path}: sizes must say of how many prompts, 1 or more, each of the {len(scores.rows)} rows is the mean"
         )
     require_finite(scores.rows, path)
     return circuit, scores

@@ -18,11 +18,11 @@ LEAST_ROWS = 4
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all items of a level, row by row: a row a problem, or a row the mean over a fold of problems.
+    """Scores of all items of a level, row by row: a row a problem (in all its wordings), or a row the mean over a fold of them.
 
     Attributes:
         rows: [r, nodes], [r, nodes, readers] or [r, nodes, width].
-        sizes: [r] how many problems a row is the mean of.
+        sizes: [r] how many prompts a row is the mean of.
     """
 
     level: Level
@@ -31,11 +31,11 @@ class Scores:
 
     @property
     def mean(self) -> Tensor:
-        """The mean over all problems: what ranks the items."""
+        """The mean over all prompts: what ranks the items."""
         return self.mean_of(torch.arange(len(self.rows)))
 
     def mean_of(self, chosen: Tensor) -> Tensor:
-        """The mean over the problems of some rows; a row may stand there more than once. In float64."""
+        """The mean over the prompts of some rows; a row may stand there more than once. In float64."""
         weights = self.sizes[chosen].double()
         flat: Tensor = (weights / weights.sum()) @ self.rows[chosen].double().flatten(1)
         return flat.reshape(self.rows.shape[1:])

@@ -12,7 +12,7 @@ import numpy as np
 from cdbench import plugins
 from cdbench.config import TEACHER, Scalar, show
 from cdbench.errors import UserError
-from cdbench.files import sha256
+from cdbench.files import parse_json_lines, sha256
 from cdbench.inference import Hits, Interval, share_interval
 from cdbench.plan import Places, SavedStudy
 from cdbench.provenance import evaluation_digest
@@ -192,8 +192,7 @@ def _history(record: Record, folder: Path) -> list[dict[str, float]]:
     if (sha256(path) if path.exists() else None) != expected:
         raise UserError(f"{path} is missing or was altered since its record was written; run it again")
     check_history(folder)
-    rows: list[dict[str, float]] = json.loads(f"[{','.join(path.read_text().splitlines())}]") if expected else []
-    return rows
+    return parse_json_lines(path.read_text()) if expected else []
 
 
 def collect(saved: SavedStudy, where: Places) -> StudyData:
