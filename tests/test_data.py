@@ -22,7 +22,7 @@ from cdbench.data import (
     write_examples,
 )
 from cdbench.discover import make_task
-from cdbench.errors import UserError
+from cdbench.errors import RunFailed, UserError
 from cdbench.store import Store
 from cdbench.tokens import Encoded, encode
 from cdbench.workspace import Workspace
@@ -161,7 +161,9 @@ def test_zoo_models_of_a_pair_know_other_tasks_and_methods_do_not(world: World, 
     with pytest.raises(ValueError, match="there are none"):
         Profile.model_validate(apart | {"data": world.profile.data.model_dump()})
     apart["student"] |= {"training_share": None, "pretrained_at": 0.5}
-    with pytest.raises(ValueError, match=r"as validation has \(64\): .* fewer than data.zoo_train \(60\)"):
+    with pytest.raises(ValueError, match="there are none"):
+        Profile.model_validate(apart | {"data": world.profile.data.model_dump()})
+    with pytest.raises(ValueError, match=r"together \(64\): .* fewer than data.zoo_train \(60\)"):
         Profile.model_validate(apart)
     apart["data"] |= {"zoo_train": 65}
     assert Profile.model_validate(apart).student.pretrained_at == 0.5  # type: ignore[union-attr]
@@ -219,30 +221,42 @@ def test_a_zoo_model_learns_other_tasks_first_until_it_knows_enough_and_then_the
         update={"pretrained_at": 0.6, "training_share": 0.5, "stop_at": 0.3, "check_every": 5}
     )
     parts, validation = [sums(40, (2,)), sums(60, (3,)), sums(30, (4,))], sums(20, (1,))
-    drawn, known, draw = [], iter([0.0, 0.6, 0.1, 0.2, 0.3]), zoo._draw
+    drawn, known, draw = [], iter([0.9, 0.0, 0.6, 0.7, 0.1, 0.2, 0.3]), zoo._draw
 
     def spy(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> torch.Tensor:
         drawn.append((tuple(sizes), first))
         return draw(sizes, first, n, order)
 
     def solved(model: object, split: Encoded) -> torch.Tensor:
-        aims.append(set(split.last_prompt.tolist()))
-        return torch.tensor([next(known, 0.3)])
+        return torch.tensor([next(known)])
 
-    aims: list[set[int]] = []  # where "=" stands tells of which part they are
+    def encoded(tokenizer: object, examples: Sequence[Example]) -> Encoded:
+        encodings.append([example.prompt for example in examples])
+        return encode(zoo.make_tokenizer(), examples)
+
+    encodings: list[list[str]] = []
+    monkeypatch.setattr(zoo, "encode", encoded)
     monkeypatch.setattr(zoo, "_draw", spy)
     monkeypatch.setattr(zoo, "exact_match", solved)
     _, _, accuracy = zoo.train_zoo_model(config, parts, validation, "student", quiet)
     assert drawn == [((40, 50, 20), 0.0)] * 10 + [((40, 50, 20), 0.5)] * 15
-    others, own = (
-        set(encode(zoo.make_tokenizer(), some).last_prompt.tolist())
-        for some in ([*parts[1][:10], *parts[2][:10]], validation)
-    )
-    assert aims == [others, others, own, own, own, own]
+    # Ten of each of the two others: nothing that it learns from.
+    prompts = [[example.prompt for example in part] for part in parts]
+    asked, *seen, learned = encodings
+    assert asked == [example.prompt for example in validation] and seen == [prompts[1][:10], prompts[2][:10]]
+    assert learned == [*prompts[0], *prompts[1][10:], *prompts[2][10:]] and not {*seen[0], *seen[1]} & set(learned)
     assert accuracy == pytest.approx(0.3)
     # Nothing of the task itself before.
     rows = draw([40, 50, 20], 0.0, 500, torch.Generator().manual_seed(0))
     assert rows.min() >= 40
+
+
+def test_a_zoo_model_whose_turn_for_the_task_does_not_come_fails_and_says_so() -> None:
+    config = SMALL_MODEL.model_copy(update={"pretrained_at": 1.0, "check_every": 5})
+    with pytest.raises(
+        RunFailed, match=r"the student's 30 steps are over before .* it solves 0\.0%, and pretrained_at is 1\."
+    ):
+        zoo.train_zoo_model(config, [sums(40, (2,)), sums(60, (3,))], sums(20, (1,)), "student", quiet)
 
 
 def test_tasks_without_problems_and_problems_without_tasks_are_refused() -> None:

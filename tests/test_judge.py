@@ -216,7 +216,7 @@ def test_the_top_of_the_ranking_is_held_against_exact_patching(held, judgement: 
     assert checked is not None and len(checked.items) == 10 and checked.problems == len(workspace.contrasts)
     sizes = dict(zip(judgement.nodes, map(abs, judgement.importance), strict=True))
     assert set(checked.items) == set(sorted(sizes, key=lambda name: -sizes[name])[:10])
-    exact = dict(zip(judgement.nodes, patch_exactly(model, workspace.contrasts).mean.tolist(), strict=True))
+    exact = dict(zip(judgement.nodes, patch_exactly(model, workspace.contrasts).mean(0).tolist(), strict=True))
     assert checked.exact == pytest.approx([exact[name] for name in checked.items], abs=1e-5)
     signs = [(a > 0) == (b > 0) for a, b in zip(checked.attribution, checked.exact, strict=True)]
     assert checked.same_sign == sum(signs)

@@ -174,7 +174,7 @@ def test_what_the_mover_writes_is_the_carry_and_no_digit(carry: bool) -> None:
 def test_exact_patching_attribution_and_edges_find_the_head_that_moves_the_carry(pairs: Contrasts) -> None:
     model = moving()
     graph = Graph.of(model)
-    for scores in (patch_exactly(model, pairs).mean, attribute(model, pairs).mean):
+    for scores in (patch_exactly(model, pairs).mean(0), attribute(model, pairs).mean):
         found = dict(zip(graph.nodes, scores.tolist(), strict=True))
         assert found[MOVER] == pytest.approx(20, abs=0.1)  # of the logit difference, all
         assert all(abs(found[name]) < 0.1 for name in ("a1.h0", "a1.h1", "a1.h3", "m1"))
@@ -203,7 +203,7 @@ def test_the_model_knows_whether_there_is_a_carry(pairs: Contrasts) -> None:
 
 @pytest.mark.parametrize("step", [False, True])
 def test_exact_patching_finds_the_planted_head(pairs: Contrasts, step: bool) -> None:
-    assert_planted_stands_out(patch_exactly(planted(step=step), pairs).mean)
+    assert_planted_stands_out(patch_exactly(planted(step=step), pairs).mean(0))
 
 
 def test_attribution_finds_it_at_every_level(pairs: Contrasts) -> None:
@@ -221,7 +221,7 @@ def test_where_the_answer_is_saturated_plain_attribution_misses_it_and_integrate
 ) -> None:
     """Why attribution is always held against exact patching: beyond the step its slope is nothing."""
     model = planted(step=True)
-    exact = heads(patch_exactly(model, pairs).mean)[PLANTED]
+    exact = heads(patch_exactly(model, pairs).mean(0))[PLANTED]
     assert heads(attribute(model, pairs).mean)[PLANTED] < 0.3 * exact
     integrated = attribute(model, pairs, steps=60).mean
     assert_planted_stands_out(integrated)

@@ -38,7 +38,7 @@ class Closed(BaseModel):
 
 
 class ZooModel(Closed):
-    """A small Llama trained on the spot, on the training split only."""
+    """A small Llama trained on the spot, on the training split and `data.zoo_tasks`, if there are any."""
 
     source: Literal["zoo"] = "zoo"
     layers: PositiveInt
@@ -56,7 +56,7 @@ class ZooModel(Closed):
     training_share: Fraction | None = None
     """How much of what it learns from is the training split, where there are `data.zoo_tasks`; None: as much as each of them."""
     pretrained_at: Fraction | None = None
-    """Learn `data.zoo_tasks` alone until this share of their problems is solved, and only then the training split, too."""
+    """Learn `data.zoo_tasks` alone until this share of each one's problems is solved, and only then the training split, too."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "ZooModel":
@@ -94,8 +94,7 @@ class DataConfig(Closed):
     """Problems in each out-of-distribution set; 0 makes none."""
     split: Literal["strict", "paper"] = "strict"
     zoo_tasks: tuple[str, ...] = ()
-    """Other tasks that zoo models are trained on, each as often as on the training split: what a model knows from before. Methods
-    train on the training split alone."""
+    """Other tasks that zoo models are trained on, too: what they know from before. Methods train on the training split alone."""
     zoo_train: Annotated[int, Field(ge=0)] = 0
     """Problems of each of them; none is a twin of a held-out problem."""
 
@@ -168,19 +167,22 @@ class Profile(Closed):
         if self.data.zoo_tasks and not learning:
             raise ValueError("data.zoo_tasks are what zoo models learn; neither teacher nor student is one")
         for model in learning:
-            if model.training_share is not None and not self.data.zoo_tasks:
+            if (model.training_share is not None or model.pretrained_at is not None) and not self.data.zoo_tasks:
                 raise ValueError(
-                    "training_share is the training split's share beside data.zoo_tasks, and there are none"
+                    "training_share is the training split's share beside data.zoo_tasks, and pretrained_at how much of those is "
+                    "learned first; there are none"
                 )
-            if (
-                model.pretrained_at is not None
-                and not len(self.data.zoo_tasks) <= self.data.validation < self.data.zoo_train
-            ):
+            if model.pretrained_at is not None and not 1 <= self._seen < self.data.zoo_train:
                 raise ValueError(
-                    "pretrained_at is how much of data.zoo_tasks is solved first, of as many problems as validation has "
-                    f"({self.data.validation}): one of each task at least, and fewer than data.zoo_train ({self.data.zoo_train})"
+                    "pretrained_at is how much of each of data.zoo_tasks is solved first, seen on data.validation problems of "
+                    f"all together ({self.data.validation}): one of each at least, and fewer than data.zoo_train "
+                    f"({self.data.zoo_train})"
                 )
         return self
+
+    @property
+    def _seen(self) -> int:
+        return self.data.validation // len(self.data.zoo_tasks)
 
 
 _NO_NUMBER_DEPENDS_ON = ("description", "timeout_minutes", "gpu_memory_gib", "limits")

@@ -97,14 +97,14 @@ def read_json(path: Path, what: str) -> dict[str, object]:
 
 
 def json_lines(rows: Iterable[object]) -> str:
-    """JSON lines, a value each, in the order given."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    """JSON lines, a value each, in the order given. ASCII: what a model or a plug-in says, UTF-8 may have no bytes for."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def parse_json_lines(text: str) -> list[Any]:
-    """What `json_lines` wrote.
+    """What `json_lines` wrote, or others.
 
-    Parsed at once, as that is faster; and not by `splitlines`: a model may say U+2028, which ends no line of JSON.
+    Parsed at once, as that is faster; and not by `splitlines`: a text may hold U+2028, which ends no line of JSON.
     """
     lines = filter(None, text.split("\n"))
     values: list[Any] = json.loads(f"[{','.join(lines)}]")

@@ -5,7 +5,6 @@ problems of other tasks if the profile names some; the student is stopped by val
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -22,6 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from cdbench.api import Example
 from cdbench.config import ZooModel
+from cdbench.errors import RunFailed
 from cdbench.seeds import generator_for
 from cdbench.sites import answer_logits
 from cdbench.tokens import IGNORE, Encoded, encode
@@ -30,8 +30,8 @@ _SPECIAL = ["<pad>", "<eos>", "<unk>"]
 _MAX_POSITIONS = 128
 _WARMUP = 100
 _FINAL_LR = 0.1
-_TOGETHER = 32
-_AT_ONCE = 2
+_TOGETHER = 32  # problems in a part of a batch: what they need stays in a core's cache
+_AT_ONCE = 2  # parts
 _TELL_EVERY = 100
 Progress = Callable[[int, int, str], None]
 """step, steps, what to say."""
@@ -99,13 +99,17 @@ def exact_match(model: LlamaForCausalLM, split: Encoded, batch_size: int = 250) 
 
 
 class _Phase(NamedTuple):
-    """What is drawn until so much of something is solved (infinite: to the end)."""
+    """What is drawn until enough of each aim is solved; a `goal` of infinity lasts to the end."""
 
     share: float | None
     """How often the first part is; as `_draw`'s `first`."""
-    aim: Encoded
+    aims: list[Encoded]
     goal: float
     says: str
+
+    def solved(self, model: LlamaForCausalLM) -> float:
+        """The share of an aim's problems that the model solves, where it solves the fewest."""
+        return min(exact_match(model, aim).double().mean().item() for aim in self.aims)
 
 
 def train_zoo_model(
@@ -114,24 +118,29 @@ def train_zoo_model(
     """Trains one zoo model with cross-entropy on the answer tokens; AdamW, warm-up, linear decay.
 
     All parts are drawn as often, or the first one as often as `training_share` says and the others as often as each other;
-    with `pretrained_at`, the first one not before that much of the others is solved: of problems that it does not learn from,
-    together as many as there are for validation.
+    with `pretrained_at`, the first one not before that share of each of the others is solved: of some of their problems that
+    it does not learn from, together at most as many as there are for validation.
 
     Returns the model, its tokenizer and its validation accuracy at the end.
+
+    Raises:
+        RunFailed: all steps are taken and the training split's turn has not come.
     """
     tokenizer = make_tokenizer()
     model = fresh(zoo_config(config, tokenizer), generator_for("zoo", role, "init", config.seed)).train()
-    validation_set = encode(tokenizer, validation)
-    later = [_Phase(config.training_share, validation_set, config.stop_at or math.inf, "validation accuracy")]
+    last = _Phase(
+        config.training_share, [encode(tokenizer, validation)], config.stop_at or math.inf, "validation accuracy"
+    )
+    phase = last
     if config.pretrained_at is not None:
         n = len(validation) // (len(parts) - 1)
-        known = encode(tokenizer, list(itertools.chain.from_iterable(part[:n] for part in parts[1:])))
-        later.insert(0, _Phase(0.0, known, config.pretrained_at, "before the task itself"))
+        aims = [encode(tokenizer, part[:n]) for part in parts[1:]]
+        phase = _Phase(0.0, aims, config.pretrained_at, "other tasks first; of the one it knows least it solves")
         parts = [parts[0], *(part[n:] for part in parts[1:])]
     train_set = encode(tokenizer, [example for part in parts for example in part])
     order = generator_for("zoo", role, "order", config.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01, fused=True)
-    phase = later.pop(0)
+    accuracy = 0.0
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         for step in range(1, config.steps + 1):
             decay = 1 - (1 - _FINAL_LR) * step / config.steps
@@ -144,17 +153,23 @@ def train_zoo_model(
             checked = math.isfinite(phase.goal) and step % config.check_every == 0
             if not checked and step % _TELL_EVERY and step < config.steps:
                 continue
-            accuracy = exact_match(model, phase.aim).double().mean().item()
+            accuracy = phase.solved(model)
             progress(step, config.steps, f"{phase.says} {accuracy:.1%}")
-            if checked and accuracy >= phase.goal:
-                if not later:
+            if checked and accuracy >= phase.goal and step < config.steps:
+                if phase is last:
                     break
-                phase = later.pop(0)
-    return model.eval(), tokenizer, exact_match(model, validation_set).double().mean().item()
+                phase = last
+    if phase is not last:
+        raise RunFailed(
+            f"the {role}'s {config.steps} steps are over before it has learned anything of the task itself: of the one of "
+            f"data.zoo_tasks that it knows least it solves {accuracy:.1%}, and pretrained_at is {config.pretrained_at:g}. "
+            "Give it more steps, another seed, or ask for less"
+        )
+    return model.eval(), tokenizer, accuracy
 
 
 def _take_gradients(model: LlamaForCausalLM, batch: Encoded, pool: Executor) -> None:
-    """Sets the gradients of the batch's mean cross-entropy, learned a few problems of like length at a time, on two cores.
+    """Sets the gradients of the batch's mean cross-entropy, computed in parts of like length, on two cores at a time.
 
     Padded to the longest, a batch of two- to five-digit sums would be more than a quarter filler. The parts and the order in
     which they are added up are the batch's alone: how many cores there are changes no bit.
@@ -171,7 +186,8 @@ def _take_gradients(model: LlamaForCausalLM, batch: Encoded, pool: Executor) -> 
     longest_first = batch.answer_positions.amax(1).argsort(stable=True, descending=True)
     parts = pool.map(gradients, longest_first.split(_TOGETHER))
     for parameter, *found in zip(parameters, *parts, strict=True):
-        parameter.grad = functools.reduce(torch.add, found)
+        # `autograd.grad` may return any strides, and the fused optimizer reads as the parameter lies in memory.
+        parameter.grad = functools.reduce(torch.add, found).contiguous()
 
 
 def _draw(sizes: Sequence[int], first: float | None, n: int, order: torch.Generator) -> Tensor:
