@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cdbench import zoo
 from cdbench.api import Example, Task
-from cdbench.config import DataConfig, Profile, ZooModel
+from cdbench.config import DataConfig, Profile, ZooModel, build_profile
 from cdbench.data import (
     make_counterfactuals,
     make_length_shift,
@@ -23,6 +23,7 @@ from cdbench.data import (
 )
 from cdbench.discover import make_task
 from cdbench.errors import RunFailed, UserError
+from cdbench.report import context
 from cdbench.store import Store
 from cdbench.tokens import Encoded, encode
 from cdbench.workspace import Workspace
@@ -249,6 +250,17 @@ def test_a_zoo_model_learns_other_tasks_first_until_it_knows_enough_and_then_the
     # Nothing of the task itself before.
     rows = draw([40, 50, 20], 0.0, 500, torch.Generator().manual_seed(0))
     assert rows.min() >= 40
+
+
+def test_a_report_says_how_the_models_of_a_profile_came_to_know_what_they_know() -> None:
+    (told,) = context._known_before(build_profile("tiny_lengths", {}))
+    assert "saw 30000 problems of each of addition_3digit, addition_4digit, addition_5digit, too." in told
+    assert "The teacher learned those and the training split together (10.0 % of what it saw)." in told
+    assert (
+        "The student learned those alone until it solved 50.0 % of each, then the training split, too (25.0 % of what it saw), "
+        "until it solved 50.0 % of that."
+    ) in told
+    assert context._known_before(build_profile("tiny", {})) == []
 
 
 def test_a_zoo_model_whose_turn_for_the_task_does_not_come_fails_and_says_so() -> None:

@@ -176,7 +176,7 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
     if profile == "smoke":
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
-        raise NotTested(f"a number of the paper's models; the profile {profile} has others")
+        raise NotTested(f"about the paper's own models; the profile {profile} has others")
     if isinstance(claim, OfAnswers) and claim.teacher_at_least is not None:
         _require(
             claim, data, TEACHER, claim.teacher_at_least, "the teacher itself has {}: there is nothing to transfer"

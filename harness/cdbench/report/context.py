@@ -472,12 +472,28 @@ def _known_before(profile: Profile) -> list[str]:
     if not profile.data.zoo_tasks:
         return []
     tasks = ", ".join(profile.data.zoo_tasks)
+    learned = " ".join(
+        _how_it_learned(role, model)
+        for role, model in (("teacher", profile.teacher), ("student", profile.student))
+        if isinstance(model, ZooModel)
+    )
     return [
-        f"Before anything is distilled, teacher and student were trained on {profile.data.zoo_train} problems of each of "
-        f"{tasks}, too. A row's accuracy there is what it kept of that, and what it gained: only a row above base has gained, "
-        "and a row that trains fewer parameters may be above another because it forgets less. Where base itself solves none "
-        "there was nothing to keep."
+        f"Before anything is distilled, models trained on the spot saw {profile.data.zoo_train} problems of each of {tasks}, "
+        f"too. {learned} What they know of each length is this profile's choice. A row's accuracy there is what it kept of that, "
+        "and what it gained: only a row above base has gained, and a row that trains fewer parameters may be above another "
+        "because it forgets less. Where base itself solves none there was nothing to keep."
     ]
+
+
+def _how_it_learned(role: str, model: ZooModel) -> str:
+    if model.pretrained_at is None:
+        told = f"The {role} learned those and the training split together"
+    else:
+        known = percent(model.pretrained_at)
+        told = f"The {role} learned those alone until it solved {known} of each, then the training split, too"
+    if model.training_share is not None:
+        told += f" ({percent(model.training_share)} of what it saw)"
+    return f"{told}, until it solved {percent(model.stop_at)} of that." if model.stop_at is not None else f"{told}."
 
 
 def _leak(profile: Profile, data: StudyData) -> str:
