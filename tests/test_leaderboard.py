@@ -30,7 +30,10 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     assert cli("new", "method", "my_method").returncode == 0
     added = cli("leaderboard", "add", "my_method.py", *args, "--seeds", "0,1")
     assert added.returncode == 0, added.stderr
-    assert "as many rows are significantly better" in added.stdout and "my_method" in added.stdout
+    assert (
+        "= shares its place, which counts the rows that are significantly better" in added.stdout
+        and "my_method" in added.stdout
+    )
     (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
     rows = {row["name"]: row for row in board["rows"]}
     assert set(rows) == {"teacher", "base", "my_method"}
@@ -275,6 +278,18 @@ def test_rows_that_share_no_seed_are_compared_as_two_samples_and_not_called_ties
     assert (found["good"].place, found["bad"].place) == (1, 2) and found["good"].better_than == ("bad",)
     near = placed(board_of(row("one", 0.6, (0, 1)), row("two", 0.605, (1, 2))))
     assert [each.place for each in near] == [1, 1] and all(each.tied for each in near)
+
+
+def test_a_row_of_which_little_is_known_has_no_place_before_a_row_that_is_above_it() -> None:
+    """Seeds at 5, 30 and 60 % are significantly below nobody: by those who beat it alone it would share the first place."""
+    wild = row("wild", 0.05, (0,))
+    wild = wild.model_copy(update={"runs": [*wild.runs, *row("", 0.3, (1,)).runs, *row("", 0.6, (2,)).runs]})
+    high, low = row("high", 0.7, (0, 1, 2)), row("low", 0.5, (0, 1, 2))
+    found = {each.entry.name: each for each in placed(board_of(wild, high, low))}
+    assert found["wild"].worse_than == () and found["low"].worse_than == ("high",)
+    assert [found[name].place for name in ("high", "low", "wild")] == [1, 2, 2]
+    assert [found[name].tied for name in ("high", "low", "wild")] == [False, True, True]
+    assert [each.entry.name for each in placed(board_of(wild, high, low))] == ["high", "low", "wild"]
 
 
 def test_a_run_that_is_listed_twice_counts_for_no_seed() -> None:

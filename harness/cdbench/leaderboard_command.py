@@ -257,7 +257,8 @@ def board_text(board: "Board") -> str:
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
     ]
     lines.append(
-        "  = shares its place: as many rows are significantly better (paired over seeds and problems, Holm-corrected)"
+        "  = shares its place, which counts the rows that are significantly better "
+        "(paired over seeds and problems, Holm-corrected)"
     )
     if board.profile == "smoke":
         lines.append("  the smoke profile shows that the flow works: its numbers and places mean nothing")
