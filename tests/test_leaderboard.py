@@ -31,7 +31,7 @@ def test_a_new_method_gets_a_row_beside_the_others(cli: Cli, args: list[str], tm
     added = cli("leaderboard", "add", "my_method.py", *args, "--seeds", "0,1")
     assert added.returncode == 0, added.stderr
     assert (
-        "= shares its place, which counts the rows that are significantly better" in added.stdout
+        "= shares its place: it counts the rows that are significantly better" in added.stdout
         and "my_method" in added.stdout
     )
     (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
@@ -290,6 +290,12 @@ def test_a_row_of_which_little_is_known_has_no_place_before_a_row_that_is_above_
     assert [found[name].place for name in ("high", "low", "wild")] == [1, 2, 2]
     assert [found[name].tied for name in ("high", "low", "wild")] == [False, True, True]
     assert [each.entry.name for each in placed(board_of(wild, high, low))] == ["high", "low", "wild"]
+    # Higher only by a seed that the other has not: on those of both it is significantly below.
+    other = row("other", 0.5, (0, 1))
+    other = other.model_copy(update={"runs": [*other.runs, *row("", 0.98, (2,)).runs]})
+    first, second = placed(board_of(other, row("even", 0.6, (0, 1))))
+    assert (first.entry.name, first.place, first.better_than) == ("even", 1, ("other",))
+    assert (second.place, second.tied) == (2, False) and second.accuracy > first.accuracy
 
 
 def test_a_run_that_is_listed_twice_counts_for_no_seed() -> None:

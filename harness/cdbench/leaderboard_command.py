@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group()
 def leaderboard() -> None:
-    """Rows of this runs folder by place; a difference inside the noise gives none.
+    """Rows of this runs folder by place; a difference inside the noise puts no row before another.
 
     \b
     cdbench leaderboard add my_method.py
@@ -256,10 +256,10 @@ def board_text(board: "Board") -> str:
     lines += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
     ]
-    lines.append(
-        "  = shares its place, which counts the rows that are significantly better "
-        "(paired over seeds and problems, Holm-corrected)"
-    )
+    lines += [
+        "  = shares its place: it counts the rows that are significantly better (paired over seeds and problems, Holm-corrected)",
+        "  and is not before that of a row of higher accuracy",
+    ]
     if board.profile == "smoke":
         lines.append("  the smoke profile shows that the flow works: its numbers and places mean nothing")
     return "\n".join(lines)

@@ -3,8 +3,9 @@
 A board holds what can be compared: the same held-out problems, the same teacher and student, the same evaluating code. A row is
 one method with its settings and its code, over several seeds. Its place is one more than the number of rows that are
 significantly better (paired over seeds and problems, how far seeds differ moderated by that of all pairs, Holm-corrected over
-them; rows that share fewer than two seeds as two samples), but not before that of a row of higher accuracy: a row of which little
-is known is beaten by few. Rows may share a place. A row of one seed has none: how far its seeds differ is not known.
+them; rows that share fewer than two seeds as two samples), but not before that of a row of higher accuracy, unless it is one of
+those: a row of which little is known is beaten by few. Rows may share a place. A row of one seed has none: how far its seeds
+differ is not known.
 """
 
 import base64
@@ -199,9 +200,10 @@ def placed(board: Board) -> list[Row]:
     pairs = [(i, j) if gap > 0 else (j, i) for (i, j), (gap, _) in zip(both, gaps, strict=True)]
     better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
     beaten_by = {i: sum(loser == i for _, loser in better) for i in judged}
-    # By accuracy downwards: a row whose seeds differ much is beaten by few, and is not better for that.
+    # Not before a row of higher accuracy: one whose seeds differ much is beaten by few, and is not better for that. But for a row that it
+    # beats: on the seeds that both have it may be the higher one.
     level = {i: rows[i].hits.mean() for i in judged}
-    places = {i: 1 + max(beaten_by[j] for j in judged if level[j] >= level[i]) for i in judged}
+    places = {i: 1 + max(beaten_by[j] for j in judged if level[j] >= level[i] and (i, j) not in better) for i in judged}
     made = []
     for i, entry in enumerate(rows):
         hits = entry.hits

@@ -177,30 +177,22 @@ def _weigh(claim: Claim, data: StudyData) -> Evidence:
         raise NotTested("the smoke profile shows that the flow works; its numbers mean nothing")
     if claim.only_with and not is_the_papers(data.records[0].spec.profile):
         raise NotTested(f"about the paper's own models; the profile {profile} has others")
-    if isinstance(claim, OfAnswers):
-        _require_knowledge(claim, data)
+    if isinstance(claim, OfAnswers) and claim.teacher_at_least is not None:
+        _require(
+            claim, data, TEACHER, claim.teacher_at_least, "the teacher itself has {}: there is nothing to transfer"
+        )
+    if isinstance(claim, OfAnswers) and claim.base_at_least is not None:
+        _require(
+            claim, data, "base", claim.base_at_least, "before training the student has {}: there is nothing to forget"
+        )
     weigh: Callable[[Any, StudyData], Evidence] = _WEIGH[claim.decided_by]
     return weigh(claim, data)
 
 
-def _require_knowledge(claim: Any, data: StudyData) -> None:
-    """What the claim asks the teacher, and the student before training, to know, without which it says nothing."""
-    if claim.teacher_at_least is not None:
-        knows = _accuracy(TEACHER, claim, data)
-        if knows < claim.teacher_at_least:
-            raise NotTested(f"the teacher itself has {percent(knows)} there: there is nothing to transfer")
-        base = any((group.method, group.task) == ("base", claim.task) and group.records for group in data.groups)
-        if base and claim.base_at_least is None and (had := _accuracy("base", claim, data)) >= knows:
-            raise NotTested(
-                f"before training the student has {percent(had)} there, the teacher {percent(knows)}: "
-                "there is nothing to transfer"
-            )
-    if claim.base_at_least is not None and (had := _accuracy("base", claim, data)) < claim.base_at_least:
-        raise NotTested(f"before training the student has {percent(had)} there: there is nothing to forget")
-
-
-def _accuracy(row: str, claim: Any, data: StudyData) -> float:
-    return float(_hits(_row(data, claim, row), claim).mean())
+def _require(claim: Any, data: StudyData, row: str, least: float, words: str) -> None:
+    accuracy = float(_hits(_row(data, claim, row), claim).mean())
+    if accuracy < least:
+        raise NotTested(words.format(f"{percent(accuracy)} there"))
 
 
 def _decided(verdict: Verdict, strictest: float) -> Verdict:

@@ -478,22 +478,24 @@ def _known_before(profile: Profile) -> list[str]:
         if isinstance(model, ZooModel)
     )
     return [
-        f"Before anything is distilled, models trained on the spot saw {profile.data.zoo_train} problems of each of {tasks}, "
-        f"too. {learned} What they know of each length is this profile's choice. A row's accuracy there is what it kept of that, "
-        "and what it gained: only a row above base has gained, and a row that trains fewer parameters may be above another "
-        "because it forgets less. Where base itself solves none there was nothing to keep."
+        f"Before anything is distilled, models trained on the spot learned from {profile.data.zoo_train:,} problems of each of "
+        f"{tasks}, too. {learned} What a model knows of each length follows from that and from its seed; it stands in the rows "
+        "teacher and base. A row's accuracy there is what it kept of that, and what it gained: only a row above base has gained, "
+        "and a row that trains fewer parameters may be above another because it forgets less. Where base itself solves none "
+        "there was nothing to keep."
     ]
 
 
 def _how_it_learned(role: str, model: ZooModel) -> str:
-    if model.pretrained_at is None:
-        told = f"The {role} learned those and the training split together"
-    else:
+    told = f"The {role} learned those and the training split together"
+    if model.pretrained_at is not None:
         known = percent(model.pretrained_at)
         told = f"The {role} learned those alone until it solved {known} of each, then the training split, too"
     if model.training_share is not None:
-        told += f" ({percent(model.training_share)} of what it saw)"
-    return f"{told}, until it solved {percent(model.stop_at)} of that." if model.stop_at is not None else f"{told}."
+        told += f", which was {percent(model.training_share)} of what it then saw"
+    if model.stop_at is not None:
+        told += f", until it solved {percent(model.stop_at)} of the validation problems or its steps were over"
+    return f"{told}."
 
 
 def _leak(profile: Profile, data: StudyData) -> str:
