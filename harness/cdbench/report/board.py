@@ -200,8 +200,8 @@ def placed(board: Board) -> list[Row]:
     pairs = [(i, j) if gap > 0 else (j, i) for (i, j), (gap, _) in zip(both, gaps, strict=True)]
     better = {pair for pair, p in zip(pairs, holm(p_values), strict=True) if p < _ALPHA}
     beaten_by = {i: sum(loser == i for _, loser in better) for i in judged}
-    # Not before a row of higher accuracy: one whose seeds differ much is beaten by few, and is not better for that. But for a row that it
-    # beats: on the seeds that both have it may be the higher one.
+    # Not before a row of higher accuracy: one whose seeds differ much is beaten by few, and is not better for that. But before
+    # rows that it beats: on the seeds that both have it is the higher one.
     level = {i: rows[i].hits.mean() for i in judged}
     places = {i: 1 + max(beaten_by[j] for j in judged if level[j] >= level[i] and (i, j) not in better) for i in judged}
     made = []
