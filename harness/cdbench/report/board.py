@@ -202,12 +202,11 @@ def placed(board: Board) -> list[Row]:
     beaten_by = {i: sum(loser == i for _, loser in better) for i in judged}
     # Not before a row of higher accuracy: one whose seeds differ much is beaten by few, and is not better for that. But before
     # rows that it beats: on the seeds that both have it is the higher one.
-    level = {i: rows[i].hits.mean() for i in judged}
+    answered = [Row(row, float((hits := row.hits).mean()), share_interval(hits)) for row in rows]
+    level = [row.accuracy for row in answered]
     places = {i: 1 + max(beaten_by[j] for j in judged if level[j] >= level[i] and (i, j) not in better) for i in judged}
     made = []
-    for i, entry in enumerate(rows):
-        hits = entry.hits
-        row = Row(entry, float(hits.mean()), share_interval(hits))
+    for i, (entry, row) in enumerate(zip(rows, answered, strict=True)):
         if i not in places:
             made.append(replace(row, why="reference" if entry.method == TEACHER else "one seed"))
             continue
