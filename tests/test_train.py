@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -146,17 +146,24 @@ class Fades(CrossEntropy):
 
     calls = 0
 
+    def __init__(self, left: float) -> None:
+        super().__init__()
+        self.left = left
+
     def loss(self, inputs: TermInputs) -> Tensor:
         Fades.calls += 1
         value = super().loss(inputs)
-        return value if Fades.calls <= 5 else value.detach() + 0 * value
+        return value if Fades.calls <= 5 else value.detach() + self.left * value
 
 
-def test_a_term_that_pulls_no_more_is_noted_beside_the_result(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("left", [0.0, 1e-20])
+def test_a_term_that_pulls_no_more_is_noted_beside_the_result(left: float, world: World, tmp_path: Path) -> None:
     Fades.calls = 0
     made = problem(world, tmp_path, probe_every=4)
-    made.fit([Fades(), Kl()])
-    told = "term 'cross_entropy' (weight 1) gave the student no gradient at 2 of 4 probed steps, first at step 9"
+    made.fit([Fades(left), Kl()])
+    told = (
+        "term 'cross_entropy' (weight 1) gave the student next to no gradient at 2 of 4 probed steps, first at step 9"
+    )
     assert made.notes == [told]
     honest = problem(world, tmp_path / "honest", probe_every=4)
     honest.fit([CrossEntropy(), Kl()])
@@ -164,30 +171,48 @@ def test_a_term_that_pulls_no_more_is_noted_beside_the_result(world: World, tmp_
 
 
 class Scheduled(Term):
-    """Weighs nothing from the sixth step on."""
+    """Weighs as its schedule says, a weight a step."""
 
     name = "scheduled"
-    student_sites = ()
+    student_sites = ("mlp.0.out",)
     signals = ()
 
-    def __init__(self) -> None:
-        self._calls = 0
+    def __init__(self, schedule: Callable[[int], float]) -> None:
+        self._calls, self._schedule = 0, schedule
 
     @property
     def weight(self) -> float:  # type: ignore[override]
-        return 1.0 if self._calls < 5 else 1e-9
+        return self._schedule(self._calls)
 
     def loss(self, inputs: TermInputs) -> Tensor:
         self._calls += 1
         return CrossEntropy().loss(inputs)
 
 
-def test_a_term_whose_weight_a_schedule_takes_away_is_noted_beside_the_result(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "told"),
+    [
+        (
+            lambda step: 1.0 if step < 5 else 1e-9,
+            "term 'scheduled' weighed 1 at most and less than a thousandth of that on 11 of 16 steps, first on step 6",
+        ),
+        (
+            lambda step: 0.0 if step < 5 else 1.0 if step < 10 else 0.0,
+            "term 'scheduled' weighed 1 at most and less than a thousandth of that on 6 of 16 steps, first on step 11",
+        ),
+        (lambda step: 0.0, ""),  # a control; what the method says of itself is held against it elsewhere
+        (lambda step: step / 16, ""),
+    ],
+    ids=["taken away", "given and taken away", "never given", "given by and by"],
+)
+def test_a_term_whose_weight_a_schedule_takes_away_is_noted_beside_the_result(
+    schedule: Callable[[int], float], told: str, world: World, tmp_path: Path
+) -> None:
     """The gradient that is probed is unweighted: it alone would say that all is well."""
     made = problem(world, tmp_path, probe_every=4)
-    made.fit([Scheduled(), Kl()])
-    told = "term 'scheduled' weighed 1 on the first step and less than a thousandth of that on 11 of 16 steps, first on step 6"
-    assert made.notes == [told]
+    made.fit([Scheduled(schedule), Kl()])
+    assert made.notes == ([told] if told else [])
+    assert made.weightless == ["scheduled"] * (schedule(7) == 0)
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_batch(world: World, tmp_path: Path) -> None:

@@ -302,15 +302,23 @@ def add(method: str, task: str, **options: Any) -> None:
     method, task = _brought(method, task, where, options["dry_run"])
     study = plan.single_run_study(method, task, options["profile"] or "tiny", options["seeds"] or [0, 1, 2])
     boards_alone = options["as_json"] and not options["dry_run"]
-    _run_studies([study], where, options | {"only": None, "no_report": False}, show=not boards_alone)
+    without_result: RunFailed | None = None
+    try:
+        _run_studies([study], where, options | {"only": None, "no_report": False}, show=not boards_alone)
+    except RunFailed as error:  # the seeds that came to a result have a row all the same
+        without_result = error
     if options["dry_run"]:
         return
-    found = boards_with(where, task, method)
+    try:
+        found = boards_with(where, task, method)
+    except UserError as error:
+        raise without_result or error from None  # why there is no run to be shown, not that there is none
     if boards_alone:  # each row names its runs
         click.echo(json.dumps([board_json(board, where) for board in found], indent=1))
-        return
-    for board in found:
+    for board in [] if boards_alone else found:
         click.echo("\n" + board_text(board))
+    if without_result is not None:
+        raise without_result
 
 
 def _brought(method: str, task: str, where: plan.Places, dry_run: bool) -> tuple[str, str]:

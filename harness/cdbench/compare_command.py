@@ -8,6 +8,7 @@ import click
 
 from cdbench import plan
 from cdbench.errors import UserError
+from cdbench.files import one_line, printable
 
 if TYPE_CHECKING:
     from cdbench.config import Profile
@@ -126,14 +127,13 @@ def compare(run_a: str, run_b: str, split: str, as_json: bool, runs: str | None)
 
     One run each says nothing about other seeds; a study with several does (cdbench reproduce, cdbench report).
     """
-    from cdbench.files import printable
 
     found, labels = compare_runs(plan.places(runs, None), run_a, run_b, split)
     if as_json:
         click.echo(json.dumps({**asdict(found), "reading": found.reading}, indent=1))
         return
     for letter, run_id, label in zip("AB", (run_a, run_b), labels, strict=True):
-        click.echo(f"{letter}  {run_id}  {label}")
+        click.echo(f"{letter}  {run_id}  {one_line(label)}")
     total = found.both + found.only_a + found.only_b + found.neither
     click.echo(f"{total} problems of '{split}': both solve {found.both}, only A {found.only_a}, only B {found.only_b}, "
                f"neither {found.neither}")  # fmt: skip
@@ -142,7 +142,7 @@ def compare(run_a: str, run_b: str, split: str, as_json: bool, runs: str | None)
     for note in found.notes:
         click.echo(f"note: {note}")
     for each in found.examples[:_SHOWN]:
-        told = (printable(str(each[key]), 30) for key in ("a", "b"))
-        click.echo("  {prompt}{answer}  A: {}  B: {}".format(*told, prompt=each["prompt"], answer=each["answer"]))
+        prompt, answer, a, b = (one_line(printable(str(each[key]), 60)) for key in ("prompt", "answer", "a", "b"))
+        click.echo(f"  {prompt}{answer}  A: {a}  B: {b}")
     if len(found.examples) > _SHOWN:
         click.echo(f"  and {len(found.examples) - _SHOWN} more: --json has all")

@@ -20,7 +20,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -140,17 +140,18 @@ def run_train(folder: Path, store: Store) -> None:
             )
         if outcome.masks:
             save_file({name: value.contiguous() for name, value in outcome.masks.items()}, folder / "masks.safetensors")
+    params = _jsonable(dataclasses.asdict(cast(Any, method)))
     extras = json.dumps(dict(outcome.extras), allow_nan=False)
     if len(extras) > MAX_EXTRAS:
         raise RunFailed(f"extras of {len(extras)} bytes; a method may return at most {MAX_EXTRAS}")
     result = {
-        "params": _jsonable(dataclasses.asdict(cast(Any, method))),
+        "params": params,
         "extras": json.loads(extras),
         # What the first run of a study makes for all of them is not its own cost.
         "cost": _cost("train", began + store.building_seconds) | {"steps": problem.steps_done},
         "environment": environment(),
         "inputs": workspace.inputs(),
-        "notes": problem.notes,
+        "notes": [*problem.notes, *_unkept(problem.weightless, params)],
         "lacked": _made(problem.signal_stores) if store.own != store.root else [],
         "lacked_artefacts": workspace.made_here(),
         "files": {
@@ -304,6 +305,14 @@ def _cost(step: str, began: float) -> dict[str, float]:
         f"{step}_seconds": round(time.perf_counter() - began, 3),
         f"{step}_peak_memory_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
     }
+
+
+def _unkept(weightless: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+    """Terms that do not weigh what the method's hyperparameters say of its alignment; those of a control say nothing."""
+    stated = params.get("alignment_weight")
+    return [
+        f"term '{name}' weighed nothing on any step, and alignment_weight is {stated}" for name in weightless if stated
+    ]
 
 
 def _jsonable(value: Any) -> Any:

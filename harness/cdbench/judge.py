@@ -308,16 +308,24 @@ class _Interchange:
         hits = found.sum(0)
         best = int(hits.argmax())
         judged, kept = self._hits(variable, "test", [best])
-        control, _ = self._hits(variable, "test", [best], same=True)
+        control = self._control(variable, best)
         marks = iter(judged[:, 0].int().tolist())
         return InterchangeJudgement(
             variable=variable,
             node=graph.nodes[best],
             accuracy=wilson(int(judged.sum()), len(judged)),
             chosen=wilson(int(hits[best]), len(found)),
-            control=wilson(int(control.sum()), len(control)),
+            control=control,
             marks="".join(str(next(marks)) if asked else "-" for asked in kept.tolist()),
         )
+
+    def _control(self, variable: Variable, node: int) -> Proportion | None:
+        """How often the answer stays where the variable does; None where the model solves no such pair: all else is known."""
+        try:
+            hits, _ = self._hits(variable, "test", [node], same=True)
+        except UserError:
+            return None
+        return wilson(int(hits.sum()), len(hits))
 
     def _hits(
         self, variable: Variable, split: str, nodes: Sequence[int], *, same: bool = False

@@ -10,7 +10,7 @@ import click
 
 from cdbench import plan
 from cdbench.errors import AnswerBad, UserError
-from cdbench.files import write_atomic
+from cdbench.files import one_line, write_atomic
 
 if TYPE_CHECKING:
     from cdbench.report.board import Board, Row
@@ -67,18 +67,18 @@ def _made_by(board: "Board", where: plan.Places) -> list[str]:
         beside += [f"{name} {over_seeds(found, percent)}" for name in board.shifts if (found := entry.shifted(name))]
         beside += [f"{over_seeds(found, percent)} of the neurons off"] if (found := entry.measured("sparsity")) else []
         lines += [
-            f"  {entry.name}: {entry.command}",
+            f"  {one_line(f'{entry.name}: {entry.command}')}",
             f"    {', '.join(beside)}",
-            f"    commit {entry.commit}, code {entry.code}, runs {' '.join(entry.run_ids)}",
+            f"    commit {one_line(entry.commit)}, code {one_line(entry.code)}, runs {' '.join(entry.run_ids)}",
             f"    {page}",
         ]
     return lines
 
 
 def _of_profile(found: "list[Board]", profile: str | None) -> "list[Board]":
-    kept = [board for board in found if profile in (None, board.profile)]
+    kept = [board for board in found if profile is None or profile in board.of_profiles]
     if not kept:
-        there = ", ".join(dict.fromkeys(board.profile for board in found))
+        there = ", ".join(sorted(set.union(*(board.of_profiles for board in found))))
         raise UserError(f"no finished run of profile '{profile}'; there are runs of: {there}")
     return kept
 
@@ -149,13 +149,14 @@ def check(file: Path, as_json: bool, require: int, runs: str | None) -> None:
         click.echo(json.dumps(asdict(found), indent=1))
     else:
         for sentence in found.wrong:
-            click.echo(sentence)
+            click.echo(one_line(sentence))
         for sentence in found.notes:
-            click.echo(f"note: {sentence}")
-        absent = found.runs - found.present
+            click.echo(f"note: {one_line(sentence)}")
+        absent, apart = found.runs - found.present, found.present - found.held
         if not found.wrong:
             gone = f", {absent} have none here" if absent else ""
-            click.echo(f"{file}: every number and place follows from its answers; {found.present} of {found.runs} runs were held "
+            gone += f", {apart} have one of another kind of machine, which gives other answers" if apart else ""
+            click.echo(f"{file}: every number and place follows from its answers; {found.held} of {found.runs} runs were held "
                        f"against their records{gone}; cost is not compared")  # fmt: skip
     if found.present < require:
         raise AnswerBad(
@@ -233,10 +234,12 @@ def board_text(board: "Board") -> str:
 
     evaluation = f"evaluation {board.evaluation[:8]}" if board.evaluation else "evaluated by an older version"
     lines = [
-        f"{board.task}, profile {board.profile}: {board.problems} held-out problems ({board.heldout[:8]}), {evaluation}"
+        one_line(
+            f"{board.task}, profile {board.profile}: {board.problems} held-out problems ({board.heldout[:8]}), {evaluation}"
+        )
     ]
     heads = ("place", "row", "accuracy", "95 %", "seeds", "CKA", "training", "memory", "better (>) or worse (<) than")
-    table = [heads]
+    table: list[tuple[str, ...]] = [heads]
     rows = placed(board)
     ranked = sum(row.place is not None for row in rows)
     for row in rows:
@@ -252,6 +255,7 @@ def board_text(board: "Board") -> str:
                 _others(row, ranked),
             )
         )  # fmt: skip
+    table = [tuple(one_line(cell) for cell in line) for line in table]
     widths = [max(len(line[i]) for line in table) for i in range(len(table[0]))]
     lines += [
         "  " + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table

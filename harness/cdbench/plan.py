@@ -1,6 +1,7 @@
 """From a study to the list of runs, with the reason for each: what is new, what is taken from the cache, and why."""
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -178,7 +179,13 @@ def _name(study: Study, profile: str, overrides: Mapping[str, tuple[Scalar, str]
     changed: dict[str, object] = {key: value for key, (value, source) in overrides.items() if source != "study"}
     changed |= {"seeds": list(seeds)} if seeds is not None else {}
     suffix = "" if profile == study.profile else f"-{Path(profile).stem}"
-    return study.name + suffix + (f"-{digest(changed, 6)}" if changed else "")
+    return _as_folder(study.name + suffix) + (f"-{digest(changed, 6)}" if changed else "")
+
+
+def _as_folder(name: str) -> str:
+    """A name that is a folder's everywhere, in a link and on a leaderboard; another one where that took something away."""
+    plain = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+    return plain if plain == name else f"{plain}-{digest(name, 6)}"
 
 
 def _require_hyperparameters(study: Study, overrides: Mapping[str, tuple[Scalar, str]]) -> None:

@@ -48,7 +48,9 @@ Progress = Callable[[int, int, str], None]
 
 
 _FADED = 1e-3
-"""Below this part of what a term weighed on the first step, nothing is left of it."""
+"""Below this part of the most that a term has weighed, nothing is left of it."""
+_FAINT = 1e-6
+"""Below this part of the strongest term's, a weighted gradient is none: the update loses it to rounding."""
 
 
 class History:
@@ -130,6 +132,8 @@ class TrainingProblem(Problem):
     steps_done: int = field(default=0, init=False)
     notes: list[str] = field(default_factory=list, init=False)
     """What whoever reads the result should know."""
+    weightless: list[str] = field(default_factory=list, init=False)
+    """Terms on activations that weighed nothing on any step."""
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return self.layer_pairs
@@ -249,10 +253,11 @@ class Loop:
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.step = 0
         self.without_gradient: dict[str, list[int]] = {}
-        """Term -> probed steps at which it had a weight and no gradient."""
-        self.first_weights: dict[str, float] = {}
+        """Term -> probed steps at which it had a weight and next to no gradient."""
+        self.most: dict[str, float] = dict.fromkeys(names, 0.0)
+        """Term -> the most that it has weighed at any step."""
         self.faded: dict[str, list[int]] = {}
-        """Term -> steps at which next to nothing was left of the weight that it had on the first."""
+        """Term -> steps at which next to nothing was left of that."""
 
     def _open_signals(self) -> dict[Signal, Tensor]:
         wanted = list(dict.fromkeys(signal for term in self.terms for signal in term.signals))
@@ -281,6 +286,9 @@ class Loop:
         self.model.eval()
         self.problem.steps_done = self.step
         self.problem.notes += self._spectators()
+        self.problem.weightless += [
+            term.name for term in self.terms if term.student_sites and self.most[term.name] == 0
+        ]
         chosen = self.best[1] if self.best else self.model.state_dict()
         return {name: value.detach().cpu().clone() for name, value in chosen.items()}
 
@@ -298,7 +306,8 @@ class Loop:
         values: dict[str, Tensor] = {}
         weights = {term.name: term.weight for term in self.terms}  # read once: a schedule may move them
         for term in self.terms:
-            if abs(weights[term.name]) < _FADED * abs(self.first_weights.setdefault(term.name, weights[term.name])):
+            self.most[term.name] = max(abs(weights[term.name]), self.most[term.name])
+            if self._has_faded(term.name, weights[term.name]):
                 self.faded.setdefault(term.name, []).append(self.step + 1)
             with torch.set_grad_enabled(weights[term.name] != 0 or probe):
                 values[term.name] = term.loss(inputs)
@@ -324,34 +333,39 @@ class Loop:
 
     def _probe(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
         """Each term's gradient norm, unweighted. On the first step a weighted term without gradient is an error."""
-        norms: dict[str, float] = {}
-        for term in self.terms:
-            value, weight = values[term.name], weights[term.name]
-            norm = 0.0
-            if value.requires_grad:
-                grads = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
-                norm = math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
-            if weight != 0 and norm == 0.0:
-                self.without_gradient.setdefault(term.name, []).append(self.step + 1)
-            if self.step == 0 and weight != 0 and norm == 0.0:
+        norms = {name: self._gradient_norm(value) for name, value in values.items()}
+        pulls = {name: abs(weights[name]) * norm for name, norm in norms.items()}
+        for name in (name for name, weight in weights.items() if weight != 0):
+            if self.step == 0 and norms[name] == 0.0:
                 raise RunFailed(
-                    f"term '{term.name}' has weight {weight:g} but no gradient to the student: it is a spectator "
+                    f"term '{name}' has weight {weights[name]:g} but no gradient to the student: it is a spectator "
                     "(detached activations, or a target that the student already meets exactly)"
                 )
-            norms[f"grad/{term.name}"] = norm
-        return norms
+            if pulls[name] <= _FAINT * max(pulls.values()) and not self._has_faded(name, weights[name]):
+                self.without_gradient.setdefault(name, []).append(self.step + 1)
+        return {f"grad/{name}": norm for name, norm in norms.items()}
+
+    def _has_faded(self, name: str, weight: float) -> bool:
+        return abs(weight) < _FADED * self.most[name]
+
+    def _gradient_norm(self, value: Tensor) -> float:
+        """Of what a value pulls the student's parameters by."""
+        if not value.requires_grad:
+            return 0.0
+        grads = torch.autograd.grad(value, self.parameters, retain_graph=True, allow_unused=True)
+        return math.sqrt(sum(g.double().square().sum().item() for g in grads if g is not None))
 
     def _spectators(self) -> list[str]:
-        """Terms that had a gradient on the first step and none later, or whose weight a schedule has taken away."""
+        """Terms that pulled next to nothing at some steps, or whose weight a schedule has taken away."""
         probes = -(-self.steps // self.config.probe_every)
         weights = {term.name: term.weight for term in self.terms}
         return [
-            f"term '{name}' (weight {weights[name]:g}) gave the student no gradient at {len(steps)} of {probes} probed "
+            f"term '{name}' (weight {weights[name]:g}) gave the student next to no gradient at {len(steps)} of {probes} probed "
             f"steps, first at step {steps[0]}"
             for name, steps in self.without_gradient.items()
         ] + [
-            f"term '{name}' weighed {self.first_weights[name]:g} on the first step and less than a thousandth of that on "
-            f"{len(steps)} of {self.steps} steps, first on step {steps[0]}"
+            f"term '{name}' weighed {self.most[name]:g} at most and less than a thousandth of that on {len(steps)} of "
+            f"{self.steps} steps, first on step {steps[0]}"
             for name, steps in self.faded.items()
         ]
 
@@ -390,7 +404,7 @@ class Loop:
             "learned": [tensor.detach() for tensor in self.learned],
             "best": self.best,
             "without_gradient": self.without_gradient,
-            "first_weights": self.first_weights,
+            "most": self.most,
             "faded": self.faded,
         }
         scratch = self.problem.checkpoint.with_suffix(".partial")
@@ -416,7 +430,7 @@ class Loop:
             tensor.data.copy_(before)
         self.step, self.best = state["step"], state["best"]
         self.without_gradient = state["without_gradient"]
-        self.first_weights, self.faded = state["first_weights"], state["faded"]
+        self.most, self.faded = state["most"], state["faded"]
         self.problem.history.rewind(self.step)
 
 

@@ -62,8 +62,10 @@ IMPOSSIBLE = [
     "changes_the_tokenizer", "returns_anothers_student", "patches_what_it_exports_with", "wants_the_moon", "hangs_who_watches",
 ]  # fmt: skip
 FLAGGED = {
-    "fades_its_gradient": "gave the student no gradient at 3 of 4 probed steps, first at step 5",
-    "schedules_the_weight_to_zero": "weighed 0.5 on the first step and less than a thousandth of that on 12 of 16",
+    "fades_its_gradient": "gave the student next to no gradient at 3 of 4 probed steps, first at step 5",
+    "schedules_the_weight_to_zero": "weighed 0.5 at most and less than a thousandth of that on 12 of 16",
+    "claims_a_weight_it_never_gives": "term 'alignment' weighed nothing on any step, and alignment_weight is 0.5",
+    "leaves_a_trace_of_a_gradient": "gave the student next to no gradient at 4 of 4 probed steps, first at step 1",
 }
 RERUN = "seeds_from_the_clock"
 TWINS = "trains_on_twins"

@@ -20,6 +20,8 @@ from cdbench.errors import UserError
 from cdbench.tokens import Encoded
 
 By = Literal["attribution", "exact", "ablation"]
+_MOST = 1 << 32
+"""Bytes of the circuits that lack one item each."""
 
 
 @dataclass(frozen=True)
@@ -122,10 +124,19 @@ def _ablation_effects(model: LlamaForCausalLM, split: Encoded, means: Outputs, l
 
 
 def _whole_and_without(graph: Graph, level: Level, items: Sequence[int]) -> list[Circuit]:
-    """The whole model as edges or neurons, and the whole without each of some items."""
+    """The whole model as edges or neurons, and the whole without each of some items.
+
+    Raises:
+        UserError: they would fill gigabytes, and a pass an item would take days.
+    """
     whole = Circuit.whole(graph, level)
     exists = whole.edges if level == "edge" else whole.neurons
     assert exists is not None
+    if len(items) * exists.numel() > _MOST:
+        raise UserError(
+            f"{len(items):,} {level}s, each taken out of {exists.numel():,} in a pass of its own: too many for a model of this "
+            "size; rank by attribution, which takes a few passes for all of them"
+        )
     places = exists.flatten().nonzero().flatten()
     circuits = [whole]
     for item in items:

@@ -32,6 +32,8 @@ from cdbench.inference import (
 from cdbench.report.collect import mean_of
 from cdbench.report.formats import Measured
 
+PROFILES = ", "
+"""Between the names of a board's profiles."""
 _ALPHA = 0.05
 _LEAST_SEEDS = 2
 
@@ -111,6 +113,11 @@ class RowEntry(Closed):
         """The runs behind the row."""
         return [run.run_id for run in self.runs]
 
+    @property
+    def machines(self) -> list[str]:
+        """What its runs ran on, each once."""
+        return sorted({run.machine or "a machine that is not known" for run in self.runs})
+
     def mean(self, key: str) -> float | None:
         """Mean over seeds of a number that some runs have."""
         return mean_of(self._values(key))
@@ -151,6 +158,11 @@ class Board(Closed):
         if len(set(ids)) < len(ids):
             raise ValueError(f"board {self.task}: a run stands on it twice")
         return self
+
+    @property
+    def of_profiles(self) -> set[str]:
+        """The profiles that its runs are of: several where these have models and problems in common."""
+        return set(self.profile.split(PROFILES))
 
     @property
     def problems(self) -> int:

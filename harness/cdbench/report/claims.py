@@ -9,7 +9,6 @@ the study does not have are *not tested here*. Margins stand in `reports/claims.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -18,7 +17,6 @@ import numpy as np
 from scipy import stats as distributions
 
 from cdbench.config import TEACHER, HubModel, Profile
-from cdbench.discover import Kind, find
 from cdbench.files import printable
 from cdbench.inference import (
     MOST_SEEDS,
@@ -63,6 +61,7 @@ from cdbench.report.ledger import (
     Trend,
     Undecidable,
     Value,
+    unknown,
 )
 from cdbench.report.sampled import possible, spread_of
 from cdbench.stats import Proportion, wilson
@@ -241,13 +240,8 @@ def _row(data: StudyData, claim: Any, name: str, at: dict[str, float] | None = N
             reasons = "; ".join(sorted({f"{r.status}: {r.error}" for r in group.failed}))
             raise NotTested(f"no run of {name} came to a result ({printable(reasons, 300)})")
         return group
-    plugins: tuple[tuple[Kind, str], ...] = (("methods", name), ("tasks", claim.task))
-    for kind, asked in plugins:
-        known = {TEACHER, *find(kind)} if kind == "methods" else set(find(kind))
-        if asked not in known:
-            close = get_close_matches(asked, known, 1)
-            hint = f"; did the ledger mean '{close[0]}'?" if close else ""
-            raise NotTested(f"there is no {kind[:-1]} '{asked}' here{hint}")
+    if slip := unknown(name, claim.task):
+        raise NotTested(slip)
     where = " at " + ", ".join(f"{key} = {value:g}" for key, value in at.items()) if at else ""
     elsewhere = [group for group in data.groups if (group.method, group.task) == (name, claim.task)]
     if at and any(not group.point for group in elsewhere):
@@ -576,7 +570,8 @@ def _gradient_share(claim: GradientShare, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row, claim.at)
     weight = claim.at[WEIGHT]
     shares = gradient_shares(group, weight, claim.term, claim.of)
-    return _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}", _AS_LOGGED)
+    found = _of_runs(group, shares, (1.0, math.inf), "ratio", f"gradients of {claim.term} and {claim.of}", _AS_LOGGED)
+    return replace(found, interval=found.interval.within(0.0, math.inf))
 
 
 def _metric(claim: Metric, data: StudyData) -> Evidence:

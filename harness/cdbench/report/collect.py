@@ -203,7 +203,7 @@ def collect(saved: SavedStudy, where: Places) -> StudyData:
     """
     present = [run_id for run_id in saved.run_ids if (where.run(run_id) / RECORD).exists()]
     if not present:
-        raise UserError(f"study '{saved.name}' has no record yet; run it first: cdbench reproduce {saved.study.name}")
+        raise UserError(f"study '{saved.name}' has no record yet; run it first: {saved.command}")
     records = tuple(read(where.run(run_id)) for run_id in present)
     groups = _group(records, saved, where)
     missing = tuple(run_id for run_id in saved.run_ids if run_id not in present)

@@ -41,6 +41,7 @@ def build_context(data: StudyData) -> Row:
         "shift_table": shift_table(rows),
         "grid": (cells := grid(data, ledger.failed_run)),
         "grid_table": grid_table(cells),
+        "printed_of_nothing": printed_of_nothing(ledger),
         "failed_claim": ledger.failed_run,
         "pictures": draw_all(data, rows),
         "circuits": circuits,
@@ -265,6 +266,15 @@ def _of_numbers(claim: Claim) -> str:
         case forms.Mathematics():
             return f"the law {claim.law} {'asserts' if claim.law_says else 'denies'} it"
     return "–"
+
+
+def printed_of_nothing(ledger: Ledger) -> list[str]:
+    """Numbers of the papers' Table 1 that no row can ever stand beside, each as a sentence."""
+    return [
+        f"The paper's {percent(row.paper)} ({row.source}) stands beside no row: {slip}"
+        for row in ledger.table1
+        if (slip := forms.unknown(row.method, row.task))
+    ]
 
 
 def table_row(group: Group, data: StudyData, ledger: Ledger) -> Row:
@@ -542,6 +552,13 @@ def grid(data: StudyData, failed: FailedRun) -> Row | None:
     cells: dict[tuple[float, float], Row] = {}
     for group in groups:
         weight, lr = (float(group.point[key]) for key in keys)
+        if before := cells.get((weight, lr)):  # by another evaluation, or beside other models: neither stands for both
+            counts = {
+                key: before[key] + len(found) for key, found in (("seeds", group.records), ("failed", group.failed))
+            }
+            nothing: Row = dict.fromkeys(("mean", "interval", "share"))
+            before |= {**nothing, **counts, "run_ids": [*before["run_ids"], *group.run_ids], "mixed": True}
+            continue
         ok = bool(group.records)
         cells[weight, lr] = {
             "mean": group.mean if ok else None,
@@ -551,6 +568,7 @@ def grid(data: StudyData, failed: FailedRun) -> Row | None:
             "share": mean_of(gradient_shares(group, weight, "cka", "kl")),
             "marked": weight == failed.weight and lr == failed.lr,
             "run_ids": group.run_ids,
+            "mixed": False,
         }
     if (failed.weight, failed.lr) not in cells:
         return None

@@ -16,7 +16,7 @@ from cdbench.plan import STUDY_FILE, Places, flat, read_study
 from cdbench.provenance import evaluation_digest
 from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
-from cdbench.report.board import Answered, Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.board import PROFILES, Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
 from cdbench.report.collect import machine_of, read_answers
 
@@ -71,7 +71,7 @@ def _board(records: Sequence[Record], failed: Sequence[Record], studies: dict[st
     first = records[0]
     return Board(
         task=first.spec.task,
-        profile=first.spec.profile.name,
+        profile=PROFILES.join(sorted({record.spec.profile.name for record in records})),
         heldout=str(first.inputs.get("heldout", "")),
         evaluation=first.code.evaluation,
         rows=_named_apart(made),
@@ -185,10 +185,17 @@ def as_markdown(boards: Sequence[Board]) -> str:
 
 @dataclass(frozen=True)
 class Checked:
-    """What was held against what. `wrong` is empty where the file is right; `notes` are worth knowing all the same."""
+    """What was held against what. `wrong` is empty where the file is right; `notes` are worth knowing all the same.
+
+    Attributes:
+        runs: how many the file names.
+        present: of these have a record here.
+        held: of these give what the file says; the others were made again on a machine of another kind.
+    """
 
     runs: int
     present: int
+    held: int
     wrong: list[str]
     notes: list[str]
 
@@ -228,7 +235,7 @@ def check(file: Path, where: Places) -> Checked:
         for board in ours
         if not here & {run_id for row in board.rows for run_id in row.run_ids}
     ]
-    return Checked(len(ids), len(here) - len(elsewhere), wrong, notes + elsewhere)
+    return Checked(len(ids), len(here), len(here) - len(elsewhere), wrong, notes + elsewhere)
 
 
 def _against_records(
@@ -245,6 +252,8 @@ def _against_records(
             f"{board.task}: {key} is not its records' ({getattr(board, key)}, theirs {getattr(each, key)})"
             for key in keys
             if getattr(each, key) != getattr(board, key)
+            # Of records that are not all here some of its profiles may have none.
+            and not (key == "profile" and board.of_profiles >= each.of_profiles)
         ]
         if each.evaluation != board.evaluation:  # another evaluation may answer the same, and is held to it
             notes.append(
@@ -283,9 +292,10 @@ def _row_against_records(
         differ = [key for key in _KEPT if getattr(mine, key) != getattr(run, key)]
         if differ and mine.seed == run.seed and run.machine and mine.machine != run.machine:
             # The same spec, made again elsewhere: floating-point arithmetic is not the same everywhere. Nothing was held.
+            level = " and here ".join(f"{100 * each.hits.mean():.1f} %" for each in (run, mine))
             elsewhere.append(
                 f"{what}: {', '.join(differ)} differ from the record here, which is of {mine.machine}, not {run.machine}; "
-                "this run was not held against its record"
+                f"accuracy is {level}; this run was not held against its record"
             )
         else:
             wrong += [f"{what}: {key} is not its record's" for key in differ]

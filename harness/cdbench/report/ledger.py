@@ -6,13 +6,15 @@ stand in the file and are not changed to suit a result.
 
 import tomllib
 from collections.abc import Sequence
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, Field, Strict, ValidationError, model_validator
 
-from cdbench.config import Closed, explain
+from cdbench.config import TEACHER, Closed, explain
+from cdbench.discover import Kind, find
 from cdbench.errors import UserError
 from cdbench.record import Metrics
 from cdbench.report.collect import reports_folder
@@ -322,6 +324,18 @@ def read_ledger() -> Ledger:
     for claim in ledger.claim:
         _require_names(claim, path)
     return ledger
+
+
+def unknown(method: str, task: str) -> str:
+    """Which of the two is no plug-in that is here, as a sentence, with the name that may have been meant; empty if both are."""
+    plugins: tuple[tuple[Kind, str], ...] = (("methods", method), ("tasks", task))
+    for kind, asked in plugins:
+        known = {TEACHER, *find(kind)} if kind == "methods" else set(find(kind))
+        if asked not in known:
+            close = get_close_matches(asked, known, 1)
+            hint = f"; did the ledger mean '{close[0]}'?" if close else ""
+            return f"there is no {kind[:-1]} '{asked}' here{hint}"
+    return ""
 
 
 _FORMS = {get_args(form.model_fields["decided_by"].annotation)[0] for form in get_args(get_args(Claim)[0])}

@@ -53,13 +53,15 @@ def factor_effects(groups: Sequence[Group]) -> list[Effect]:
     """Main effects of each two neighbouring values, and the interaction of each two factors of two values.
 
     Nothing of a method whose cells are not all there (an effect from half a factorial mixes its factors), of cells with other
-    problems, and of rows that nothing trains.
+    problems or by other evaluating code, of a cell whose runs cannot be compared, and of rows that nothing trains.
     """
     found: list[Effect] = []
     rows = {(g.method, g.task, tuple(g.point)) for g in groups if g.point and g.method not in UNTRAINED}
     for method, task, keys in sorted(rows):
-        cells = {_key(g): g for g in groups if (g.method, g.task, tuple(g.point)) == (method, task, keys)}
-        found += _of_row(method, task, keys, cells)
+        mine = [g for g in groups if (g.method, g.task, tuple(g.point)) == (method, task, keys)]
+        cells = {_key(g): g for g in mine}
+        if len(cells) == len(mine):  # two rows of one cell differ in evaluation or models: neither stands for both
+            found += _of_row(method, task, keys, cells)
     corrected = holm([effect.p for effect in found])
     return [replace(effect, p=p) for effect, p in zip(found, corrected, strict=True)]
 
@@ -92,7 +94,9 @@ def _of_row(method: str, task: str, keys: tuple[str, ...], cells: dict[Cell, Gro
 
 
 def _same_problems(groups: Sequence[Group]) -> bool:
-    """Only answers to the same problems can be paired: a sweep may have drawn others."""
+    """Only answers to the same problems, held to be right by the same code, can be paired: a sweep may have drawn others."""
+    if len({r.code.evaluation for g in groups for r in g.records}) > 1:
+        return False
     prompts = [[p.prompt for p in g.answers[0]["test"]] for g in groups if g.answers]
     return len({g.hits.shape[1] for g in groups}) == 1 and all(each == prompts[0] for each in prompts)
 
