@@ -96,8 +96,7 @@ def disturb(file: Path, runs: Path, runner: str, kills: int, draw: random.Random
         watch(runs, tally)
         if victim := choose(harness, runs, runner, draw):
             kind, kill = victim
-            kill()
-            tally.killed[kind] += 1
+            tally.killed[kind] += kill()  # what had ended by itself was not killed
             sys.stderr.write(f"\r{sum(tally.killed.values())} of {kills} killed, {len(tally.seen)} runs finished ")
             watch(runs, tally)
     harness = harness or subprocess.Popen(["true"])
@@ -112,18 +111,18 @@ def choose(harness: "subprocess.Popen[bytes]", runs: Path, runner: str, draw: ra
     kinds = ["harness", "worker", "container"] if runner == "docker" else ["harness", "worker"]
     kind = draw.choice(kinds)
     if kind == "harness":
-        return (kind, harness.kill) if harness.poll() is None else None
+        return (kind, lambda: killed(os.kill, harness.pid, signal.SIGKILL)) if harness.poll() is None else None
     if runner == "local":
         workers = [p for p in descendants(harness.pid) if "forkserver" in " ".join(command_of(p))]
-        return (kind, draw.choice(workers).kill) if workers else None
+        return (kind, lambda: killed(draw.choice(workers).kill)) if workers else None
     containers = [each for each in containers_of(connect(), runs) if each.status == "running"]
     if not containers:
         return None
     container = draw.choice(containers)
     if kind == "container":
-        return kind, lambda: quietly(container.kill)
+        return kind, lambda: killed(container.kill)
     pids = [int(row[1]) for row in (quietly(container.top) or {"Processes": []})["Processes"] if "python" in row[-1]]
-    return (kind, lambda: quietly(os.kill, draw.choice(pids), signal.SIGKILL)) if pids else None
+    return (kind, lambda: killed(os.kill, draw.choice(pids), signal.SIGKILL)) if pids else None
 
 
 def descendants(pid: int) -> list[psutil.Process]:
@@ -140,6 +139,15 @@ def command_of(process: psutil.Process) -> list[str]:
         return [str(word) for word in process.cmdline()]
     except psutil.Error:
         return []
+
+
+def killed(function: Any, *arguments: Any) -> bool:
+    """Whether there still was something to kill."""
+    try:
+        function(*arguments)
+    except Exception:
+        return False
+    return True
 
 
 def quietly(function: Any, *arguments: Any) -> Any:

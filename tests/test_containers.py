@@ -274,7 +274,7 @@ def test_what_is_printed_is_kept_whole_with_both_streams_apart(
 
 
 def test_what_a_step_prints_can_be_watched_as_it_comes(waits: str, args: list[str], tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "cdbench", "run", "waits", *args, "--logs"]
+    command = [sys.executable, "-m", "cdbench", "run", "waits", *args]
     seen: set[str] = set()
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as study:
         assert study.stderr
@@ -543,12 +543,19 @@ def private_engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[PrivateEngine]:
 
 
 def test_gpus_are_counted_inside_before_anything_else(
-    private_engine: PrivateEngine, image: Image, world: World, tmp_path: Path
+    private_engine: PrivateEngine, image: Image, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """This engine takes the order and gives none: what several engines have done."""
     spec = world.spec("base").model_copy(update={"profile": world.profile.model_copy(update={"device": "cuda"})})
     runner = DockerRunner(image.tag, ["0"])
+    with pytest.raises(EnvironmentLacks, match=r"1 GPU \(0\) asked for, 0 visible in a container"):
+        runner.require([spec], tmp_path / "scratch")
+    # One that falls off the bus in mid-study: the step says so itself, and the runner is asked whether it was the step's fault.
+    monkeypatch.setattr(DockerRunner, "_probe", lambda *anything: None)
     runner.require([spec], tmp_path / "scratch")
+    monkeypatch.undo()
+    monkeypatch.setenv("DOCKER_HOST", private_engine.address)
+    assert "0 visible in a container" in runner.lacking_gpu(spec, tmp_path / "scratch")
     handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec, world.shared)
     assert finished(handle).code == 4
     runner.close()

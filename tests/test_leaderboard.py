@@ -6,13 +6,16 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
 from cdbench import record
+from cdbench.leaderboard_command import board_text
 from cdbench.plan import places
 from cdbench.report.board import Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.leaderboard import _row, as_markdown, read_boards
@@ -62,6 +65,79 @@ def test_one_seed_has_no_place_and_says_why(cli: Cli, args: list[str]) -> None:
     (board,) = json.loads(cli("leaderboard", "show", "--json").stdout)
     assert {row["name"]: row["why_unplaced"] for row in board["rows"]} == {"teacher": "reference", "base": "one seed"}
     assert "one seed" in cli("leaderboard", "show").stdout
+
+
+FRAIL = '''
+"""Comes to no result with one of its seeds."""
+
+from dataclasses import dataclass
+
+from cdbench.api import Method, Outcome, Problem
+
+
+@dataclass(frozen=True)
+class Frail(Method):
+    def run(self, problem: Problem) -> Outcome:
+        if problem.seed == 1:
+            raise ValueError("not this one")
+        return Outcome()
+'''
+
+
+def test_the_seeds_that_came_to_a_result_have_a_row_though_another_failed(
+    cli: Cli, args: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "frail.py").write_text(FRAIL)
+    added = cli("leaderboard", "add", "frail.py", *args, "--seeds", "0,1,2")
+    assert added.returncode == 1 and "1 of the runs came to no result" in added.stderr, added.stderr
+    assert "not this one" in added.stderr and re.search(r"frail +\S+ % +\[.*\] +2 \(\+1 failed\)", added.stdout), (
+        added.stdout
+    )
+    as_json = cli("leaderboard", "add", "frail.py", *args, "--seeds", "0,1,2", "--json")
+    (board,) = json.loads(as_json.stdout)
+    assert as_json.returncode == 1 and {row["name"]: row["failed"] for row in board["rows"]} == {
+        "teacher": 0,
+        "frail": 1,
+    }
+
+
+def test_a_study_may_be_called_what_no_folder_should_be(cli: Cli, args: list[str], tmp_path: Path) -> None:
+    (tmp_path / "twice (v1.0).toml").write_text(
+        'title = "t"\ndescription = "d"\nmethods = ["base"]\ntasks = ["addition_2digit"]\nseeds = [0, 1]\n'
+    )
+    done = cli("reproduce", "twice (v1.0).toml", *args)
+    assert done.returncode == 0, done.stderr
+    (study,) = {path.parent.name for path in (tmp_path / "runs").glob("*/study.json")}
+    assert re.fullmatch(r"twice_v1_0_-micro-[0-9a-f]{6}", study)
+    assert cli("report", study).returncode == 0
+    assert study in cli("leaderboard", "show", "--long").stdout
+    assert cli("leaderboard", "write").returncode == 0 and cli("leaderboard", "check").returncode == 0
+
+
+def test_a_board_of_two_profiles_is_found_by_either(cli: Cli, args: list[str], world: World, tmp_path: Path) -> None:
+    """The same models and problems, another training: one board."""
+    other = world.profile_file.read_text().replace("epochs = ", "epochs = 1  # ")
+    (tmp_path / "another.toml").write_text(other)
+    assert cli("run", "base", *args, "--seeds", "0,1").returncode == 0
+    assert cli("run", "finetune", "--profile", "another.toml", *args[2:], "--seeds", "0,1").returncode == 0
+    for profile in (world.profile_file.stem, "another"):
+        (board,) = json.loads(cli("leaderboard", "show", "--json", "--profile", profile).stdout)
+        assert len(board["rows"]) == 3, board
+    none = cli("leaderboard", "show", "--profile", "anot")
+    assert none.returncode == 2 and f"there are runs of: another, {world.profile_file.stem}" in none.stderr
+    assert cli("leaderboard", "write").returncode == 0 and cli("leaderboard", "check").returncode == 0
+    for path in (tmp_path / "runs" / "records").glob("*/record.json"):
+        if json.loads(path.read_text())["spec"]["method"] == "finetune":
+            shutil.rmtree(path.parent)
+    part = cli("leaderboard", "check")
+    assert part.returncode == 0, part.stdout
+
+
+def test_what_a_row_is_called_cannot_draw_on_the_terminal() -> None:
+    hostile = row("a\n  1  fake  99 %\r\x1b[31m", 0.5, (0, 1))
+    shown = board_text(board_of(hostile, row("b", 0.5, (0, 1))))
+    assert "fake" in shown and not any(line.startswith("  1  fake") for line in shown.splitlines())
+    assert all(c.isprintable() or c == "\n" for c in shown)
 
 
 def test_what_cannot_be_compared_stands_on_boards_of_its_own(cli: Cli, args: list[str], tmp_path: Path) -> None:
@@ -121,6 +197,20 @@ def written(finished: Path, cli: Cli, tmp_path: Path) -> Path:
     done = cli("leaderboard", "write")
     assert done.returncode == 0, done.stderr
     return tmp_path / "LEADERBOARD.md"
+
+
+def test_each_row_of_a_written_board_leads_to_what_made_it(written: Path) -> None:
+    tokens = MarkdownIt("commonmark").enable("table").parse(written.read_text())
+    headings = [after.content for token, after in pairwise(tokens) if token.type == "heading_open"]
+    slugs = [text.lower().replace(" ", "-") for text in headings]  # as forges make them, of words of letters and digits
+    children = [child for token in tokens for child in token.children or ()]
+    links = [str(child.attrs["href"]) for child in children if child.type == "link_open"]
+    (board,) = read_boards(written.read_text(), written)
+    assert links == [f"#run-{row.run_ids[0]}" for row in (placed_row.entry for placed_row in placed(board))]
+    assert all(slugs.count(link.removeprefix("#")) == 1 for link in links)
+    for row in board.rows:
+        own = written.read_text().split(f"#### Run {row.run_ids[0]}\n")[1].split("####")[0]
+        assert all(text in own for text in (row.command, row.commit, row.code, *row.run_ids, *row.machines)), own
 
 
 def test_a_written_board_holds_and_is_the_same_when_it_is_written_again(written: Path, cli: Cli) -> None:
@@ -424,6 +514,14 @@ def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
     )
     told_of = re.search(r"(\d+) of (\d+) runs were held", done.stdout)
     assert told_of and int(told_of[1]) == int(told_of[2]) - 1
+    assert "1 have one of another kind of machine, which gives other answers" in done.stdout
+    assert (
+        f"accuracy is {100 * flipped.hits.mean():.1f} % and here {100 * row.runs[0].hits.mean():.1f} %" in done.stdout
+    )
+    required = cli("leaderboard", "check", "--require", told_of[2])  # made again they were, on whatever machine
+    assert required.returncode == 0, required.stderr
+    more = cli("leaderboard", "check", "--require", str(int(told_of[2]) + 1))
+    assert more.returncode == 3 and f"{told_of[2]} of {told_of[2]} runs" in more.stderr
     same = flipped.model_copy(update={"machine": row.runs[0].machine})
     written.write_text(
         as_markdown([told.model_copy(update={"rows": [

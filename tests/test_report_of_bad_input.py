@@ -95,6 +95,30 @@ def test_runs_of_several_versions_are_told_apart(reported: Callable[..., Path]) 
     assert {row["id"] for row in alone} <= {"B.even-heads"}  # about the teacher, which has one run
 
 
+def _of_another_evaluation(key: str, value: object) -> Change:
+    def change(table: dict[str, Any]) -> None:
+        if {**table["params"], **table["spec"]}.get(key) == value:
+            table["code"] |= {"evaluation": "1" * 16}
+
+    return change
+
+
+def test_a_cell_of_runs_that_cannot_be_compared_shows_neither_part(reported: Callable[..., Path]) -> None:
+    folder = reported("failed_run-micro", _of_another_evaluation("seed", 1))
+    assert not (folder / "effects.csv").exists()
+    with (folder / "grid.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert {(cell["seeds"], cell["accuracy"]) for cell in cells} == {("2", "")}
+    assert (folder / "index.html").read_text().count("runs of two evaluations or models") == 4
+
+
+def test_a_factorial_half_of_which_was_judged_otherwise_shows_no_effect(reported: Callable[..., Path]) -> None:
+    folder = reported("failed_run-micro", _of_another_evaluation("alignment_weight", 0.01))
+    assert not (folder / "effects.csv").exists()
+    with (folder / "grid.csv").open() as file:
+        assert all(cell["accuracy"] for cell in csv.DictReader(file))
+
+
 def test_records_from_before_a_field_was_kept_have_gaps_there(reported: Callable[..., Path]) -> None:
     def change(table: dict[str, Any]) -> None:
         table["code"].pop("evaluation")

@@ -270,6 +270,13 @@ def test_verify_and_score_agree_with_the_record_and_notice_what_was_altered(
         noticed = cli(command, finished, *where)
         assert noticed.returncode == 3, noticed.stderr
     assert "accuracy: the record says" in cli("verify", finished, *where).stdout
+    # Judged by other code, where nobody need have done anything.
+    older = better | {"code": better["code"] | {"evaluation": "0" * 16}}
+    (folder / "record.json").write_text(json.dumps(older))
+    elsewhere = cli("verify", finished, *where)
+    assert elsewhere.returncode == 2 and "was judged by 0000000000000000 and not by" in elsewhere.stderr
+    assert f"check out commit {stored['code']['commit'][:12]}" in elsewhere.stderr
+    (folder / "record.json").write_text(json.dumps(better))
     # Somebody gives it other answers, or other data, and the record the new sums.
     for file, old, new, told in (
         ("predictions.jsonl", '"given": "', '"given": "9', "the weights give other answers than the record's"),

@@ -150,7 +150,9 @@ def _run_options(command: Command) -> Command:
         click.option("--image", envvar="CDBENCH_IMAGE", help="Image for containers [the newest of today's lock]."),
         click.option("--gpus", callback=_gpus, metavar="0,1", help="GPUs of --runner docker, by id; one a run."),
         click.option(
-            "--logs", is_flag=True, help="Show what the steps print, as it comes (it is kept in files anyway)."
+            "--logs/--no-logs",
+            default=None,
+            help="Show what the steps print, as it comes (it is kept in files anyway) [of a single method in a container: yes].",
         ),
         click.option("--json", "as_json", is_flag=True, help="The result as JSON on stdout."),
         click.option(
@@ -353,7 +355,8 @@ def _run_studies(
         uri=options["uri"],
         command=_command(),
         runner=runner,
-        logs=options["logs"],
+        # Whoever runs one method in a container wants to see what it says; of a whole study that would be noise.
+        logs=runner.isolated and len(studies[0].methods) == 1 if options["logs"] is None else options["logs"],
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]

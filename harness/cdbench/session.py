@@ -19,7 +19,7 @@ from cdbench.display import LiveTable, Logs, PlainLines
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.files import explained, one_line, printable, read_json, sha256, write_json
 from cdbench.plan import Places, Plan, PlannedRun, SavedStudy, read_study, save_study, shortest, single_run_study
-from cdbench.provenance import code_of
+from cdbench.provenance import code_of, evaluation_digest
 from cdbench.record import Record
 from cdbench.runners import End, Runner
 from cdbench.runners.docker import DockerRunner
@@ -191,8 +191,8 @@ def _require_machine(plan: Plan, settings: Settings) -> None:
     from cdbench.requirements import missing
 
     settings.runner.require([planned.spec for planned in plan.runs], settings.where.scratch)
-    # What a container has of GPUs, its runner has asked for; weights are mounted from here.
-    lacks = missing(plan.runs[0].spec.profile, gpu=not settings.runner.isolated)
+    # What a container or a cluster has of GPUs, its runner asks there; weights are mounted from here.
+    lacks = missing(plan.runs[0].spec.profile, gpu=settings.runner.name == LocalRunner.name)
     if lacks:
         listed = "\n".join(f"  - {sentence}" for sentence in lacks)
         raise EnvironmentLacks(f"profile '{plan.profile}' cannot run on this machine. Missing:\n{listed}")
@@ -276,11 +276,16 @@ def verify(where: Places, run_id: str) -> list[str]:
                 )
             return [*differences, f"the weights cannot be evaluated: {failure['error']}"]
         again: dict[str, Any] = read_json(copy / "metrics.json", "metrics")
-        if sha256(copy / "predictions.jsonl") != done.artefacts.get("predictions.jsonl"):
-            differences.append("predictions.jsonl: the weights give other answers than the record's")
+        others = sha256(copy / "predictions.jsonl") != done.artefacts.get("predictions.jsonl")
     assert done.metrics
-    differences += _compare(done.metrics.model_dump(mode="json"), again["metrics"], "the weights say")
-    return differences + _compare(done.inputs, again["inputs"], "the store has", "input ")
+    judged = ["predictions.jsonl: the weights give other answers than the record's"] if others else []
+    judged += _compare(done.metrics.model_dump(mode="json"), again["metrics"], "the weights say")
+    if judged and not differences and done.code.evaluation != evaluation_digest():
+        raise UserError(
+            f"run {run_id} was judged by {done.code.evaluation or 'an older version'} and not by {evaluation_digest()}, which is "
+            f"this evaluation; what differs ({judged[0]}) may come from that: check out commit {done.code.commit[:12]}"
+        )
+    return differences + judged + _compare(done.inputs, again["inputs"], "the store has", "input ")
 
 
 def _is_spec(file: Path, spec: RunSpec) -> bool:

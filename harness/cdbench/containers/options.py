@@ -216,8 +216,13 @@ def require_promises(container: Any, promises: Promises) -> None:
 
 
 def owner() -> str:
-    """host:pid:start time of this process; a pid alone may be another process tomorrow."""
-    return f"{socket.gethostname()}:{os.getpid()}:{_start_time(os.getpid())}"
+    """host/user/namespace:pid:start time of this process; a pid alone may be another process tomorrow, or elsewhere."""
+    return f"{_where()}:{os.getpid()}:{_start_time(os.getpid())}"
+
+
+def _where() -> str:
+    """Where a pid can be looked up: other users' may be hidden, and those of another namespace are numbered apart."""
+    return f"{socket.gethostname()}/{os.getuid()}/{Path('/proc/self/ns/pid').stat().st_ino}"
 
 
 def _start_time(pid: int) -> str | None:
@@ -228,6 +233,6 @@ def _start_time(pid: int) -> str | None:
 
 
 def is_alive(label: str) -> bool:
-    """Whether the process that a label of OWNER names still runs; of another machine's we cannot tell."""
-    host, pid, start = label.rsplit(":", 2)
-    return host != socket.gethostname() or _start_time(int(pid)) == start
+    """Whether the process that a label of OWNER names still runs; of another machine's or user's we cannot tell."""
+    where, pid, start = label.rsplit(":", 2)
+    return where != _where() or _start_time(int(pid)) == start

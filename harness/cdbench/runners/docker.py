@@ -5,6 +5,7 @@ What a container is given is in `containers.options`. When a step has ended, the
 """
 
 import json
+import os
 import shutil
 import subprocess
 import threading
@@ -23,7 +24,7 @@ from cdbench.containers.images import Image
 from cdbench.containers.options import GIB, View, options_of, promises_of, require_promises, user
 from cdbench.containers.waiting import PRINTED_BYTES, Box, WaitingContainer, clear, held_by_deleted, reap
 from cdbench.errors import CdbenchError, EnvironmentLacks, first_line
-from cdbench.files import explained
+from cdbench.files import explained, one_line
 from cdbench.provenance import versions
 from cdbench.record import WANTED, Status, failure_file, log_file, progress_file
 from cdbench.runners import End, Handle, Runner, WatchedHandle
@@ -104,8 +105,10 @@ class DockerRunner(Runner):
 
         assert self.image
         libraries = [name for name in versions() if name != "python"]
-        ask = f"import json\nfrom importlib import metadata as m\nprint(json.dumps({{n: m.version(n) for n in {libraries}}}))"
-        gpus = tuple(self._gpus[:1])
+        gpus = tuple(self._gpus)
+        ask = "import json\nfrom importlib import metadata as m\n"
+        ask += "import torch\ngpus = torch.cuda.device_count()\n" if gpus else "gpus = 0\n"  # torch takes seconds
+        ask += f"print(json.dumps([gpus, {{n: m.version(n) for n in {libraries}}}]))"
         box = Box(self._scratch)
         options = options_of(self.image, "probe", spec, box.path, None, gpus)
         container = None
@@ -123,7 +126,12 @@ class DockerRunner(Runner):
             if container:
                 container.remove(force=True, v=True)
             box.remove()
-        inside = json.loads(told)
+        visible, inside = json.loads(told.splitlines()[-1])
+        if visible < len(gpus):  # an engine may take the order and give none; a card may have fallen off the bus
+            raise EnvironmentLacks(
+                f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({', '.join(gpus)}) asked for, {visible} visible in a container: "
+                "see nvidia-smi, and name those that work with --gpus"
+            )
         wrong = [
             f"{name} {inside.get(name)} inside, {own} outside"
             for name, own in versions().items()
@@ -187,9 +195,11 @@ class DockerRunner(Runner):
         return WaitingContainer(self.image.id, options, promises_of(spec, gpus), spec, box, view.own)
 
     def close(self) -> None:
-        for waiting in self._ahead.values():
-            while waiting:
-                waiting.pop().remove()
+        with self._lock:  # a step's own thread may be putting its container there
+            waiting = [container for of_kind in self._ahead.values() for container in of_kind]
+            self._ahead.clear()
+        for container in waiting:
+            container.remove()
 
     def describe(self, spec: RunSpec) -> dict[str, Any] | None:
         assert self.image
@@ -335,16 +345,24 @@ class DockerHandle(WatchedHandle):
 
     def _excess(self) -> End | None:
         """What it takes too much of, that the engine does not watch."""
-        # A single file ends at the limit, with an error that names it; this is for many.
-        if (size := _used(self._box.path, "--block-size=1")) > 1.1 * self._container.promises.output:
-            return End(1, "refused", f"left {size / GIB:.2f} GiB of files; limits.output_gib allows less")
-        if _used(self._box.path, "--inodes") > _MOST_FILES:
-            return End(1, "refused", f"left more than {_MOST_FILES} files")
-        if self._container.printed > PRINTED_BYTES:
-            return End(1, "refused", f"printed more than {PRINTED_BYTES >> 20} MiB")
-        if held := self._held_by_deleted():
-            return End(1, "refused", f"holds {held / GIB:.2f} GiB of deleted files; limits.output_gib allows less")
+        if told := self._too_much():
+            return End(1, "infra" if self._ours else "refused", told)
         return self._is_full()
+
+    def _too_much(self) -> str:
+        size, hidden = _used(self._box.path, "--block-size=1")
+        if hidden:  # where the harness is not root, what cannot be listed cannot be counted
+            return f"hides what it writes: {hidden}"
+        # A single file ends at the limit, with an error that names it; this is for many.
+        if size > 1.1 * self._container.promises.output:
+            return f"left {size / GIB:.2f} GiB of files; limits.output_gib allows less"
+        if _used(self._box.path, "--inodes")[0] > _MOST_FILES:
+            return f"left more than {_MOST_FILES} files"
+        if self._container.printed > PRINTED_BYTES:
+            return f"printed more than {PRINTED_BYTES >> 20} MiB"
+        if held := self._held_by_deleted():
+            return f"holds {held / GIB:.2f} GiB of deleted files; limits.output_gib allows less"
+        return ""
 
     def _held_by_deleted(self) -> int:
         """Bytes in open files that no listing shows, if they are too many.
@@ -394,10 +412,16 @@ def _seen_by(kind: str, shared: Collection[str]) -> frozenset[str]:
     return own
 
 
-def _used(folder: Path, of: str) -> int:
-    """Bytes on disk, or files, below a folder that somebody is writing to; du goes to any depth and follows no link."""
-    told = subprocess.run(["du", "-sx", of, "--", folder], capture_output=True, text=True).stdout
-    return int(told.split()[0]) if told else 0
+def _used(folder: Path, of: str) -> tuple[int, str]:
+    """Bytes on disk, or files, below a folder that somebody is writing to, and du's complaint where it may not look.
+
+    du goes to any depth and follows no link. What is gone before it comes there is no complaint.
+    """
+    plain = os.environ | {"LC_ALL": "C"}
+    done = subprocess.run(["du", "-sx", of, "--", folder], capture_output=True, env=plain)
+    words = done.stderr.decode(errors="replace").splitlines()
+    hidden = next((one_line(line) for line in words if line.endswith("Permission denied")), "")
+    return int(done.stdout.split()[0]) if done.stdout else 0, hidden
 
 
 def _answers(client: Any) -> bool:
