@@ -5,11 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cdbench.api import Example
 from cdbench.circuits.attribution import Work, attribute
 from cdbench.circuits.contrasts import Contrasts, Pair, by_operands, make_contrasts
-from cdbench.circuits.discovery import By, Search, discover
+from cdbench.circuits.discovery import By, Search, discover, flat
 from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.circuits.patching import patch_exactly
@@ -51,10 +52,22 @@ def test_a_models_scores_by_hand() -> None:
         layer.mlp.down_proj.weight.zero_()
         small.lm_head.weight.copy_(torch.tensor([[1.0, 0], [0, 1], [0, 0]]))
         layer.input_layernorm = layer.post_attention_layernorm = small.model.norm = torch.nn.Identity()
-    one = torch.tensor([1])
+    one, graph = torch.tensor([1]), Graph.of(small)
     pair = Contrasts(torch.tensor([[2, 0]]), torch.tensor([[1, 0]]), one, one, torch.tensor([0]), one, ((None, None),))  # type: ignore[arg-type]
     assert attribute(small, pair).mean.tolist() == pytest.approx([1.0, 1.0, 0.0])  # input, a0.h0, m0
     assert patch_exactly(small, pair).mean(0).tolist() == pytest.approx([1.0, 1.0, 0.0])
+    # Edges: the embedding reaches the head by its values alone (there is no query, so neither by queries nor by keys), and the
+    # logits not at all, as the last token is the same; the head reaches the logits directly, and the MLP passes nothing on.
+    # A norm whose epsilon outweighs all that it gets is a constant factor, here 1.
+    layer.input_layernorm, layer.post_attention_layernorm, small.model.norm = (LlamaRMSNorm(2, 1e12) for _ in range(3))
+    for norm in (layer.input_layernorm, layer.post_attention_layernorm, small.model.norm):
+        norm.weight.data.fill_(1e6)
+    edges = attribute(small.double(), pair, "edge").mean
+    told = dict(zip(graph.names("edge"), flat(edges, graph, "edge").tolist(), strict=True))
+    assert {name: score for name, score in told.items() if abs(score) > 1e-6} == {
+        "input->a0.h0<v>": pytest.approx(1.0),
+        "a0.h0->logits": pytest.approx(1.0),
+    }
     # Both dimensions of the head's output move by (1, 0), and the metric reads (1, −1).
     neurons = attribute(small, pair, "neuron").mean
     assert neurons.flatten().tolist() == pytest.approx([1.0, 0.0, 1.0, 0.0, 0.0, 0.0])

@@ -82,6 +82,7 @@ def test_evaluate_shows_faithfulness_beside_its_baselines(command: Command, args
     assert told.stdout.splitlines()[0].startswith("teacher, nodes by attribution: ")
     assert "CPR" in told.stdout and "CMD" in told.stdout and "magnitude" in told.stdout and "random" in told.stdout
     table = json.loads(command("circuit", "evaluate", found, *args[2:], "-n", "50", "--json").stdout)
+    assert (Path(table["folder"]), table["by"], table["level"], table["steps"]) == (found, "attribution", "node", 1)
     assert table["circuit"]["f"][-1] == pytest.approx(1, abs=1e-5)
     assert table["circuit"]["f"][0] == pytest.approx(0, abs=1e-5)
     assert table["circuit"]["nfs"] == table["circuit"]["f"]
@@ -504,6 +505,22 @@ def test_sizes_that_are_none_are_refused(found: Path, tmp_path: Path, sizes: tor
     (folder / saved.CIRCUIT).write_text(json.dumps(table | {"scores": sha256(folder / saved.SCORES)}))
     with pytest.raises(UserError, match="sizes must say of how many prompts, 1 or more, each of the 40 rows"):
         saved.read(folder)
+
+
+def test_an_import_overwrites_no_other_circuit(command: Command, args: list[str], found: Path, tmp_path: Path) -> None:
+    assert command("circuit", "export", found, "--out", "mine.json").exit_code == 0
+    words = ["circuit", "import", "mine.json", "--model", "teacher", *args]
+    for _ in range(2):  # the same again loses nothing
+        done = command(*words)
+        assert done.exit_code == 0, done.stderr
+    table = json.loads((tmp_path / "mine.json").read_text())
+    first = next(iter(table["nodes"]))
+    table["nodes"][first]["score"] += 1.0
+    (tmp_path / "mine.json").write_text(json.dumps(table))
+    refused = command(*words)
+    assert refused.exit_code == 2
+    assert "circuits/mine holds another circuit, which would be lost: name another folder with --out" in refused.stderr
+    assert command(*words, "--out", "another").exit_code == 0
 
 
 def test_an_imported_file_of_another_model_is_refused(

@@ -268,7 +268,8 @@ def evaluate(folder: Path, **options: Any) -> None:
     if options["as_json"]:
         result["circuit"]["nfs"] = result["circuit"]["f"]  # paper B's name for it (errata C3)
         table = {
-            "cdbench": __version__, "circuit": str(folder), "model": made.model.model_dump(), "data": told.model_dump(),
+            "cdbench": __version__, "folder": str(folder), "by": made.by, "level": made.level, "steps": made.steps,
+            "model": made.model.model_dump(), "data": told.model_dump(),
             "problems": told.problems, "prompts_drawn": prompts, "ablation": options["ablation"], **result,
         }  # fmt: skip
         click.echo(json.dumps(_finite(table), indent=1, allow_nan=False))

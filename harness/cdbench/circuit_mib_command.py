@@ -2,13 +2,16 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cdbench import __version__
 from cdbench.circuit_options import SHOWN, data_options, data_wanted, model_options, require_graph, studied_of, top_rows
 from cdbench.errors import UserError
+
+if TYPE_CHECKING:
+    from cdbench.circuits.scores import Scores
 
 
 @click.command("export")
@@ -46,6 +49,14 @@ def export(folder: Path, form: str, out: Path | None, keep: int | None, as_json:
     if kept != keep:
         click.echo(f"{kept} of the top {keep} edges lead from the input to the logits and are marked", err=True)
     click.echo(out)
+
+
+def _is_held(folder: Path, scores: "Scores") -> bool:
+    """Whether a folder's circuit has these scores and no others."""
+    from cdbench.circuits import saved
+
+    made, held = saved.read(folder)
+    return made.level == scores.level and held.rows.equal(scores.rows.float()) and held.sizes.equal(scores.sizes)
 
 
 @click.command("import")
@@ -89,6 +100,8 @@ def import_(file: Path, form: str, **options: Any) -> None:
         "cdbench": __version__, "model": studied.subject, "data": data, "by": "import", "level": level, "steps": 1,
         "top": top_rows(scores, graph, strongest(scores, graph, min(SHOWN, graph.items(level)))), **dict.fromkeys(unknown),
     }  # fmt: skip
+    if (folder / saved.CIRCUIT).exists() and not _is_held(folder, scores):
+        raise UserError(f"{folder} holds another circuit, which would be lost: name another folder with --out")
     made = saved.write(folder, table, scores)
     if options["as_json"]:
         click.echo(json.dumps({"folder": str(folder), **made.model_dump(mode="json")}, indent=1))

@@ -11,6 +11,7 @@ from cdbench.files import sha256
 from cdbench.seeds import digest
 
 HUB_FILES = ["*.json", "*.safetensors", "tokenizer.model"]
+"""What is read of a model of the hub."""
 
 
 def hub_snapshot(config: HubModel) -> Path | None:
@@ -63,6 +64,11 @@ def folder_content(config: FolderModel) -> str:
 
 def weights_sentence(config: HubModel) -> str:
     """What to do about missing weights."""
+    if (folder := _cached(config.repo, config.revision)) and any(folder.glob("*.bin")):
+        return (
+            f"{config.repo} at revision {config.revision[:12]} has no .safetensors in the Hugging Face cache: name that folder "
+            f"itself, of which the .bin files are read ({folder})"
+        )
     token = "" if os.environ.get("HF_TOKEN") else " (HF_TOKEN is not set)"
     return (
         f"weights of {config.repo} at revision {config.revision[:12]} are not in the Hugging Face cache{token}: accept "
