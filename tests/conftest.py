@@ -82,6 +82,15 @@ top_k = 2
 """
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """How long the container tests took: they are to take eight minutes at most."""
+    reports = [each for kind in terminalreporter.stats.values() for each in kind if isinstance(each, pytest.TestReport)]
+    inside = [each for each in reports if "docker" in each.keywords]
+    if inside:
+        number, seconds = len({each.nodeid for each in inside}), sum(each.duration for each in inside)
+        terminalreporter.write_line(f"{number} container tests: {seconds:.0f} s one after the other, fixtures included")
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Which tests stay on one worker (`make test` has two): those of one `group_of`."""

@@ -13,6 +13,7 @@ import pytest
 
 from browser import browser, needs_browser, tab
 from conftest import World
+from test_report import Page
 
 pytestmark = needs_browser
 NAMES = ["paper_a-micro", "failed_run-micro"]
@@ -58,6 +59,13 @@ def circuits(world: World, mlflow_template: Path, tmp_path_factory: pytest.TempP
 def page_of(study: Path, name: str) -> str:
     (page,) = study.glob(f"runs/{name}/report/index.html")
     return page.as_uri()
+
+
+def test_every_anchor_of_a_page_of_circuits_resolves_too(circuits: Path) -> None:
+    (path,) = circuits.glob("runs/circuits*/report/index.html")
+    page = Page(path.read_text())
+    assert {"components", "figure-circuit-graph"} <= set(page.ids) and len(page.anchors) > 100
+    assert set(page.anchors) <= set(page.ids) and page.outside == page.unnamed == []
 
 
 @pytest.mark.parametrize("name", NAMES)
