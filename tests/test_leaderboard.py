@@ -328,9 +328,11 @@ def test_a_board_that_cannot_be_read_is_one_sentence(damage, words: str, written
 
 
 def test_the_repositorys_own_leaderboard_follows_from_its_answers(cli: Cli) -> None:
-    file = Path(__file__).parents[1] / "LEADERBOARD.md"
-    done = cli("leaderboard", "check", file)
+    root = Path(__file__).parents[1]
+    done = cli("leaderboard", "check", root / "LEADERBOARD.md", "--json")
     assert done.returncode == 0, done.stdout + done.stderr
+    workflow = (root / ".github" / "workflows" / "reproduce.yml").read_text()
+    assert f"leaderboard check --require {json.loads(done.stdout)['runs']}\n" in workflow
 
 
 def row(name: str, accuracy: float, seeds: tuple[int, ...], n: int = 1000) -> RowEntry:
