@@ -8,12 +8,14 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from cdbench.api import Example
+from cdbench.circuits import discovery
 from cdbench.circuits.attribution import Work, attribute
 from cdbench.circuits.contrasts import Contrasts, Pair, by_operands, make_contrasts
 from cdbench.circuits.discovery import By, Search, discover, flat
 from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
 from cdbench.circuits.patching import patch_exactly
+from cdbench.errors import UserError
 from cdbench.tokens import encode
 from cdbench.zoo import make_tokenizer
 from circuit_models import contrasts, linear_llama, llama, metric, naive_outputs, naive_patched
@@ -366,3 +368,16 @@ def test_pairs_about_the_same_two_numbers_are_one_problem() -> None:
     assert found.problems.tolist() == [0, 0, 1, 2]
     assert found.take(torch.tensor([2, 3])).problems.tolist() == [0, 1]
     assert make_contrasts(make_tokenizer(), pairs).problems.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("level", ["edge", "neuron"])
+def test_items_one_by_one_of_a_model_that_is_too_large_for_it_are_refused(
+    level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A circuit an item, each of as many places as there are items, would fill memory before the first pass."""
+    model, pairs = llama(), contrasts()
+    items = Graph.of(model).items(level)
+    assert len(discover(model, pairs, None, Search("exact", level)).mean.flatten()) >= items  # type: ignore[arg-type]
+    monkeypatch.setattr(discovery, "_MOST", items)
+    with pytest.raises(UserError, match=rf"{items:,} {level}s, each taken out of .* rank by attribution"):
+        discover(model, pairs, None, Search("exact", level))  # type: ignore[arg-type]

@@ -521,6 +521,9 @@ def test_an_import_overwrites_no_other_circuit(command: Command, args: list[str]
     assert refused.exit_code == 2
     assert "circuits/mine holds another circuit, which would be lost: name another folder with --out" in refused.stderr
     assert command(*words, "--out", "another").exit_code == 0
+    (tmp_path / "another" / "scores.safetensors").write_bytes(b"cut short")
+    damaged = command(*words, "--out", "another")
+    assert damaged.exit_code == 2 and "name another folder with --out" in damaged.stderr
 
 
 def test_an_imported_file_of_another_model_is_refused(

@@ -548,14 +548,14 @@ def test_gpus_are_counted_inside_before_anything_else(
     """This engine takes the order and gives none: what several engines have done."""
     spec = world.spec("base").model_copy(update={"profile": world.profile.model_copy(update={"device": "cuda"})})
     runner = DockerRunner(image.tag, ["0"])
-    with pytest.raises(EnvironmentLacks, match=r"1 GPU \(0\) asked for, 0 visible in a container"):
+    with pytest.raises(EnvironmentLacks, match="GPU 0 was asked for, and 0 GPUs are visible in its container"):
         runner.require([spec], tmp_path / "scratch")
     # One that falls off the bus in mid-study: the step says so itself, and the runner is asked whether it was the step's fault.
     monkeypatch.setattr(DockerRunner, "_probe", lambda *anything: None)
     runner.require([spec], tmp_path / "scratch")
     monkeypatch.undo()
     monkeypatch.setenv("DOCKER_HOST", private_engine.address)
-    assert "0 visible in a container" in runner.lacking_gpu(spec, tmp_path / "scratch")
+    assert "0 GPUs are visible in its container" in runner.lacking_gpu(spec, tmp_path / "scratch")
     handle = runner.start("train", world.folder(spec, tmp_path), world.store, spec, world.shared)
     assert finished(handle).code == 4
     runner.close()

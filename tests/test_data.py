@@ -257,7 +257,7 @@ def test_a_report_says_how_the_models_of_a_profile_came_to_know_what_they_know()
     assert "learned from 30,000 problems of each of addition_3digit, addition_4digit, addition_5digit, too." in told
     assert "The teacher learned those and the training split together, which was 10.0 % of what it then saw." in told
     assert (
-        "The student learned those alone until it solved 50.0 % of each, then the training split, too, which was 25.0 % of "
+        "The student learned those alone until it solved 60.0 % of each, then the training split, too, which was 25.0 % of "
         "what it then saw, until it solved 50.0 % of the validation problems or its steps were over."
     ) in told
     assert context._known_before(build_profile("tiny", {})) == []

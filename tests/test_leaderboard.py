@@ -127,10 +127,18 @@ def test_a_board_of_two_profiles_is_found_by_either(cli: Cli, args: list[str], w
     assert none.returncode == 2 and f"there are runs of: another, {world.profile_file.stem}" in none.stderr
     assert cli("leaderboard", "write").returncode == 0 and cli("leaderboard", "check").returncode == 0
     for path in (tmp_path / "runs" / "records").glob("*/record.json"):
-        if json.loads(path.read_text())["spec"]["method"] == "finetune":
+        if json.loads(path.read_text())["spec"]["profile"]["name"] == "another":
             shutil.rmtree(path.parent)
     part = cli("leaderboard", "check")
     assert part.returncode == 0, part.stdout
+    file = tmp_path / "LEADERBOARD.md"
+    (told,) = read_boards(file.read_text(), file)
+    file.write_text(as_markdown([told.model_copy(update={"profile": "another"})]))
+    wrong = cli("leaderboard", "check")
+    assert (
+        wrong.returncode == 3
+        and f"profile is not its records' (another, theirs {world.profile_file.stem})" in wrong.stdout
+    )
 
 
 def test_what_a_row_is_called_cannot_draw_on_the_terminal() -> None:

@@ -87,7 +87,8 @@ def test_no_leaderboard_does_what_a_hostile_text_says(report: Path, cli: Cli, wo
     assert done.returncode == 0, done.stderr
     assert cli("leaderboard", "write", "--runs", runs, "--into", "LB.md").returncode == 0
     text = (tmp_path / "LB.md").read_text()
-    assert "label" in text and all(re.fullmatch("#run-[0-9a-f]{16}", to) for to in require_plain(text))
+    links = require_plain(text)
+    assert "label" in text and links and all(re.fullmatch("#run-[0-9a-f]{16}", link) for link in links)
     assert cli("leaderboard", "check", "LB.md", "--runs", runs).returncode == 0
     for how in ((), ("--long",), ("--json",)):
         shown = cli("leaderboard", "show", "--runs", runs, *how)
@@ -109,6 +110,12 @@ def require_plain(markdown: str) -> set[str]:
 @given(st.text())
 def test_a_markdown_cell_of_any_text_is_text_to_commonmark(text: str) -> None:
     assert require_plain(f"| a | b |\n|---|---|\n| {markdown_cell(text)} | x |\n") == set()
+
+
+def test_a_markdown_cell_makes_no_forge_link_or_mention_anybody() -> None:
+    """Beyond CommonMark forges link addresses without brackets, and tell whoever is named."""
+    made = markdown_cell("http://a.example www.b.example me@c.example @somebody")
+    assert not re.search(r"://|www\.|@[a-z]", made) and made.replace("\u2060", "").endswith("@somebody")
 
 
 @given(st.text())

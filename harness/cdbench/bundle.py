@@ -71,7 +71,7 @@ def bundle(saved: SavedStudy, where: Places, target: Path, *, weights: bool = Tr
     if missing:
         raise UserError(
             f"{len(missing)} of the {len(saved.run_ids)} runs of {saved.name} have no record yet ({missing[0]} for one): a "
-            f"bundle holds whole studies. cdbench reproduce {saved.name}, without -k, runs the rest"
+            f"bundle holds whole studies. {saved.command}{', without -k,' if ' -k' in saved.command else ''} runs the rest"
         )
     records = [record.read(where.run(run_id)) for run_id in saved.run_ids]
     for done in records:

@@ -11,6 +11,7 @@ from cdbench.circuit_options import SHOWN, data_options, data_wanted, model_opti
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
+    from cdbench.circuits.saved import Subject
     from cdbench.circuits.scores import Scores
 
 
@@ -51,12 +52,16 @@ def export(folder: Path, form: str, out: Path | None, keep: int | None, as_json:
     click.echo(out)
 
 
-def _is_held(folder: Path, scores: "Scores") -> bool:
-    """Whether a folder's circuit has these scores and no others."""
+def _is_held(folder: Path, subject: "Subject", scores: "Scores") -> bool:
+    """Whether a folder's circuit is of this model, with these scores and no others."""
     from cdbench.circuits import saved
 
-    made, held = saved.read(folder)
-    return made.level == scores.level and held.rows.equal(scores.rows.float()) and held.sizes.equal(scores.sizes)
+    try:
+        made, held = saved.read(folder)
+    except UserError:  # what is left of one, of which nobody can say what it was
+        return False
+    same = held.rows.double().equal(scores.rows.float().double()) and held.sizes.long().equal(scores.sizes.long())
+    return (made.model, made.level) == (subject, scores.level) and same
 
 
 @click.command("import")
@@ -100,7 +105,7 @@ def import_(file: Path, form: str, **options: Any) -> None:
         "cdbench": __version__, "model": studied.subject, "data": data, "by": "import", "level": level, "steps": 1,
         "top": top_rows(scores, graph, strongest(scores, graph, min(SHOWN, graph.items(level)))), **dict.fromkeys(unknown),
     }  # fmt: skip
-    if (folder / saved.CIRCUIT).exists() and not _is_held(folder, scores):
+    if (folder / saved.CIRCUIT).exists() and not _is_held(folder, studied.subject, scores):
         raise UserError(f"{folder} holds another circuit, which would be lost: name another folder with --out")
     made = saved.write(folder, table, scores)
     if options["as_json"]:

@@ -356,7 +356,9 @@ def _run_studies(
         command=_command(),
         runner=runner,
         # Whoever runs one method in a container wants to see what it says; of a whole study that would be noise.
-        logs=runner.isolated and len(studies[0].methods) == 1 if options["logs"] is None else options["logs"],
+        logs=runner.isolated and all(len(s.methods) == 1 for s in studies)
+        if options["logs"] is None
+        else options["logs"],
     )
     # Planned again one by one: a run that two studies share is finished when the second comes to it.
     results = [session.run_study(plan.make_plan(study, where, **wanted), settings) for study in studies]

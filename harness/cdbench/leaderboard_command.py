@@ -264,7 +264,7 @@ def board_text(board: "Board") -> str:
         "  = shares its place: it counts the rows that are significantly better (paired over seeds and problems, Holm-corrected)",
         "  and is not before that of a row of higher accuracy",
     ]
-    if board.profile == "smoke":
+    if "smoke" in board.of_profiles:
         lines.append("  the smoke profile shows that the flow works: its numbers and places mean nothing")
     return "\n".join(lines)
 

@@ -64,7 +64,7 @@ def folder_content(config: FolderModel) -> str:
 
 def weights_sentence(config: HubModel) -> str:
     """What to do about missing weights."""
-    if (folder := _cached(config.repo, config.revision)) and any(folder.glob("*.bin")):
+    if (folder := _cached(config.repo, config.revision)) and any(folder.glob("pytorch_model*.bin")):
         return (
             f"{config.repo} at revision {config.revision[:12]} has no .safetensors in the Hugging Face cache: name that folder "
             f"itself, of which the .bin files are read ({folder})"

@@ -9,6 +9,7 @@ differ is not known.
 """
 
 import base64
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -32,6 +33,8 @@ from cdbench.inference import (
 from cdbench.report.collect import mean_of
 from cdbench.report.formats import Measured
 
+FOLDER = re.compile(r"[A-Za-z0-9_\-]*")
+"""What a study's folder is called, as far as a leaderboard names it."""
 PROFILES = ", "
 """Between the names of a board's profiles."""
 _ALPHA = 0.05
@@ -93,7 +96,7 @@ class RowEntry(Closed):
     command: str
     commit: str
     code: str
-    study: Annotated[str, Field(pattern=r"^[A-Za-z0-9_\-]*$")]
+    study: Annotated[str, Field(pattern=rf"^{FOLDER.pattern}$")]
     failed: Annotated[int, Field(ge=0)]
     runs: Annotated[list[RunEntry], Field(min_length=1)]
 

@@ -43,7 +43,9 @@ def tex_comment(text: object) -> Escaped:
 
 def markdown_cell(text: object) -> str:
     """Text that cannot break out of a Markdown table, and of which no forge makes a link."""
-    plain = re.sub(r"(?i)://|www\.|@", lambda found: "\u2060".join(found[0]), " ".join(str(text).split()))
+    plain = re.sub(
+        r"(?i)://|www\.|@", lambda found: "".join(f"{c}\u2060" for c in found[0]), " ".join(str(text).split())
+    )
     marked = re.sub(r"([\\|`\[\]!*_~#])", r"\\\1", plain)
     return marked.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 

@@ -16,7 +16,7 @@ from cdbench.plan import STUDY_FILE, Places, flat, read_study
 from cdbench.provenance import evaluation_digest
 from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
-from cdbench.report.board import PROFILES, Answered, Board, RowEntry, RunEntry, pack, placed
+from cdbench.report.board import FOLDER, PROFILES, Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
 from cdbench.report.collect import machine_of, read_answers
 
@@ -49,10 +49,10 @@ def boards(where: Places, task: str | None = None) -> list[Board]:
 
 
 def _studies(where: Places) -> dict[str, set[str]]:
-    """Run id -> studies with a report that shows it."""
+    """Run id -> studies with a report that shows it; of a folder's name that fits no link, none."""
     found: dict[str, set[str]] = {}
     for path in where.runs.glob(f"*/{STUDY_FILE}"):
-        if (path.parent / "report" / "index.html").is_file():
+        if (path.parent / "report" / "index.html").is_file() and FOLDER.fullmatch(path.parent.name):
             for run_id in read_study(path.parent.name, where).run_ids:
                 found.setdefault(run_id, set()).add(path.parent.name)
     return found
@@ -190,7 +190,7 @@ class Checked:
     Attributes:
         runs: how many the file names.
         present: of these have a record here.
-        held: of these give what the file says; the others were made again on a machine of another kind.
+        held: of these were held against the file; the others were made again on a machine of another kind.
     """
 
     runs: int
@@ -229,7 +229,7 @@ def check(file: Path, where: Places) -> Checked:
     ours = boards(where) if here else []
     elsewhere: list[str] = []
     for board in told:
-        wrong += _against_records(board, ours, here, elsewhere, notes)
+        wrong += _against_records(board, ours, here, elsewhere, notes) + _of_other_profiles(board, here, where)
     notes += [
         f"{board.task}, profile {board.profile}: a board of {len(board.rows)} rows has its records here and is not in the file"
         for board in ours
@@ -247,13 +247,11 @@ def _against_records(
     if len(mine) > 1:
         wrong.append(f"{board.task}: the file puts on one board what cannot be compared")
     for each in mine:
-        keys = ("task", "profile", "heldout")
+        keys = ("task", "heldout")
         wrong += [
             f"{board.task}: {key} is not its records' ({getattr(board, key)}, theirs {getattr(each, key)})"
             for key in keys
             if getattr(each, key) != getattr(board, key)
-            # Of records that are not all here some of its profiles may have none.
-            and not (key == "profile" and board.of_profiles >= each.of_profiles)
         ]
         if each.evaluation != board.evaluation:  # another evaluation may answer the same, and is held to it
             notes.append(
@@ -275,6 +273,15 @@ def _against_records(
             f"{row.name} has its records here and is not in the file" for row in rows if not own & set(row.run_ids)
         ]
     return wrong
+
+
+def _of_other_profiles(board: Board, here: set[str], where: Places) -> list[str]:
+    """Held against the runs that the file names: other profiles may share a board here, and some of its runs may not be here."""
+    own = {run_id for row in board.rows for run_id in row.run_ids}
+    theirs = {read(where.run(run_id)).spec.profile.name for run_id in own & here}
+    right = theirs == board.of_profiles if own <= here else theirs <= board.of_profiles
+    named = f"({board.profile}, theirs {PROFILES.join(sorted(theirs))})"
+    return [] if right else [f"{board.task}: profile is not its records' {named}"]
 
 
 def _row_against_records(

@@ -100,12 +100,34 @@ class DockerRunner(Runner):
         self._probe(client, spec)
 
     def _probe(self, client: Any, spec: RunSpec) -> None:
-        """Starts a container as a step's would be: the engine's promises, the libraries inside, the GPUs."""
+        """Starts containers as steps' would be: the engine's promises, the libraries inside, each GPU by itself."""
+        assert self.image
+        libraries = [name for name in versions() if name != "python"]
+        each: list[tuple[str, ...]] = [(gpu,) for gpu in self._gpus]
+        for gpus in each or [()]:
+            visible, inside = self._asked_inside(client, spec, gpus, libraries)
+            if visible < len(gpus):  # an engine may take the order and give none; a card may have fallen off the bus
+                raise EnvironmentLacks(
+                    f"GPU {gpus[0]} was asked for, and {visible} GPUs are visible in its container: see nvidia-smi, and name "
+                    "those that work with --gpus"
+                )
+            wrong = [
+                f"{name} {inside.get(name)} inside, {own} outside"
+                for name, own in versions().items()
+                if name in inside and images.public(inside[name]) != images.public(own)
+            ]
+            if wrong:
+                raise EnvironmentLacks(
+                    f"{self.image.tag} has other libraries ({'; '.join(wrong)}): cdbench build makes a new one"
+                )
+
+    def _asked_inside(
+        self, client: Any, spec: RunSpec, gpus: tuple[str, ...], libraries: Sequence[str]
+    ) -> tuple[int, dict[str, str]]:
+        """How many GPUs a container sees, and which versions of libraries it has."""
         from docker.errors import APIError
 
         assert self.image
-        libraries = [name for name in versions() if name != "python"]
-        gpus = tuple(self._gpus)
         ask = "import json\nfrom importlib import metadata as m\n"
         ask += "import torch\ngpus = torch.cuda.device_count()\n" if gpus else "gpus = 0\n"  # torch takes seconds
         ask += f"print(json.dumps([gpus, {{n: m.version(n) for n in {libraries}}}]))"
@@ -117,8 +139,8 @@ class DockerRunner(Runner):
             require_promises(container, promises_of(spec, gpus))
             container.start()
             code = container.wait(timeout=120)["StatusCode"]
-            told = container.logs(stdout=True, stderr=False).decode()
-            if code != 0:
+            told = container.logs(stdout=True, stderr=False).decode().splitlines()
+            if code != 0 or not told:
                 raise EnvironmentLacks(f"{self.image.tag} cannot run Python: {container.logs().decode()[-300:]}")
         except APIError as error:
             raise EnvironmentLacks(_engine_words(error)) from None
@@ -126,21 +148,8 @@ class DockerRunner(Runner):
             if container:
                 container.remove(force=True, v=True)
             box.remove()
-        visible, inside = json.loads(told.splitlines()[-1])
-        if visible < len(gpus):  # an engine may take the order and give none; a card may have fallen off the bus
-            raise EnvironmentLacks(
-                f"{len(gpus)} GPU{'s' if len(gpus) > 1 else ''} ({', '.join(gpus)}) asked for, {visible} visible in a container: "
-                "see nvidia-smi, and name those that work with --gpus"
-            )
-        wrong = [
-            f"{name} {inside.get(name)} inside, {own} outside"
-            for name, own in versions().items()
-            if name in inside and images.public(inside[name]) != images.public(own)
-        ]
-        if wrong:
-            raise EnvironmentLacks(
-                f"{self.image.tag} has other libraries ({'; '.join(wrong)}): cdbench build makes a new one"
-            )
+        visible, inside = json.loads(told[-1])
+        return visible, inside
 
     def start(self, step: str, folder: Path, store: Path, spec: RunSpec, shared: Collection[str] = ()) -> Handle:
         gpus = (self._free.pop(0),) if spec.profile.device == "cuda" else ()
