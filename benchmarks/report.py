@@ -1,6 +1,6 @@
 """How long a report of two hundred runs takes, how large its page is, and when a browser shows it.
 
-    python benchmarks/report.py --runs runs --study paper_a
+    python benchmarks/report.py --runs runs        # of paper_a's and of paper_b's
 
 The runs are those of a finished study, multiplied: each copy is a run of its own, with another seed and record, until there are
 two hundred. What is measured is the report alone, in a process of its own. The browser's figure needs Chromium and
@@ -78,28 +78,32 @@ def first_view(page: Path) -> float | None:
     return min(found)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=Path, default=Path("runs"))
-    parser.add_argument("--study", default="paper_a")
-    parser.add_argument("--wanted", type=int, default=200)
-    options = parser.parse_args()
-    source = Places(options.runs.resolve(), options.runs.resolve() / "store")
+def measured(source: Places, study: str, wanted: int) -> dict[str, Any]:
+    """What a report of so many runs of a study takes."""
     with tempfile.TemporaryDirectory() as name:
         target = Places(Path(name) / "runs", Path(name) / "store")
-        runs = multiplied(source, options.study, target, options.wanted)
-        command = [sys.executable, "-m", "cdbench", "report", options.study, "--runs", str(target.runs)]
+        runs = multiplied(source, study, target, wanted)
+        command = [sys.executable, "-m", "cdbench", "report", study, "--runs", str(target.runs)]
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds = time.perf_counter() - began
-        page = target.study(options.study) / "report" / "index.html"
-        result = {
+        page = target.study(study) / "report" / "index.html"
+        return {
             "runs": runs,
             "report_seconds": round(seconds, 1),
             "page_megabytes": round(page.stat().st_size / 1e6, 2),
             "first_view_seconds": (view := first_view(page)) and round(view, 2),
         }
-    save("report", result)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--study", nargs="+", default=["paper_a", "paper_b"])
+    parser.add_argument("--wanted", type=int, default=200)
+    options = parser.parse_args()
+    source = Places(options.runs.resolve(), options.runs.resolve() / "store")
+    save("report", {study: measured(source, study, options.wanted) for study in options.study})
 
 
 if __name__ == "__main__":
