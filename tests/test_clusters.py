@@ -93,6 +93,10 @@ def test_ray_runs_a_study_and_outlives_a_node(
 ) -> None:
     assert ray_cluster.stdout and ray_cluster.stdin
     env = os.environ | {"RAY_ADDRESS": ray_cluster.stdout.readline().strip(), "CDBENCH_PLUGINS": waits}
+    # Ray itself would wait without a word for a node that is not there.
+    small = cli("run", "base", *args, "--runner", "ray", "--set", "threads=2", RAY_ADDRESS=env["RAY_ADDRESS"])
+    assert small.returncode == 4, small.stderr
+    assert "none of the Ray cluster's 2 nodes has 2 CPUs, which profile 'micro' asks for a step" in small.stderr
     options = ["--runner", "ray", "--seeds", "0,1", "--set", "method.seconds=1"]
     command = [sys.executable, "-m", "cdbench", "run", "waits", *args, *options]
     study = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

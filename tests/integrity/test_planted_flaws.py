@@ -39,6 +39,8 @@ CAUGHT = {
     "a_fifo": ("refused", "student.safetensors is a pipe"),
     "a_huge_file": ("failed", "File too large"),
     "many_files": ("refused", "limits.output_gib"),
+    # Root lists it all the same; another user's harness refuses what it may not look at.
+    "hides_its_files": ("refused", "hides what it writes" if os.getuid() else "limits.output_gib"),
     "holds_deleted_files": ("refused", "GiB of deleted files; limits.output_gib allows less"),
     "empty_files": ("refused", "left more than 20000 files"),
     "forks_without_end": ("failed", "Resource temporarily unavailable"),

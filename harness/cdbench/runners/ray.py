@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from cdbench.config import RunSpec
@@ -52,6 +53,20 @@ class RayRunner(RemoteRunner):
             raise EnvironmentLacks(
                 f"no Ray cluster is found at {address} ({str(error).splitlines()[0]}): {_ADVICE}"
             ) from None
+
+    def require(self, specs: list[RunSpec], scratch: Path) -> None:
+        super().require(specs, scratch)
+        import ray
+
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        for spec in specs:
+            wanted = {"CPU": spec.profile.threads, "GPU": int(spec.profile.device == "cuda")}
+            if not any(all(node.get(what, 0) >= n for what, n in wanted.items()) for node in nodes):
+                told = " and ".join(f"{n} {what}{'s' if n > 1 else ''}" for what, n in wanted.items() if n)
+                raise EnvironmentLacks(
+                    f"none of the Ray cluster's {len(nodes)} nodes has {told}, which profile '{spec.profile.name}' "
+                    "asks for a step: Ray would wait for such a node for ever; add one, or --set threads=N"
+                )
 
     def submit(self, order: Order, spec: RunSpec) -> tuple[Callable[[], End], Callable[[], None]]:
         import ray

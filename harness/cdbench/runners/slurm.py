@@ -38,9 +38,8 @@ class SlurmRunner(RemoteRunner):
 
     name = "slurm"
 
-    def __init__(self, inside: Inside, image: str | None = None, partition: str | None = None) -> None:
+    def __init__(self, inside: Inside, image: str | None = None) -> None:
         super().__init__(inside, image)
-        self._partition = partition
         self._failed_on: dict[tuple[str, str], set[str]] = {}
         """(spec, step) -> nodes on which it has ended through no fault of its own."""
 
@@ -98,8 +97,6 @@ class SlurmRunner(RemoteRunner):
         }
         if spec.profile.device == "cuda":
             parameters["gpus_per_node"] = 1
-        if self._partition:
-            parameters["slurm_partition"] = self._partition
         if without:
             parameters["slurm_exclude"] = ",".join(sorted(without))
         executor.update_parameters(**parameters)
