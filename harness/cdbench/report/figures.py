@@ -139,7 +139,7 @@ class Dot:
 
 
 def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Picture:
-    """Accuracies with their intervals, a panel a held-out set; the panels have the same rows."""
+    """Accuracies with their intervals, a panel a held-out set; the panels have the same rows and the same axis."""
     rows = max(len(panel) for panel in panels.values())
     lone = len(panels) == 1
     with _drawing(8 if lone else 4.6, 0.9 + (0.38 if lone else 0.3) * rows, len(panels)) as (figure, axes):
@@ -154,6 +154,9 @@ def dots(name: str, panels: Mapping[str, Sequence[Dot]], caption: str) -> Pictur
             one.locator_params(axis="x", nbins=8 if lone else 4)
             one.xaxis.set_major_formatter(PercentFormatter(xmax=1))
             one.set_title(title, fontsize=10)
+        edges = [edge for one in axes for edge in one.get_xlim()]
+        for one in axes:  # a length is to be read against the others
+            one.set_xlim(min(edges), max(edges))
         figure.supxlabel("accuracy on held-out problems", fontsize=10)
         svg = _svg(figure, name)
     told = "; ".join(
