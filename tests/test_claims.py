@@ -36,7 +36,14 @@ def row(method: str, accuracy: float, *, seeds: int = 5, n: int = 1000, luck: fl
     if method in ("teacher", "base"):
         hits = np.repeat(hits[:1], 1 if method == "teacher" else seeds, axis=0)
     made = [
-        SimpleNamespace(run_id=f"{method}{i}", spec=SimpleNamespace(seed=i), metrics=None, params={}, extras={})
+        SimpleNamespace(
+            run_id=f"{method}{i}",
+            spec=SimpleNamespace(seed=i),
+            metrics=None,
+            params={},
+            extras={},
+            code=SimpleNamespace(evaluation="e"),
+        )
         for i in range(len(hits))
     ]
     return Group(method, method, TASK, point or {}, cast(Any, tuple(made)), (), hits, tuple(Path() for _ in made))

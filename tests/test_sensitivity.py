@@ -46,7 +46,9 @@ def test_three_levels_are_two_steps_and_have_no_interaction() -> None:
     assert [each.name for each in found] == ["λ 0 → 0.1", "λ 0.1 → 0.2", "LR 0.0001 → 0.0002"]
 
 
-@pytest.mark.parametrize("lacks", ["a cell", "a common seed", "the same problems"])
+@pytest.mark.parametrize(
+    "lacks", ["a cell", "a common seed", "the same problems", "the same evaluation", "one row a cell"]
+)
 def test_half_a_factorial_says_nothing(lacks: str) -> None:
     cells = {(0.01, 1e-4): 0.6, (0.01, 2e-4): 0.7, (0.05, 1e-4): 0.6, (0.05, 2e-4): 0.7}
     groups = factorial(cells)
@@ -54,8 +56,13 @@ def test_half_a_factorial_says_nothing(lacks: str) -> None:
         groups.pop()
     elif lacks == "a common seed":
         groups[0] = row("cka_cd", 0.6, point=groups[0].point, seeds=0)
-    else:
+    elif lacks == "the same problems":
         groups[0] = row("cka_cd", 0.6, point=groups[0].point, n=500)
+    elif lacks == "the same evaluation":
+        for record in groups[0].records:
+            record.code.evaluation = "another"
+    else:
+        groups.append(row("cka_cd", 0.6, point=groups[0].point))
     assert factor_effects(groups) == []
 
 
