@@ -111,7 +111,7 @@ def choose(harness: "subprocess.Popen[bytes]", runs: Path, runner: str, draw: ra
     kinds = ["harness", "worker", "container"] if runner == "docker" else ["harness", "worker"]
     kind = draw.choice(kinds)
     if kind == "harness":
-        return (kind, lambda: harness.poll() is None and killed(harness.kill)) if harness.poll() is None else None
+        return kind, lambda: harness.poll() is None and killed(harness.kill)
     if runner == "local":
         workers = [p for p in descendants(harness.pid) if "forkserver" in " ".join(command_of(p))]
         return (kind, lambda: killed(draw.choice(workers).kill)) if workers else None
