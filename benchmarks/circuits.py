@@ -1,11 +1,11 @@
 """What looking at circuits costs, side by side with how it is usually done, in one run.
 
-    python benchmarks/circuits.py [--quick]
+    git clone https://github.com/hannamw/EAP-IG; make oracles
+    PYTHONPATH=.oracles python benchmarks/circuits.py EAP-IG/src [--quick]
 
 - attribution of all nodes, in forward passes of the same model (target: at most 4, whatever the number of nodes), held against
   hooks on the model's own modules and autograd;
-- edges against EAP-IG's way, at least 2 times faster: a stand-in of ours for its code, which runs on CUDA alone, on
-  TransformerLens (`make oracles` installs it; PYTHONPATH=.oracles); `eap_ig.py` takes its own package;
+- edges against EAP-IG's own package, at least 2 times faster, with one gradient (EAP) and with five (EAP-IG);
 - edges against a plainer way, a copy of the residual stream per reader: no figure to reach;
 - mean ablation of every MLP against a hook and a whole pass each, at 16 layers: at least 1.9 times faster, equal accuracies;
 - exact patching of all nodes against a hook and a whole pass each, on small batches: at least 3 times faster.
@@ -14,17 +14,14 @@ Times are medians of alternating repetitions; each pair of ways is held against 
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import replace
-from importlib import metadata
-from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import eap_ig
 import torch
-from machine import save
+from machine import alternately, save
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -59,18 +56,6 @@ def contrasts(n: int, t: int = 12) -> Contrasts:
     corrupt[:, [2, 5]] = torch.randint(3, VOCABULARY, (n, 2), generator=g)
     last, (correct, other) = torch.full((n,), t - 1), torch.randint(3, VOCABULARY, (2, n), generator=g)
     return Contrasts(clean, corrupt, last, last, correct, other, ((Example("", "", ()),) * 2,) * n)
-
-
-def alternately(ways: dict[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
-    """Median seconds of each way, run in turns after one warm-up, and what each gave."""
-    results = {name: way() for name, way in ways.items()}
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, way in ways.items():
-            began = time.perf_counter()
-            way()
-            times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(each) for name, each in times.items()}, results
 
 
 def beside(
@@ -192,96 +177,6 @@ def split_edges(model: LlamaForCausalLM, pairs: Contrasts) -> Tensor:
     return scores * graph.edge_mask
 
 
-def lens_edges(bridge: Any, pairs: Contrasts, graph: Graph, steps: int = 1) -> Tensor:
-    """EAP-IG's way (Hanna et al. 2024) on TransformerLens, as MIB runs it: one tensor of all sources' differences, filled by
-    forward hooks on both prompts; a backward hook a reader multiplies its gradient with what was written before it. With
-    more than one step the gradients are those at inputs k/steps of the way from the counterfactual's embedding, k from 0 on.
-
-    Kinder than their code in one thing: no gradients of the weights.
-    """
-    n, t = pairs.clean.shape
-    moved = torch.zeros(n, t, len(graph.nodes), bridge.cfg.d_model)
-    scores = torch.zeros(graph.edge_mask.shape)
-
-    def add(places: Any, sign: int) -> Callable[..., None]:
-        def hook(value: Tensor, hook: Any) -> None:
-            moved[:, :, places] += sign * value.detach()
-
-        return hook
-
-    def multiply(before: int, readers: Any) -> Callable[..., None]:
-        def hook(gradient: Tensor, hook: Any) -> None:
-            columns = gradient.unsqueeze(2) if gradient.ndim == 3 else gradient
-            product = torch.einsum("btsw,btrw->sr", moved[:, :, :before], columns)
-            scores[:before, readers] += product if product.shape[1] > 1 else product[:, 0]
-
-        return hook
-
-    sources: list[tuple[str, Any]] = [("hook_embed", 0)]
-    readers: list[tuple[str, Callable[..., None]]] = []
-    for i in range(graph.layers):
-        first, mlp, column = graph.head(i, 0), graph.mlp(i), i * (3 * graph.heads + 1)
-        sources += [(f"blocks.{i}.attn.hook_result", slice(first, mlp)), (f"blocks.{i}.hook_mlp_out", mlp)]
-        for k, letter in enumerate("qkv"):
-            own = slice(column + k * graph.heads, column + (k + 1) * graph.heads)
-            readers.append((f"blocks.{i}.hook_{letter}_input", multiply(first, own)))
-        readers.append((f"blocks.{i}.hook_mlp_in", multiply(mlp, column + 3 * graph.heads)))
-    readers.append((f"blocks.{graph.layers - 1}.hook_resid_post", multiply(len(graph.nodes), scores.shape[1] - 1)))
-    added, taken = ([(name, add(where, sign)) for name, where in sources] for sign in (1, -1))
-    with torch.no_grad(), bridge.hooks(fwd_hooks=taken):
-        bridge(pairs.corrupt)
-    far = -moved[:, :, 0].clone()
-    # With one step the clean prompt is the one that gradients are taken at; with more it is run for its outputs alone.
-    if steps > 1:
-        with torch.no_grad(), bridge.hooks(fwd_hooks=added):
-            bridge(pairs.clean)
-    for k in range(steps):
-        share = k / steps if steps > 1 else 1.0
-
-        def embedding(value: Tensor, hook: Any, share: float = share) -> Tensor:
-            return (far + share * (value.detach() - far)).requires_grad_()
-
-        live = [("hook_embed", embedding), *(added if steps == 1 else [])]
-        with torch.enable_grad(), bridge.hooks(fwd_hooks=live, bwd_hooks=readers):
-            logits = bridge(pairs.clean)
-            pairs.difference(logits[torch.arange(n), pairs.last]).sum().backward()
-    return scores / (n * steps) * graph.edge_mask
-
-
-def bridged(model: LlamaForCausalLM, tokenizer: Any) -> Any:
-    """The model as TransformerLens 4 has it, with the hooks that EAP-IG's way asks for."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge: Any = TransformerBridge.boot_transformers(
-        "meta-llama/Llama-3.2-1B", hf_model=deepcopy(model), tokenizer=tokenizer, device="cpu"
-    )
-    for switch in (bridge.set_use_split_qkv_input, bridge.set_use_attn_result, bridge.set_use_hook_mlp_in):
-        switch(True)
-    return bridge
-
-
-def eap_ig(repeats: int, steps: int) -> dict[str, Any]:
-    """Edge attribution with one gradient (EAP), or with several (integrated gradients), against EAP-IG's way.
-
-    Its own code runs on CUDA alone (the device is written into it).
-    """
-    from cdbench.zoo import make_tokenizer
-
-    model, pairs = llama(12, 8, 256, shared=1), contrasts(64)
-    graph = Graph.of(model)
-    bridge = bridged(model, make_tokenizer())
-    bridge.requires_grad_(False)
-    usual = ("on TransformerLens", lambda: lens_edges(bridge, pairs, graph, steps))
-    own = ("closed form", lambda: attribute(model, pairs, "edge", steps=steps).mean)
-    found = beside(usual, own, repeats)
-    return {
-        "edges": len(graph.edges),
-        "steps": steps,
-        "transformer_lens": metadata.version("transformer-lens"),
-        **found,
-    }
-
-
 def edges(repeats: int) -> dict[str, Any]:
     """Edge attribution against a copy of the stream per reader."""
     model, pairs = llama(12, 8, 256), contrasts(64)
@@ -360,23 +255,23 @@ def exact(repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Runs all five and writes results/circuits.json."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Runs all and writes results/circuits.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkout", type=Path, help="the folder in which EAP-IG's package `eap` lies")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions, and nothing is written")
-    quick = parser.parse_args().quick
-    if not find_spec("transformer_lens"):
-        parser.error("TransformerLens is not installed: make oracles, then PYTHONPATH=.oracles")
+    given = parser.parse_args()
+    if reason := eap_ig.missing(given.checkout):
+        parser.error(reason)
     torch.set_num_threads(1)
-    repeats = 2 if quick else 9
+    repeats = 2 if given.quick else 9
     result = {
         "attribution": attribution(repeats),
         "edges": edges(repeats),
-        "edges_as_eap": eap_ig(repeats, 1),
-        "edges_as_eap_ig": eap_ig(repeats, 5),
+        "eap_ig": eap_ig.measured(given.checkout, llama(12, 8, 256, shared=1), contrasts(64), repeats),
         "ablation": ablation(repeats),
         "exact": exact(repeats),
     }
-    if quick:
+    if given.quick:
         print(result)
     else:
         save("circuits", result)

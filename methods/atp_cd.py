@@ -17,7 +17,7 @@ class AttributionPatchingDistillation(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "attribution") for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share, self.pairing)
-        circuit = top_components(student, self.share)
+        circuit = top_components(student, self.share, signed=self.pairing == "importance")
         terms = [Kl(self.temperature), CkaAlignment(pairs, self.alignment_weight)]
         trained = problem.fit(terms, circuit if self.train == "circuit" else ())
         return Outcome(trained.weights, extras={"component_pairs": pairs, "circuit": circuit})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from cdbench.api import CrossEntropy, Method, Outcome, Problem, other_components, top_components
+from cdbench.api import CrossEntropy, Method, Outcome, Problem, other_components, shared_parameters, top_components
 
 
 @dataclass(frozen=True)
@@ -13,6 +13,8 @@ class CircuitFinetuneOtherPart(Method):
 
     def run(self, problem: Problem) -> Outcome:
         found = problem.components("student", self.by)
-        part = other_components(top_components(found, self.share), found.sites, problem.rng("other_part"))
+        circuit = top_components(found, self.share)
+        part = other_components(circuit, found.sites, problem.rng("other_part"))
+        of_circuit = shared_parameters(problem.student, part, circuit)
         trained = problem.fit([CrossEntropy()], part)
-        return Outcome(trained.weights, extras={"part": part})
+        return Outcome(trained.weights, extras={"part": part, "part_of_circuit": of_circuit})

@@ -17,4 +17,5 @@ class GlobalRandomCircuit(Method):
         target = other_components(circuit, teacher.sites, problem.rng("random_circuit"))
         terms = [Kl(self.temperature), GlobalCka(own, target, self.alignment_weight)]
         trained = problem.fit(terms, own)
-        return Outcome(trained.weights, extras={"teacher_part": target})
+        of_circuit = len({*target} & {*circuit}) / len(target)
+        return Outcome(trained.weights, extras={"teacher_part": target, "part_of_circuit": of_circuit})

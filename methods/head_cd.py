@@ -13,6 +13,6 @@ class HeadCircuitDistillation(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "ablation").heads for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share, "importance")
-        circuit = top_components(student, self.share)
+        circuit = top_components(student, self.share, signed=True)
         trained = problem.fit([CrossEntropy(), CkaAlignment(pairs, self.alignment_weight)], circuit)
         return Outcome(trained.weights, extras={"component_pairs": pairs, "circuit": circuit})

@@ -24,4 +24,4 @@ class HeadRandomPairs(Method):
         functional = pair_components(student, teacher, self.share, "importance")
         pairs = random_partners(functional, teacher, problem.rng("random_pairs"))
         terms = [CrossEntropy(), CkaAlignment(pairs, self.alignment_weight)]
-        return problem.fit(terms, top_components(student, self.share))
+        return problem.fit(terms, top_components(student, self.share, signed=True))

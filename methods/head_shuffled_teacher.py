@@ -23,4 +23,4 @@ class HeadShuffledTeacher(Method):
         student, teacher = (problem.components(model, "ablation").heads for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share, "importance")
         terms = [CrossEntropy(), CkaAlignment(pairs, self.alignment_weight, permutation=shuffled_rows(problem))]
-        return problem.fit(terms, top_components(student, self.share))
+        return problem.fit(terms, top_components(student, self.share, signed=True))

@@ -14,4 +14,4 @@ class HeadUntrainedTeacher(Method):
         student, teacher = (problem.components(model, "ablation").heads for model in ("student", "teacher"))
         pairs = pair_components(student, teacher, self.share, "importance")
         terms = [CrossEntropy(), CkaAlignment(pairs, self.alignment_weight, source="untrained_teacher")]
-        return problem.fit(terms, top_components(student, self.share))
+        return problem.fit(terms, top_components(student, self.share, signed=True))

@@ -12,4 +12,4 @@ class HeadWeightZero(Method):
     def run(self, problem: Problem) -> Outcome:
         student, teacher = (problem.components(model, "ablation").heads for model in ("student", "teacher"))
         alignment = CkaAlignment(pair_components(student, teacher, self.share, "importance"), weight=0.0)
-        return problem.fit([CrossEntropy(), alignment], top_components(student, self.share))
+        return problem.fit([CrossEntropy(), alignment], top_components(student, self.share, signed=True))

@@ -20,7 +20,7 @@ def cached_model(cache: Path, repo: str, commit: str, made: Path) -> Path:
 
 def _snapshot(base: Path, commit: str) -> Path:
     """The folder of a commit, not made yet; main is that commit."""
-    (base / "snapshots").mkdir(parents=True)
-    (base / "refs").mkdir()
+    (base / "snapshots").mkdir(parents=True, exist_ok=True)
+    (base / "refs").mkdir(exist_ok=True)
     (base / "refs" / "main").write_text(commit)
     return base / "snapshots" / commit

@@ -287,7 +287,6 @@ def test_attention_tells_what_heads_look_at_and_draws_it(
         (["discover", "0123456789abcdef"], "0123456789abcdef"),
         (["discover", "teacher", "--task", "nothing"], "nothing"),
         (["discover", "teacher", "--data", "mib-generated"], "no token for some of"),
-        (["discover", "teacher", "--data", "mib-subtraction"], "arithmetic_subtraction has no pinned commit here"),
         (["discover", "teacher", "--wordings", "all"], "only MIB's data on the hub ask a problem in several wordings"),
         (
             ["discover", "teacher", "--data", "mib", "--wordings", "all", "--by", "ablation"],
@@ -329,6 +328,9 @@ def test_mibs_data_that_are_not_there_are_named_with_exit_code_4(
     done = command("circuit", "discover", "teacher", *args, "--data", "mib")
     assert done.exit_code == 4, done.stderr
     assert "hf download mib-bench/arithmetic_addition" in done.stderr
+    done = command("circuit", "discover", "teacher", *args, "--data", "mib-subtraction")
+    assert done.exit_code == 4, done.stderr
+    assert "at the commit that begins with 6b39e17" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -582,6 +582,19 @@ def test_rows_that_train_other_parts_of_the_student_are_told() -> None:
     )
 
 
+@pytest.mark.parametrize("share", [0.0, 0.25, 0.5, 0.51, 1.0])
+def test_a_control_that_is_mostly_the_circuit_itself_is_none(share: float) -> None:
+    other = row("kl", 0.6)
+    cast(Any, other.records[-1]).extras["part_of_circuit"] = share
+    found = one(difference("atp_cd", "kl"), row("atp_cd", 0.9), other)
+    if share > 0.5:
+        assert found.outcome == "not tested here"
+        assert f"{share * 100:.1f} % of the part of the model that kl takes instead of the circuit" in found.why
+    else:
+        assert found.outcome == "supported"
+        assert ("of the part that kl takes is the circuit's, too" in found.why) == (share > 0)
+
+
 def test_being_as_good_as_what_has_not_learned_the_task_says_nothing() -> None:
     claim = forms.Equivalence(
         id="T.e", says="", source="", decided_by="equivalence", task=TASK, one="atp_cd", other="cot", margin=0.02,
@@ -603,6 +616,9 @@ def test_a_metric_says_nothing_where_its_control_is_at_the_floor() -> None:
         id="T.m", says="", source="", decided_by="metric", task=TASK, row="atp_cd", metric="circuit.needed_beyond_chance",
         at_least=0.1, control="circuit.random_ablated_share", control_at_least=0.5,
     )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"needed_beyond_chance is at most its control: .* above at_least \(0.1\)"):
+        forms.Metric.model_validate(claim.model_dump() | {"control_at_least": 0.1})
 
     def found(left_by_others: float) -> Verdict:
         group = row("atp_cd", 0.9)
@@ -711,6 +727,30 @@ def test_no_interval_of_a_claim_leaves_what_is_possible() -> None:
     found = {i: SimpleNamespace(exact=SimpleNamespace(spearman=value)) for i, value in enumerate((0.2, 0.9, 0.99))}
     evidence = one(measure("exact.spearman", 0.5), judged("atp_cd", found)).evidence
     assert evidence and evidence.interval.high == 1 and -1 < evidence.interval.low < 0.2
+    sizes = {
+        i: SimpleNamespace(faithfulness=SimpleNamespace(smallest_faithful=s)) for i, s in enumerate((0.01, 0.02, 0.5))
+    }
+    evidence = one(measure("faithfulness.smallest_faithful", 0.1), judged("atp_cd", sizes)).evidence
+    assert evidence and evidence.interval.low == 0
+
+
+@pytest.mark.parametrize(
+    ("f", "smallest"),
+    [
+        ([0.1, 0.95, 1.05, 1.0], 0.2),
+        ([0.95, 0.2, 0.95, 1.0], 0.5),  # the first was luck
+        ([0.1, 1.9, 0.91, 1.0], 0.5),  # as far from the model as one that does worse
+        ([0.1, 0.2, 0.3, 1.0], 1.0),
+        ([0.0, 0.0, math.nan, 1.0], 1.0),
+        ([1.0, 1.0, 1.0, 1.0], 0.1),
+    ],
+)
+def test_the_smallest_faithful_size_is_that_from_which_on_all_are(f: list[float], smallest: float) -> None:
+    made = Faithfulness(
+        items=[1, 2, 5, 10], f=f, f_absolute=f, cpr=0, cpr_95=[], cmd=0, cmd_95=[], metric_whole=1, metric_empty=0
+    )
+    assert made.smallest_faithful == smallest
+    assert made.model_copy(update={"on_noise": True}).smallest_faithful is None
 
 
 def test_the_band_of_a_curve_by_hand() -> None:

@@ -21,7 +21,7 @@ from cdbench.circuits.components import (
     top_components,
 )
 from cdbench.circuits.graph import Graph
-from cdbench.circuits.subnetwork import parameter_masks
+from cdbench.circuits.subnetwork import parameter_masks, shared_parameters
 from cdbench.errors import RunFailed, UserError
 from cdbench.files import write_json
 from cdbench.objectives.global_cka import global_cka, make_probe
@@ -89,6 +89,22 @@ def test_pairing_by_importance_is_the_papers_rule_for_layers() -> None:
     assert pair_components(student, teacher, 1.0, "importance") == (
         ("attn.0.head.0", "attn.1.head.0"), ("attn.1.head.0", "attn.2.head.0"),
     )  # fmt: skip
+
+
+def test_pairing_by_importance_takes_the_nearest_of_all_the_teachers_and_leaves_out_what_harms() -> None:
+    """By hand: 1 goes with 1 and .2 with .2, though the teacher's own better half is 1 and .9."""
+    student = of(a0h0=[1.0, 1.0], a0h1=[0.2, 0.2], a1h0=[0.1, 0.1], a1h1=[-0.9, -0.9])
+    teacher = of(a0h0=[1.0, 1.0], a0h1=[0.9, 0.9], a1h0=[0.2, 0.2], a1h1=[0.0, 0.0])
+    assert pair_components(student, teacher, 0.5, "importance") == (
+        ("attn.0.head.0", "attn.0.head.0"), ("attn.0.head.1", "attn.1.head.0"),
+    )  # fmt: skip
+    assert top_components(student, 0.5, signed=True) == ("attn.0.head.0", "attn.0.head.1")
+    assert top_components(student, 0.5) == ("attn.0.head.0", "attn.1.head.1")
+
+
+def test_heads_of_a_teacher_without_any_stay_alone() -> None:
+    student, teacher = of(a0h0=[1.0, 2.0], m0=[3.0, 1.0]), of(m0=[1.0, 2.0])
+    assert pair_components(student, teacher, 1.0, "importance") == (("mlp.0.out", "mlp.0.out"),)
 
 
 def test_heads_go_with_heads_and_what_has_no_kind_stays_alone() -> None:
@@ -180,6 +196,19 @@ def test_other_components_are_as_many_of_each_kind_and_outside_while_there_are_s
         assert len(set(other)) == 3 and set(other) >= {"mlp.0.out", "mlp.1.out"}
         assert other[0] in {"attn.0.head.0", "attn.0.head.2", "attn.0.head.3"}
     assert len({other[0] for other in drawn}) == 3
+
+
+def test_parameters_that_two_parts_of_a_model_share_are_counted_by_hand() -> None:
+    """Hidden 16, 4 heads of 4 with 2 of keys and values: a head is 4·16·4 numbers, two that share keys and values 6·4·16; an MLP
+    3·16·24."""
+    model, head, mlp = llama(), 4 * 16, 3 * 16 * 24
+    one, two, far, m = "attn.0.head.0", "attn.0.head.1", "attn.1.head.0", "mlp.1.out"
+    assert shared_parameters(model, (one,), (one, m)) == 1
+    assert shared_parameters(model, (one,), (far, m)) == 0
+    assert shared_parameters(model, (one,), (two,)) == 0.5  # keys and values of 4 of its 8 matrices' worth
+    assert shared_parameters(model, (far, m), (m,)) == pytest.approx(mlp / (mlp + 4 * head))
+    with pytest.raises(ValueError, match="shares none"):
+        shared_parameters(model, (), (m,))
 
 
 def test_random_partners_are_the_same_components_dealt_out_anew() -> None:

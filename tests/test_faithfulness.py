@@ -391,6 +391,10 @@ def test_rivals_are_more_than_empty_circuits() -> None:
     raw = _moved(model, pairs, "edge")
     assert len(top(raw, math.ceil(0.05 * graph.items("edge")), graph, "edge")) == 0
     assert all(bool(top(random_scores(graph, "node", i).mean, 1, graph, "node").nodes[0]) for i in range(3))
+    for share in (0.05, 0.1, 0.2):  # whatever edges chance puts first, they hang together at the logits
+        count = math.ceil(share * graph.items("edge"))
+        kept = [top(random_scores(graph, "edge", i).mean, count, graph, "edge") for i in range(3)]
+        assert all(len(circuit) > 0 for circuit in kept), share
 
 
 def test_a_greedy_walk_by_hand() -> None:

@@ -17,9 +17,19 @@ from cdbench.circuits.attention import attention_pattern
 from cdbench.circuits.attribution import attribute
 from cdbench.circuits.components import components, is_head, pairing_support, top_components
 from cdbench.circuits.contrasts import make_contrasts
-from cdbench.circuits.faithfulness import circuit_hits, circuit_metric, cmd, cpr, curve, magnitude, random_scores
+from cdbench.circuits.faithfulness import (
+    circuit_hits,
+    circuit_metric,
+    cmd,
+    cpr,
+    curve,
+    greedy_order,
+    magnitude,
+    random_scores,
+)
 from cdbench.circuits.graph import Circuit, Graph
 from cdbench.circuits.patching import hits_at, patch_exactly, placed_means
+from cdbench.circuits.scores import single
 from cdbench.component_cka import _best_matches, component_cka
 from cdbench.judge import SHARE, NotJudged, changed, judge_circuit, perplexity
 from cdbench.record import CircuitJudgement, PairingSupport
@@ -280,6 +290,12 @@ def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, 
     assert edges.faithfulness.cpr == pytest.approx(float(cpr(curve(model, contrasts, scores).faithfulness())), abs=1e-5)
     f = curve(model, contrasts, scores, absolute=True).faithfulness()
     assert edges.faithfulness.cmd == pytest.approx(float(cmd(f)), abs=1e-5)
+    walks = [greedy_order(s, graph) for s in (scores.mean, scores.mean.abs())]
+    signed, absolute = (curve(model, contrasts, single("edge", w)).faithfulness() for w in walks)
+    assert edges.faithfulness.walked == pytest.approx(
+        {"cpr": float(cpr(signed)), "cmd": float(cmd(absolute))}, abs=1e-5
+    )
+    assert judgement.faithfulness.walked == {key: getattr(judgement.faithfulness, key) for key in ("cpr", "cmd")}
     for level, found in (("node", judgement.faithfulness), ("edge", edges.faithfulness)):
         by_size = curve(model, contrasts, magnitude(model, workspace.contrasts, level)).faithfulness()
         assert found.magnitude is not None and found.random is not None
@@ -287,8 +303,8 @@ def test_edges_are_judged_beside_circuits_that_attribution_did_not_choose(held, 
         at_random = [curve(model, contrasts, random_scores(graph, level, i)).faithfulness() for i in range(3)]
         assert found.random.cmd == pytest.approx(sum(float(cmd(f)) for f in at_random) / 3, abs=1e-5)
         for rival in (found.magnitude, found.random):
-            assert rival.cpr_difference == pytest.approx(found.cpr - rival.cpr, abs=1e-6)
-            assert rival.cmd_difference == pytest.approx(found.cmd - rival.cmd, abs=1e-6)
+            assert rival.cpr_difference == pytest.approx(found.walked["cpr"] - rival.cpr, abs=1e-6)
+            assert rival.cmd_difference == pytest.approx(found.walked["cmd"] - rival.cmd, abs=1e-6)
             low, high = rival.cpr_difference_95
             assert low <= high
     assert judgement.stability == pytest.approx(

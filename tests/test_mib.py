@@ -298,11 +298,20 @@ def test_the_hubs_data_are_read_at_the_pinned_commit(hub: Path) -> None:
         next(mib_data.load(ADDITION, "test"))
 
 
-def test_data_without_a_pinned_commit_are_read_at_the_one_that_is_said(hub: Path) -> None:
+def test_data_are_read_at_the_commit_that_is_said_or_at_the_one_that_begins_as_the_pinned_one(hub: Path) -> None:
     rows = list(mib_data.generate(Random(1), 6, op="-"))
-    cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": lines(rows)})
-    assert list(mib_data.load(SUBTRACTION, "train", COMMIT)) == rows
-    with pytest.raises(UserError, match="arithmetic_subtraction has no pinned commit here; .* say --revision COMMIT"):
+    cached(hub, SUBTRACTION.repo, COMMIT, {"train.jsonl": lines(rows[:3])})
+    assert list(mib_data.load(SUBTRACTION, "train", COMMIT)) == rows[:3]
+    with pytest.raises(
+        EnvironmentLacks, match="begins with 6b39e17.* are not in the .* take all 40 digits from https://"
+    ):
+        next(mib_data.load(SUBTRACTION, "train"))
+    pinned = SUBTRACTION.revision.ljust(40, "0")
+    cached(hub, SUBTRACTION.repo, pinned, {"train.jsonl": lines(rows)})
+    assert SUBTRACTION.at(None) == pinned
+    assert list(mib_data.load(SUBTRACTION, "train")) == rows
+    cached(hub, SUBTRACTION.repo, SUBTRACTION.revision.ljust(40, "1"), {"train.jsonl": lines(rows)})
+    with pytest.raises(EnvironmentLacks, match="begins with 6b39e17"):  # which of the two it is, nobody can tell
         next(mib_data.load(SUBTRACTION, "train"))
     with pytest.raises(UserError, match="--revision main: a commit of mib-bench/arithmetic_subtraction is expected"):
         next(mib_data.load(SUBTRACTION, "train", "main"))

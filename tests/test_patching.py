@@ -6,7 +6,7 @@ import torch
 from cdbench.api import Example
 from cdbench.circuits.ablation import ablated_accuracy, mean_activations
 from cdbench.circuits.attribution import Work
-from cdbench.circuits.discovery import Search, agreement, discover, exact_scores, flat
+from cdbench.circuits.discovery import Search, agreement, discover, exact_scores, flat, strongest
 from cdbench.circuits.faithfulness import circuit_metric
 from cdbench.circuits.forward import Forward
 from cdbench.circuits.graph import LEVELS, Circuit, Graph, Level
@@ -143,8 +143,12 @@ def test_agreement_is_computed_on_the_top_items() -> None:
     exact = patch_exactly(model, pairs).mean(0)
     assert found.exact == pytest.approx([exact[i].item() for i in found.items], abs=1e-4)
     assert found.same_sign == sum(a * b > 0 for a, b in zip(found.approximate, found.exact, strict=True))
-    with pytest.raises(ValueError, match="the top 0 items"):
-        agreement(model, pairs, scores, 0)
+    for none in (0, -1, 17):
+        with pytest.raises(ValueError, match=f"the top {none} nodes; there are 1 to 16"):
+            agreement(model, pairs, scores, none)
+        with pytest.raises(ValueError, match=f"the top {none} nodes; there are 1 to 16"):
+            strongest(scores, Graph.of(model), none)
+    assert sorted(strongest(scores, Graph.of(model), 16)) == [*range(16)]
 
 
 @pytest.mark.parametrize("level", ["edge", "neuron"])

@@ -98,6 +98,41 @@ def test_resumed_equals_straight(world: World, tmp_path: Path, monkeypatch: pyte
     assert history_of(tmp_path / "1") == history_of(tmp_path / "2")
 
 
+def test_a_method_that_fits_twice_resumes_as_it_would_have_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second fit is killed: what the first one left, and what the second one left for it, must not be taken for its own."""
+
+    def both(folder: Path) -> dict[str, Tensor]:
+        made = dataclasses.replace(problem(world, folder, epochs=2, selection="validation"), checkpoint_seconds=0)
+        first = made.fit([CrossEntropy()]).weights
+        assert first and same(first, made.student.state_dict())  # the second one goes on with what the first one gave
+        second = made.fit([Kl()]).weights
+        assert second and not same(first, second)
+        assert made.steps_done == 32
+        made.history.flush()
+        return second
+
+    straight = both(tmp_path / "1")
+    original, steps = Loop._step, 0
+
+    def interrupted(self: Loop, rows: Tensor, found: dict[str, Tensor]) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 29:
+            raise KeyboardInterrupt
+        original(self, rows, found)
+
+    monkeypatch.setattr(Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        both(tmp_path / "2")
+    monkeypatch.setattr(Loop, "_step", original)
+    assert same(straight, both(tmp_path / "2"))
+    rows = history_of(tmp_path / "2")
+    assert rows == history_of(tmp_path / "1")
+    assert [row["step"] for row in rows if "loss/total" in row] == [*range(1, 33)]
+
+
 def test_a_checkpoint_of_another_run_is_refused(world: World, tmp_path: Path) -> None:
     made = problem(world, tmp_path)
     torch.save({"run_id": "other"}, made.checkpoint)
@@ -212,7 +247,14 @@ def test_a_term_whose_weight_a_schedule_takes_away_is_noted_beside_the_result(
     made = problem(world, tmp_path, probe_every=4)
     made.fit([Scheduled(schedule), Kl()])
     assert made.notes == ([told] if told else [])
-    assert made.weightless == ["scheduled"] * (schedule(7) == 0)
+    assert made.heaviest == {"scheduled": max(map(schedule, range(16)))}
+
+
+def test_a_term_weighs_what_it_weighs_most_in_any_fit(world: World, tmp_path: Path) -> None:
+    made = problem(world, tmp_path)
+    for weight in (0.0, 0.5, 0.0):
+        made.fit([Scheduled(lambda step, weight=weight: weight), Kl()])
+    assert made.heaviest == {"scheduled": 0.5}
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_batch(world: World, tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
         straight_through_classes,
         within_class_similarity,
     )
+    from cdbench.circuits.subnetwork import shared_parameters
     from cdbench.objectives.cka_alignment import CkaAlignment, shuffled_rows
     from cdbench.objectives.cross_entropy import CrossEntropy
     from cdbench.objectives.global_cka import GlobalCka, make_probe
@@ -55,6 +56,7 @@ _REEXPORTS = {
     "make_probe": "cdbench.objectives.global_cka",
     "other_components": "cdbench.circuits.components",
     "pair_components": "cdbench.circuits.components",
+    "shared_parameters": "cdbench.circuits.subnetwork",
     "random_partners": "cdbench.circuits.components",
     "shuffled_rows": "cdbench.objectives.cka_alignment",
     "straight_through_classes": "cdbench.circuits.masks",
@@ -90,6 +92,7 @@ __all__ = [
     "other_components",
     "pair_components",
     "random_partners",
+    "shared_parameters",
     "shuffled_rows",
     "straight_through_classes",
     "top_components",
@@ -303,7 +306,8 @@ class Problem(ABC):
 
         `only` names heads and MLPs ("attn.0.head.3", "mlp.0.out"): then nothing but their parameters changes. `answers`, one for
         each training problem, are what to write instead of its answer, such as a worked solution: then a term's
-        `answer_tokens` are theirs, and only signals at the last prompt token can be read.
+        `answer_tokens` are theirs, and only signals at the last prompt token can be read. Called again, it goes on with the
+        weights that it returned before, with a new optimizer and the whole budget.
         """
 
 

@@ -164,7 +164,7 @@ def attention(folder: Path, **options: Any) -> None:
     prompts = studied.prompts(data_of(made), options["problems"])
     pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
     size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
-    heads = top_heads(graph, size, options["heads"] or _HEADS)
+    heads = top_heads(graph, size, options["heads"] or min(_HEADS, graph.layers * graph.heads))
     shown = {name: pattern.weights[layer, head] for name, (layer, head) in heads.items()}
     if options["out"]:
         draw_attention(options["out"], shown, pattern, made.model.name)

@@ -61,9 +61,7 @@ def model_options(command: Command) -> Command:
 
 def source_options(command: Command) -> Command:
     """--data and --revision."""
-    command = click.option(
-        "--revision", help="Commit of MIB's data, 40 hex digits [the additions are pinned, the subtractions are not]."
-    )(command)
+    command = click.option("--revision", help="Commit of MIB's data, 40 hex digits [the pinned one].")(command)
     return click.option(
         "--data",
         "source",

@@ -103,7 +103,8 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
         if math.isfinite(low):
             less = [_less(rival, result[rival], key) for rival in ("magnitude", "random")]
-            click.echo(f"     {'; '.join(less)}, 95 % over the same problems")
+            alike = ", all three walked back from the logits" if level == "edge" else ""
+            click.echo(f"     {'; '.join(less)}, 95 % over the same problems{alike}")
 
 
 def _less(rival: str, found: dict[str, Any], key: str) -> str:
@@ -174,7 +175,7 @@ def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) ->
     from cdbench.report import figures
 
     graph, edges = made.model.graph, {}
-    sizes = (scores if made.level == "node" else scores.flatten(1).sum(1)).abs()
+    sizes = scores.abs() if made.level == "node" else scores.abs().flatten(1).sum(1)
     if made.level == "edge":
         values, names = flat(scores, graph, "edge"), graph.edges
         strongest = values.abs().argsort(descending=True, stable=True)[:kept].tolist()

@@ -20,7 +20,7 @@ import resource
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -151,7 +151,7 @@ def run_train(folder: Path, store: Store) -> None:
         "cost": _cost("train", began + store.building_seconds) | {"steps": problem.steps_done},
         "environment": environment(),
         "inputs": workspace.inputs(),
-        "notes": [*problem.notes, *_unkept(problem.weightless, params)],
+        "notes": [*problem.notes, *_unkept(problem.heaviest, params)],
         "lacked": _made(problem.signal_stores) if store.own != store.root else [],
         "lacked_artefacts": workspace.made_here(),
         "files": {
@@ -307,11 +307,13 @@ def _cost(step: str, began: float) -> dict[str, float]:
     }
 
 
-def _unkept(weightless: Sequence[str], params: Mapping[str, Any]) -> list[str]:
+def _unkept(heaviest: Mapping[str, float], params: Mapping[str, Any]) -> list[str]:
     """Terms that do not weigh what the method's hyperparameters say of its alignment; those of a control say nothing."""
     stated = params.get("alignment_weight")
     return [
-        f"term '{name}' weighed nothing on any step, and alignment_weight is {stated}" for name in weightless if stated
+        f"term '{name}' weighed nothing on any step, and alignment_weight is {stated}"
+        for name, most in heaviest.items()
+        if stated and most == 0
     ]
 
 

@@ -106,7 +106,7 @@ def judge_circuit(
     calibration = workspace.train_examples[: workspace.profile.circuits.calibration]
     means = placed_means(model, encode(workspace.tokenizer, calibration))
     split = encode(workspace.tokenizer, test)
-    low, high = scores.interval() or (scores.mean, scores.mean)
+    low, high = scores.interval() or (scores.mean[:0],) * 2  # of too few problems there is none
     rest = ~circuit.nodes
     rest[0] = True  # the embedding stays: without it no model knows its problem, whatever its circuit
     by_chance = [Circuit(graph, _drawn(kept, draw)) for kept in (rest, circuit.nodes) for draw in range(_DRAWS)]
@@ -188,7 +188,8 @@ def _attention(
 ) -> AttentionJudgement:
     """What the heads of largest |importance| look at, over the held-out prompts of the commonest layout."""
     pattern = attention_pattern(model, workspace.tokenizer, test[:_PROBLEMS])
-    heads = top_heads(Graph.of(model), scores.mean.abs(), _SHOWN_HEADS)
+    graph = Graph.of(model)
+    heads = top_heads(graph, scores.mean.abs(), min(_SHOWN_HEADS, graph.layers * graph.heads))
     return AttentionJudgement(
         roles=list(pattern.roles),
         problems=pattern.prompts,
@@ -275,6 +276,7 @@ def _faithfulness(
         metric_whole=found["metric_whole"],
         metric_empty=found["metric_empty"],
         problems=len(held),
+        walked=found["walked"],
         magnitude=_baseline(found["magnitude"]),
         random=_baseline(found["random"]),
         on_noise=found["on_noise"],

@@ -98,7 +98,8 @@ class Baseline(_Model):
     cmd_difference_95: list[float] = []
 
 
-_FAITHFUL = 0.9
+_UNFAITHFUL = 0.1
+"""How far f may be from that of the whole model, which is 1."""
 
 
 class Faithfulness(_Model):
@@ -117,6 +118,8 @@ class Faithfulness(_Model):
     metric_empty: float
     problems: int = 0
     """How many it was judged on; 0 in records from before it was kept."""
+    walked: dict[str, float] = {}
+    """CPR and CMD of the same scores, edges taken as those of the rivals (`faithfulness.walked`): what differences are from."""
     magnitude: Baseline | None = None
     random: Baseline | None = None
     on_noise: bool = False
@@ -124,10 +127,19 @@ class Faithfulness(_Model):
 
     @property
     def smallest_faithful(self) -> float | None:
-        """Of the shares of items that were kept, the smallest with f of at least 0.9; None where only noise was kept."""
+        """The smallest of the shares of items that were kept from which on f stays within 0.1 of the whole model's, which is 1.
+
+        A circuit that does much better than the model is as far from it as one that does worse (MIB's CMD). None where only
+        noise was kept.
+        """
         if self.on_noise:
             return None
-        return next((n / self.items[-1] for n, f in zip(self.items, self.f, strict=True) if f >= _FAITHFUL), 1.0)
+        smallest = 1.0
+        for n, f in zip(reversed(self.items), reversed(self.f), strict=True):
+            if not abs(1 - f) <= _UNFAITHFUL:
+                break
+            smallest = n / self.items[-1]
+        return smallest
 
 
 class ExactCheck(_Model):
@@ -271,6 +283,7 @@ class CircuitJudgement(_Model):
     importance: list[float]
     importance_low: list[float]
     importance_high: list[float]
+    """Empty where problems are too few for an interval."""
     stability: float | None = None
     """Mean rank correlation (Spearman) of the importances of two halves of the problems; None in records from before it was
     kept, and where it is not defined."""

@@ -130,10 +130,11 @@ class TrainingProblem(Problem):
     progress: Progress
     checkpoint_seconds: float = 30.0
     steps_done: int = field(default=0, init=False)
+    """Of all calls of `fit`, one after the other."""
     notes: list[str] = field(default_factory=list, init=False)
     """What whoever reads the result should know."""
-    weightless: list[str] = field(default_factory=list, init=False)
-    """Terms on activations that weighed nothing on any step."""
+    heaviest: dict[str, float] = field(default_factory=dict, init=False)
+    """The most that each term on activations has weighed on any step of any `fit`."""
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         return self.layer_pairs
@@ -252,6 +253,8 @@ class Loop:
         self.signals = self._open_signals()
         self.best: tuple[float, dict[str, Tensor]] | None = None
         self.step = 0
+        self.before = problem.steps_done
+        """Steps of earlier calls of `fit`: the history counts on from there."""
         self.without_gradient: dict[str, list[int]] = {}
         """Term -> probed steps at which it had a weight and next to no gradient."""
         self.most: dict[str, float] = dict.fromkeys(names, 0.0)
@@ -284,12 +287,13 @@ class Loop:
                     self._save()
                     saved = time.monotonic()
         self.model.eval()
-        self.problem.steps_done = self.step
+        self.problem.steps_done = self.before + self.step
         self.problem.notes += self._spectators()
-        self.problem.weightless += [
-            term.name for term in self.terms if term.student_sites and self.most[term.name] == 0
-        ]
+        heaviest = self.problem.heaviest
+        for name in (term.name for term in self.terms if term.student_sites):
+            heaviest[name] = max(heaviest.get(name, 0.0), self.most[name])
         chosen = self.best[1] if self.best else self.model.state_dict()
+        self.model.load_state_dict(chosen)  # whatever a method does next, it does with what it is given here
         return {name: value.detach().cpu().clone() for name, value in chosen.items()}
 
     def _step(self, rows: Tensor, found: dict[str, Tensor]) -> None:
@@ -328,7 +332,9 @@ class Loop:
             self.subnetwork.hold()
             logged["grad/total"] = norm
         self.step += 1
-        self.problem.history.add(self.step, losses | logged | {"lr": self.optimizer.param_groups[0]["lr"]})
+        self.problem.history.add(
+            self.before + self.step, losses | logged | {"lr": self.optimizer.param_groups[0]["lr"]}
+        )
         self.problem.progress(self.step, self.steps, f"loss {losses['loss/total']:.4f}")
 
     def _probe(self, values: Mapping[str, Tensor], weights: Mapping[str, float]) -> dict[str, float]:
@@ -382,7 +388,7 @@ class Loop:
         self.model.eval()
         accuracy = self._validate().double().mean().item()
         self.model.train()
-        self.problem.history.add(self.step, {"validation/accuracy": accuracy, "epoch": epoch + 1})
+        self.problem.history.add(self.before + self.step, {"validation/accuracy": accuracy, "epoch": epoch + 1})
         if self.config.selection == "validation" and (self.best is None or accuracy > self.best[0]):
             self.best = accuracy, {name: value.detach().clone() for name, value in self.model.state_dict().items()}
 
@@ -398,6 +404,7 @@ class Loop:
     def _save(self) -> None:
         state = {
             "run_id": self.problem.run_id,
+            "before": self.before,
             "step": self.step,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -424,6 +431,8 @@ class Loop:
             return
         if state["run_id"] != self.problem.run_id:
             raise RunFailed(f"checkpoint {self.problem.checkpoint} belongs to run {state['run_id']}; delete it")
+        if state["before"] != self.before:
+            return  # of another call of `fit`; this one gives the same weights again
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         for tensor, before in zip(self.learned, state["learned"], strict=True):
@@ -431,7 +440,7 @@ class Loop:
         self.step, self.best = state["step"], state["best"]
         self.without_gradient = state["without_gradient"]
         self.most, self.faded = state["most"], state["faded"]
-        self.problem.history.rewind(self.step)
+        self.problem.history.rewind(self.before + self.step)
 
 
 def learning_rate(config: TrainingConfig, step: int, steps: int) -> float:

@@ -57,7 +57,13 @@ def roles(tokenizer: PreTrainedTokenizerFast, prompt: str) -> tuple[str, ...]:
 
 
 def top_heads(graph: Graph, sizes: Tensor, count: int) -> dict[str, tuple[int, int]]:
-    """The `count` heads of largest size, largest first: name -> layer and head. `sizes` [nodes] are not negative."""
+    """The `count` heads of largest size, largest first: name -> layer and head. `sizes` [nodes] are not negative.
+
+    Raises:
+        ValueError: fewer than one is asked for, or more than there are.
+    """
+    if not 1 <= count <= graph.layers * graph.heads:
+        raise ValueError(f"the top {count} heads; the model has 1 to {graph.layers * graph.heads} to ask for")
     order = [i for i in sizes.argsort(descending=True, stable=True).tolist() if graph.nodes[i].startswith("a")]
     return {graph.nodes[i]: divmod(i - 1, graph.heads + 1) for i in order[:count]}
 

@@ -43,8 +43,10 @@ def is_head(site: str) -> bool:
     return site.startswith("attn")
 
 
-def top_components(found: Components, share: float) -> tuple[str, ...]:
+def top_components(found: Components, share: float, *, signed: bool = False) -> tuple[str, ...]:
     """The share of components with the largest |mean score|, at least one; equal ones in the model's order.
+
+    `signed`: with the largest mean score. What makes the model better when it is taken away then comes last.
 
     Raises:
         UserError: the share is not above 0 and at most 1.
@@ -52,7 +54,8 @@ def top_components(found: Components, share: float) -> tuple[str, ...]:
     if not 0 < share <= 1:
         raise UserError(f"share = {share:g}: a circuit is a share of the heads and MLPs above 0 and at most 1")
     count = max(1, math.ceil(share * len(found.sites) - 1e-9))
-    order = found.mean.abs().argsort(descending=True, stable=True)[:count].tolist()
+    sizes = found.mean if signed else found.mean.abs()
+    order = sizes.argsort(descending=True, stable=True)[:count].tolist()
     return tuple(found.sites[i] for i in order)
 
 
@@ -65,15 +68,21 @@ def pair_components(
     """Pairs the student's top components with the teacher's, heads with heads and MLPs with MLPs.
 
     `profile`: components that matter on the same problems belong together: the pairing of largest total correlation between
-    their scores over the problems, no teacher component twice. `importance`: each student component with the teacher component of
-    nearest normalised mean score (paper A's rule for layers), nearest relative depth where that is equal; partners may be shared.
-    Most important student component first. A kind that the teacher's top has not stays unpaired.
+    their scores over the problems, no teacher component twice. `importance`, paper A's rule for layers (4.1.3): each of the
+    student's components of highest mean score with whichever of all the teacher's has the nearest normalised mean score, nearest
+    relative depth where that is equal; partners may be shared. Most important student component first. A kind that the teacher
+    (by profile: its top) has not stays unpaired.
     """
     pairs: list[tuple[str, str]] = []
-    for mine, theirs in _kinds(student, teacher, share):
-        match = _by_profile if how == "profile" else _by_importance
-        pairs += match(student, teacher, mine, theirs)
-    chosen = top_components(student, share)
+    if how == "importance":
+        chosen = top_components(student, share, signed=True)
+        for head in (True, False):
+            mine, theirs = ([site for site in sites if is_head(site) == head] for sites in (chosen, teacher.sites))
+            pairs += _by_importance(student, teacher, mine, theirs) if theirs else []
+    else:
+        chosen = top_components(student, share)
+        for mine, theirs in _kinds(student, teacher, share):
+            pairs += _by_profile(student, teacher, mine, theirs)
     return tuple(sorted(pairs, key=lambda pair: chosen.index(pair[0])))
 
 

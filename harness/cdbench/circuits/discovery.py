@@ -150,10 +150,10 @@ def strongest(scores: Scores, graph: Graph, n: int) -> tuple[int, ...]:
     """The places of the `n` items of largest |score| among the level's items, largest first; equal ones in the graph's order.
 
     Raises:
-        ValueError: fewer than one is asked for.
+        ValueError: fewer than one is asked for, or more than there are.
     """
-    if n < 1:
-        raise ValueError(f"the top {n} items; at least 1 is needed")
+    if not 1 <= n <= graph.items(scores.level):
+        raise ValueError(f"the top {n} {scores.level}s; there are 1 to {graph.items(scores.level)} to ask for")
     values = flat(scores.mean, graph, scores.level)
     return tuple(values.abs().argsort(descending=True, stable=True)[:n].tolist())
 
@@ -168,7 +168,7 @@ def agreement(
     """Patches items exactly and compares: those named, or that many of largest |score|.
 
     Raises:
-        ValueError: fewer than one is asked for.
+        ValueError: fewer than one is asked for, or more than there are.
     """
     graph = Forward(model).graph
     values = flat(scores.mean, graph, scores.level)

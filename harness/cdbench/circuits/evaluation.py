@@ -22,9 +22,10 @@ from cdbench.circuits.faithfulness import (
     curves,
     magnitude,
     random_scores,
+    walked,
 )
 from cdbench.circuits.graph import Graph
-from cdbench.circuits.scores import Scores
+from cdbench.circuits.scores import Scores, single
 
 _TAIL = torch.tensor([0.025, 0.975], dtype=torch.float64)
 
@@ -48,6 +49,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Faithfulness, CPR and CMD with intervals over problems, of these scores, of magnitudes, and of random rankings.
 
+    Rankings of edges that know nothing are walked (`faithfulness.walked`), and so is what they are compared with: "walked" has
+    its CPR and CMD (of nodes and neurons they are the circuit's own), and the differences are from those.
+
     Raises:
         UserError: f is 0 divided by 0.
         ValueError: scores of another model, or not finite.
@@ -56,10 +60,12 @@ def evaluate(
     draws = rivals.draws
     size = rivals.moved or magnitude(model, contrasts, scores.level, work)
     chance = [random_scores(graph, scores.level, i) for i in range(draws)]
-    # Magnitudes and random scores are not negative: by |score| they rank as by score.
-    rankings = [Ranking(scores), Ranking(scores, absolute=True), Ranking(size), *(Ranking(each) for each in chance)]
-    signed, absolute, by_size, *random = curves(model, contrasts, rankings, exchange=exchange, work=work)
-    own, moved, drawn = _Judged.of(signed, absolute), _Judged.of(by_size), [_Judged.of(each) for each in random]
+    alike = [walked(each, graph) for each in (scores, single(scores.level, scores.mean.abs()))]
+    # Walks, magnitudes and random scores are not negative: by |score| they rank as by score.
+    rankings = [Ranking(scores), Ranking(scores, absolute=True), *map(Ranking, (*alike, size, *chance))]
+    signed, absolute, *rest = curves(model, contrasts, rankings, exchange=exchange, work=work)
+    own, like = _Judged.of(signed, absolute), _Judged.of(*rest[:2])
+    moved, *drawn = [_Judged.of(each) for each in rest[2:]]
     areas = [(float(each.cpr[0]), float(each.cmd[0])) for each in drawn]
     return {
         "sizes": list(SIZES),
@@ -68,7 +74,8 @@ def evaluate(
         "metric_empty": signed.empty.double().mean().item(),
         "on_noise": signed.stands_on_noise,
         "circuit": own.told(),
-        "magnitude": moved.told() | own.less([moved]),
+        "walked": {"cpr": float(like.cpr[0]), "cmd": float(like.cmd[0])},
+        "magnitude": moved.told() | like.less([moved]),
         "random": {
             "f": torch.stack([each.f[0] for each in drawn]).mean(0).tolist(),
             **{
@@ -80,7 +87,7 @@ def evaluate(
                 )
             },
             "draws": draws,
-            **own.less(drawn),
+            **like.less(drawn),
         },
     }
 

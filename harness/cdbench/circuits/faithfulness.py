@@ -352,12 +352,10 @@ def magnitude(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work:
 
     Relative to the stream that it becomes part of: streams grow from layer to layer, and by absolute distance the embedding comes
     last, without which every circuit is empty. Nodes: the L2 norm of clean minus corrupt, by that of the stream that the node has
-    written into, summed over positions. Edges: by that of the stream that is read, in the order in which a walk back from the
-    logits finds them (`greedy_order`): the largest of all lead from the embedding to where nothing goes on. Neurons:
-    |clean minus corrupt|, by the node's.
+    written into, summed over positions. Edges: by that of the stream that is read, in the order of `walked`: the largest of all
+    lead from the embedding to where nothing goes on. Neurons: |clean minus corrupt|, by the node's.
     """
-    found = _moved(model, contrasts, level, work)
-    return single(level, greedy_order(found, Graph.of(model)) if level == "edge" else found)
+    return walked(single(level, _moved(model, contrasts, level, work)), Graph.of(model))
 
 
 def _moved(model: LlamaForCausalLM, contrasts: Contrasts, level: Level, work: Work = QUIETLY) -> Tensor:
@@ -399,6 +397,15 @@ def _written(forward: Forward, trace: Trace, corrupt: Outputs) -> Iterator[tuple
         yield (clean.mlps[i] - corrupt.mlps[i])[:, :, None], after
 
 
+def walked(scores: Scores, graph: Graph) -> Scores:
+    """Edges in the order in which a walk back from the logits finds them (`greedy_order`); of nodes and neurons the scores.
+
+    The largest edges of a ranking alone may lead nowhere, and then nothing is left of them. What is compared with a rival is
+    walked as the rival is, so that scores are compared and not ways of choosing.
+    """
+    return single("edge", greedy_order(scores.mean, graph)) if scores.level == "edge" else scores
+
+
 def greedy_order(scores: Tensor, graph: Graph) -> Tensor:
     """Ranks edges [nodes, readers] as a greedy walk back from the logits takes them: n for the first, 1 for the last.
 
@@ -430,9 +437,10 @@ def _length(stream: Tensor) -> Tensor:
 def random_scores(graph: Graph, level: Level, draw: int) -> Scores:
     """The baseline that knows nothing: scores between 0 and 1, another set for each `draw`.
 
-    Of nodes the embedding comes first: without it every circuit is empty, and there would be no rival.
+    Of nodes the embedding comes first, and edges come in the order of `walked`: else circuits are empty, and there would be no
+    rival.
     """
     scores = torch.rand(graph.shape(level), generator=generator_for("random-circuit", level, draw))
     if level == "node":
         scores[0] = 1.0
-    return single(level, scores)
+    return walked(single(level, scores), graph)

@@ -13,6 +13,7 @@ from cdbench.circuits.arithmetic import KINDS, Kind, Operator, alternatives, sol
 from cdbench.errors import EnvironmentLacks, UserError
 from cdbench.seeds import seed_for
 
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 TEMPLATES: Mapping[Operator, str] = {"+": "The sum of {x} and {y} is ", "-": "The difference between {x} and {y} is "}
 
 
@@ -20,32 +21,44 @@ TEMPLATES: Mapping[Operator, str] = {"+": "The sum of {x} and {y} is ", "-": "Th
 class Published:
     """Arithmetic data of MIB on the hub: a file a split, `train.jsonl`, `validation.jsonl`, `test.jsonl`.
 
-    `revision` is the commit that they are pinned to; None where we know none, and whoever uses them has to say it.
+    `revision` is the commit that they are pinned to, or as much of its beginning as the hub's page shows.
     """
 
     repo: str
-    revision: str | None
+    revision: str
 
     def at(self, revision: str | None) -> str:
-        """The commit to read: the one asked for, else the pinned one.
+        """The commit to read, 40 hex digits: the one asked for, else the pinned one.
 
         Raises:
-            UserError: neither is there, or it is no commit.
+            EnvironmentLacks: of the pinned one the beginning is known, and the local cache has not one commit that begins so.
+            UserError: what is asked for is no commit.
         """
-        found = revision or self.revision
-        if found is None:
-            raise UserError(
-                f"{self.repo} has no pinned commit here; take one from https://huggingface.co/datasets/{self.repo}/commits/main "
-                "and say --revision COMMIT (40 hex digits)"
+        if revision is None:
+            return self.revision if _COMMIT.fullmatch(self.revision) else self._whole()
+        if not _COMMIT.fullmatch(revision):
+            raise UserError(f"--revision {revision}: a commit of {self.repo} is expected, 40 hex digits")
+        return revision
+
+    def _whole(self) -> str:
+        from huggingface_hub import constants
+        from huggingface_hub.file_download import repo_folder_name
+
+        cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=self.repo, repo_type="dataset") / "snapshots"
+        known = [path.name for path in cache.glob(f"{self.revision}*") if _COMMIT.fullmatch(path.name)]
+        if len(known) != 1:
+            raise EnvironmentLacks(
+                f"MIB's data ({self.repo} at the commit that begins with {self.revision}) are not in the Hugging Face cache: "
+                f"take all 40 digits from https://huggingface.co/datasets/{self.repo}/commits/main, then "
+                f"hf download {self.repo} --repo-type dataset --revision COMMIT"
             )
-        if not re.fullmatch(r"[0-9a-f]{40}", found):
-            raise UserError(f"--revision {found}: a commit of {self.repo} is expected, 40 hex digits")
-        return found
+        return known[0]
 
 
 PUBLISHED = {
     "mib": Published("mib-bench/arithmetic_addition", "d56d68b7b1d8f9c7e9a262ec1f89331ed52c7516"),
-    "mib-subtraction": Published("mib-bench/arithmetic_subtraction", None),
+    # The commit that the hub's page of its files names: "fix indexing, add operand info, downsize test set", as the additions'.
+    "mib-subtraction": Published("mib-bench/arithmetic_subtraction", "6b39e17"),
 }
 
 
@@ -134,7 +147,7 @@ def load(published: Published, split: str, revision: str | None = None) -> Itera
 
     Raises:
         EnvironmentLacks: they are not in the cache.
-        UserError: no commit, no such split, or a line that is no row.
+        UserError: what is asked for is no commit; no such split, or a line that is no row.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError

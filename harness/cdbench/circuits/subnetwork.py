@@ -32,6 +32,20 @@ def parameter_masks(model: LlamaForCausalLM, sites: Sequence[str]) -> dict[str, 
     return masks
 
 
+def shared_parameters(model: LlamaForCausalLM, part: Sequence[str], other: Sequence[str]) -> float:
+    """The share of a part's parameters that belong to another part of the model, too.
+
+    Raises:
+        UserError: as `parameter_masks`.
+        ValueError: the part has no parameters.
+    """
+    mine, theirs = parameter_masks(model, part), parameter_masks(model, other)
+    count = sum(int(mask.sum()) for mask in mine.values())
+    if not count:
+        raise ValueError("a part of a model without parameters shares none")
+    return sum(int((mask & theirs[name]).sum()) for name, mask in mine.items() if name in theirs) / count
+
+
 def _owned(model: LlamaForCausalLM, site: str) -> Iterator[tuple[str, Place]]:
     """The parameters of a site and which entries of each; some models have no biases."""
     match, config = _SITE.fullmatch(site), model.config

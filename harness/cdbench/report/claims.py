@@ -72,6 +72,8 @@ Unit = Literal["points", "share", "correlation", "number", "ratio", "mathematics
 _ALPHA = 0.05
 _FLOOR = 0.01
 """Of two rows that both solve less, neither can be seen to be the better one, nor the two to be as good."""
+_MOSTLY = 0.5
+"""Of the part that a control takes instead of a circuit: with more of the circuit's own it is no control."""
 _LEAST_ERRORS = 20
 """Of the teacher, on fewer of which nobody is compared."""
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
@@ -287,12 +289,24 @@ def _pair(claim: Any, data: StudyData, high: str, low: str) -> tuple[Hits, Group
     found = paired(replace(a, hits=_hits(a, claim)[:, asked]), replace(b, hits=_hits(b, claim)[:, asked]))
     if found is None:
         raise NotTested(f"{high} and {low} share no seed")
+    for group in (a, b):
+        if (share := _of_circuit(group)) > _MOSTLY:
+            raise NotTested(
+                f"{percent(share)} of the part of the model that {group.name} takes instead of the circuit is the circuit's own: "
+                "there is not enough of it outside"
+            )
     floor = max(_FLOOR, claim.margin)
     if max(float(hits.mean()) for hits in found) < floor:
         raise NotTested(
             f"neither {a.name} nor {b.name} solves {percent(floor)} there: at the floor no difference could show"
         )
     return found[0] - found[1], a, b
+
+
+def _of_circuit(group: Group) -> float:
+    """Of a control that takes another part than the circuit, what share of that is the circuit's all the same; else 0."""
+    shares = [record.extras.get("part_of_circuit", 0.0) for record in group.records]
+    return max((share for share in shares if isinstance(share, float)), default=0.0)
 
 
 def _asked(claim: Any, data: StudyData, group: Group) -> Any:
@@ -362,7 +376,12 @@ def _what_differs(high: Group, low: Group) -> str:
         for group in (high, low)
         if (share := group.alignment_share) is not None
     ]
-    return "; ".join(filter(None, (_trained_parts(high, low), *weighs)))
+    shares = [
+        f"up to {percent(share)} of the part that {group.name} takes is the circuit's, too"
+        for group in (high, low)
+        if (share := _of_circuit(group))
+    ]
+    return "; ".join(filter(None, (_trained_parts(high, low), *shares, *weighs)))
 
 
 def _trained_parts(high: Group, low: Group) -> str:

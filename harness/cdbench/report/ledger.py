@@ -191,6 +191,11 @@ class Metric(_OfRows):
     def _has_a_bound(self) -> "Metric":
         if (self.control is None) != (self.control_at_least is None):
             raise ValueError("control and control_at_least stand together")
+        if self.metric.endswith("needed_beyond_chance") and not (self.control_at_least or 0) > (self.at_least or 0):
+            raise ValueError(
+                f"{self.metric} is at most its control: control_at_least must be above at_least ({self.at_least}), or no model "
+                "could support the claim"
+            )
         return _bounded(self)
 
 

@@ -33,7 +33,7 @@ class Sampled(NamedTuple):
 def possible(metric: str) -> tuple[float, float]:
     """Between which a number can lie at all: Student's t knows no bounds."""
     name = metric.rpartition(".")[2]
-    if name in ("value", "sparsity", "mean_value"):
+    if name in ("value", "sparsity", "mean_value", "smallest_faithful"):
         return 0.0, 1.0
     if name == "stability":
         return -1.0, 1.0
