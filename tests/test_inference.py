@@ -18,10 +18,11 @@ from statsmodels.stats.weightstats import DescrStatsW
 
 from cdbench.inference import (
     Spread,
-    difference_of_shares,
     drop,
     equivalence_p,
+    hierarchical_bootstrap,
     holm,
+    interval_from_published,
     mcnemar,
     mean_interval,
     moderated,
@@ -36,7 +37,7 @@ from cdbench.inference import (
     spread_to_decide,
     unpaired_spread,
 )
-from cdbench.stats import Proportion, wilson
+from cdbench.stats import wilson
 
 
 def unpaired_p(a: np.ndarray, b: np.ndarray) -> float:
@@ -54,8 +55,8 @@ def test_mcnemar_equals_statsmodels(a: int, b: int) -> None:
 
 
 @given(st.integers(0, 200), st.integers(0, 300))
-def test_the_difference_of_two_shares_equals_statsmodels(k: int, m: int) -> None:
-    found = difference_of_shares(wilson(k, 200), wilson(m, 300))
+def test_the_difference_from_a_published_share_equals_statsmodels_for_one_run(k: int, m: int) -> None:
+    found = interval_from_published(np.repeat([1.0, 0.0], [k, 200 - k])[None], m / 300, 300)
     theirs = confint_proportions_2indep(k, 200, m, 300, method="newcomb", compare="diff")
     assert found == pytest.approx(theirs, abs=1e-9)
 
@@ -143,20 +144,20 @@ def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:
     assert equivalence_p(np.zeros((3, 1000)), 0.02) < 0.001
 
 
-@pytest.mark.parametrize("freedom", [2, 3, 4, 9])
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 9])
 @pytest.mark.parametrize("p", [0.1, 0.025, 0.005, 0.0005, 0.00005])
 def test_what_seeds_and_problems_vary_by_is_covered_as_often_as_is_said(freedom: int, p: float) -> None:
     """Exactly, over all that the seeds' variance may seem: problems are many, and theirs is known.
 
-    95 % within a point; far out never more than a fifth above p, as among many comparisons the smallest p counts.
+    95 % within a point (of two seeds 1.1); far out never more than a fifth above p: among many comparisons the smallest p counts.
     """
-    seems = distributions.chi2.ppf((np.arange(400) + 0.5) / 400, freedom) / freedom
+    seems = distributions.chi2.ppf((np.arange(2000) + 0.5) / 2000, freedom) / freedom
     missed = []
     for share in (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95):
         halves = [Spread(share * each, freedom + 1, 1 - share, 10**9)._distance(p) for each in seems]
         missed.append(2 * float(distributions.norm.sf(halves).mean()))
     if p == 0.025:
-        assert max(abs(each - 0.05) for each in missed) < 0.01
+        assert max(abs(each - 0.05) for each in missed) < (0.01 if freedom > 1 else 0.011)
     assert max(missed) < 1.2 * 2 * p
 
 
@@ -175,7 +176,10 @@ def simulated(seeds: int, spread_of_seeds: float, rng: np.random.Generator, n: i
     return first - second
 
 
-@pytest.mark.parametrize(("seeds", "of_seeds"), [(1, 0.0), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.1), (5, 0.5), (10, 0.3)])
+@pytest.mark.parametrize(
+    ("seeds", "of_seeds"),
+    [(1, 0.0), (2, 0.0), (2, 0.1), (2, 0.5), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.1), (5, 0.5), (10, 0.3)],
+)
 def test_intervals_of_differences_cover_as_often_as_they_say(seeds: int, of_seeds: float) -> None:
     """Within one point of 95 % at n = 1,000, up to the noise of the simulation (0.35 points)."""
     rng, repeats = np.random.default_rng(seeds), 4000
@@ -186,7 +190,19 @@ def test_intervals_of_differences_cover_as_often_as_they_say(seeds: int, of_seed
 
 @pytest.mark.parametrize(
     ("seeds", "of_seeds", "of_problems"),
-    [(3, 0.0, 0.0), (3, 0.1, 0.0), (3, 0.3, 1.5), (3, 0.05, 1.5), (3, 0.1, 1.5), (5, 0.1, 1.5), (10, 0.3, 1.5)],
+    [
+        (1, 0.0, 1.5),
+        (2, 0.0, 1.5),
+        (2, 0.1, 1.5),
+        (2, 0.3, 1.5),
+        (3, 0.0, 0.0),
+        (3, 0.1, 0.0),
+        (3, 0.3, 1.5),
+        (3, 0.05, 1.5),
+        (3, 0.1, 1.5),
+        (5, 0.1, 1.5),
+        (10, 0.3, 1.5),
+    ],
 )
 def test_intervals_of_accuracies_cover_as_often_as_they_say(seeds: int, of_seeds: float, of_problems: float) -> None:
     """Within a point of 95 % at n = 1,000, up to the simulation's noise: where seeds or problems are all the spread there is,
@@ -214,9 +230,7 @@ def truth(level: float, *spreads: float) -> float:
     return float(weights @ (1 / (1 + np.exp(-(level + math.hypot(*spreads) * nodes)))) / weights.sum())
 
 
-COVERED = [(1, 0.0), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.3), (10, 0.3)]
-WIDE = (0.957, 0.98, 0.98, 0.98, 0.98, 0.97)
-"""How often at most of differences from published numbers."""
+COVERED = [(1, 0.0), (2, 0.0), (2, 0.1), (2, 0.5), (3, 0.0), (3, 0.1), (3, 0.5), (5, 0.3), (10, 0.3)]
 
 
 @pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
@@ -235,28 +249,23 @@ def test_intervals_of_what_longer_problems_cost_cover_as_often_as_they_say(seeds
     assert abs(covered / repeats - 0.95) < 0.01 + noise
 
 
-@pytest.mark.parametrize(
-    ("seeds", "of_seeds", "most"), [(*each, most) for each, most in zip(COVERED, WIDE, strict=True)]
-)
-def test_intervals_of_the_difference_from_a_published_share_cover_at_least_as_often_as_they_say(
-    seeds: int, of_seeds: float, most: float
+@pytest.mark.parametrize(("seeds", "of_seeds"), COVERED)
+def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_they_say(
+    seeds: int, of_seeds: float
 ) -> None:
     """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
-    from that one published model; of how far seeds of its method differ nothing was published. Newcombe adds the two intervals'
-    squares, which is up to 3 points too wide where ours rests on few seeds."""
+    from that one published model; of how far seeds of its method differ nothing was published."""
     rng, repeats, covered, rejected = np.random.default_rng(seeds), 1000, 0, 0
     share = truth(2.5, 1.5)
     gap = truth(2.5, 1.5, of_seeds) - share
     for _ in range(repeats):
         hits = answered(rng, 2.5, 1.5, of_seeds * rng.standard_normal(seeds), 1000)
         paper = rng.binomial(1000, share) / 1000
-        mean, (low, high) = float(hits.mean()), share_interval(hits)
-        ours = Proportion(k=round(1000 * mean), n=1000, value=mean, low=low, high=high)
-        low, high = difference_of_shares(ours, wilson(round(1000 * paper), 1000))
+        mean, (low, high) = float(hits.mean()), interval_from_published(hits, paper, 1000)
         covered += low <= gap <= high
         rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert 0.94 - noise < covered / repeats < most + noise
+    assert abs(covered / repeats - 0.95) < 0.01 + noise
     assert rejected / repeats < 0.05 + noise
 
 
@@ -282,16 +291,50 @@ def test_rows_that_differ_by_the_margin_are_hardly_ever_called_equivalent(seeds:
     assert right / repeats > 0.3
 
 
-def test_the_bootstrap_that_this_replaces_does_not() -> None:
-    """Three seeds: resampling seeds and problems covers far less than 95 %."""
-    rng, covered = np.random.default_rng(0), 0
-    for _ in range(200):
-        values = simulated(3, 0.5, rng, 200)
-        picks = rng.multinomial(3, [1 / 3] * 3, 400) / 3 @ values
-        means = np.einsum("rp,rp->r", picks, rng.multinomial(200, [1 / 200] * 200, 400) / 200)
-        low, high = np.quantile(means, [0.025, 0.975])
-        covered += low <= 0 <= high
-    assert covered / 200 < 0.88
+def test_a_bootstrap_over_three_seeds_does_not() -> None:
+    """Why no verdict rests on it: where seeds matter it is too narrow, and where they do not, too wide."""
+    rng, repeats = np.random.default_rng(0), 200
+
+    def covered(of_seeds: float) -> float:
+        found = [hierarchical_bootstrap(simulated(3, of_seeds, rng, 300), rng, 400) for _ in range(repeats)]
+        return sum(low <= 0 <= high for low, high in found) / repeats
+
+    assert covered(0.5) < 0.93
+    assert covered(0.0) > 0.97
+
+
+def test_a_bootstrap_of_one_seed_is_that_of_its_problems() -> None:
+    rng = np.random.default_rng(1)
+    values = (rng.random((1, 500)) < 0.7).astype(float)
+    (low, high), mean = hierarchical_bootstrap(values, rng, 20_000), values.mean()
+    half = 1.96 * math.sqrt(mean * (1 - mean) / 500)
+    assert (low, high) == pytest.approx((mean - half, mean + half), abs=0.004)
+    theirs = distributions.bootstrap((values[0],), np.mean, method="percentile", n_resamples=9_999, rng=rng)
+    assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
+    with pytest.raises(ValueError, match="at least 2 problems and draws, got 1 and 2000"):
+        hierarchical_bootstrap(np.ones((3, 1)), rng)
+
+
+def test_a_bootstrap_draws_seeds_with_the_variance_that_they_have() -> None:
+    """Problems alike: the mean over seeds that are drawn varies as the analysis of variance says, not by (S − 1)/S of it."""
+    values = np.repeat(np.random.default_rng(2).normal(size=(12, 1)), 400, axis=1)
+    low, high = hierarchical_bootstrap(values, np.random.default_rng(3), 40_000)
+    assert high - low == pytest.approx(2 * 1.96 * math.sqrt(values[:, 0].var(ddof=1) / 12), rel=0.03)
+    again = hierarchical_bootstrap(values, np.random.default_rng(3), 40_000)
+    assert (low, high) == again  # the generator is passed, and nothing else is random
+
+
+def test_tests_reject_what_is_true_as_often_as_they_say() -> None:
+    """At p < 0.05: McNemar's exact test never more often, Holm's first rejection of ten, paired t's of three seeds in 5 %."""
+    rng, repeats = np.random.default_rng(5), 2000
+    noise = 2 * math.sqrt(0.05 * 0.95 / repeats)
+    coins = rng.binomial(200, 0.5, repeats)
+    wrong = sum(mcnemar(int(k), 200 - int(k)) < 0.05 for k in coins) / repeats
+    assert 0.02 < wrong < 0.05 + noise
+    uniform = rng.random((repeats, 10))
+    assert abs(sum(min(holm(list(row))) < 0.05 for row in uniform) / repeats - (1 - 0.995**10)) < noise
+    paired = sum(paired_p(simulated(3, 0.3, rng)) < 0.05 for _ in range(repeats)) / repeats
+    assert abs(paired - 0.05) < 0.01 + noise
 
 
 @pytest.mark.parametrize("p", [0.3, 0.5, 0.9, 0.963])

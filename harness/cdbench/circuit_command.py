@@ -84,8 +84,8 @@ def discover(model: str, **options: Any) -> None:
     """Rank a model's nodes, edges or neurons by what they do for a task, and hold attribution against exact patching on the top.
 
     Positive importance helps: importance is the logit difference (right answer − counterfactual's answer) that is lost when the
-    item carries the counterfactual's activation. Attribution takes as long for a million items as for ten; exact patching and
-    ablation take a pass for each: small models, or nodes.
+    item carries the counterfactual's activation. Attribution takes a few passes, however many items there are; exact patching and
+    ablation take one for each: small models, or nodes.
 
     \b
     cdbench circuit discover teacher --task addition_2digit

@@ -140,7 +140,7 @@ def compare(run_a: str, run_b: str, split: str, as_json: bool, runs: str | None)
     click.echo(f"B − A: {100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}] over problems, "
                f"McNemar's exact p = {found.p:.3g}: {found.reading}")  # fmt: skip
     for note in found.notes:
-        click.echo(f"note: {note}")
+        click.echo(f"note: {one_line(note)}")
     for each in found.examples[:_SHOWN]:
         prompt, answer, a, b = (one_line(printable(str(each[key]), 60)) for key in ("prompt", "answer", "a", "b"))
         click.echo(f"  {prompt}{answer}  A: {a}  B: {b}")

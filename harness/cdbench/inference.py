@@ -1,8 +1,9 @@
 """What may be concluded from runs: intervals, paired tests, corrections. Pure functions of arrays.
 
 A row's answers are [seeds, problems]. Both are taken as drawn from many: what is said of a method should hold for other seeds and
-other problems. A bootstrap over three seeds cannot say that (three values to draw from: it covers 80 % where it promises 95), so
-the spread between seeds and between problems is estimated by an analysis of variance, and Student's t pays for there being few.
+other problems. A bootstrap over three seeds cannot say that (it has three values to draw from), so the spread between seeds and
+between problems is estimated by an analysis of variance, and Student's t pays for there being few. The bootstrap is there to be
+looked at beside it (`hierarchical_bootstrap`); `benchmarks/coverage.py` says how often either covers.
 """
 
 import math
@@ -16,7 +17,7 @@ from scipy import special
 from scipy import stats as distributions
 from scipy.optimize import brentq
 
-from cdbench.stats import Proportion, score_interval
+from cdbench.stats import score_interval
 
 Hits = NDArray[np.float64]
 MOST_SEEDS = 200
@@ -28,6 +29,8 @@ _LEAST_KNOWN = 3
 """Of fewer variances nobody can say how far they lie apart."""
 _LEAST_JOINT = 2
 """Degrees of freedom of seeds below which joint ones are far too many."""
+_SEEM_FEW = 0.2
+"""The share of the variance below which two seeds seem to make little of it."""
 _USUAL = 0.025
 """The tail beyond either end of a 95 % interval."""
 _LEAST_P = 1e-12
@@ -50,8 +53,10 @@ class Spread(NamedTuple):
 
     Nothing exact is known for two such parts (Behrens and Fisher's problem). A t of its own for each (Cochran and Cox 1950) is
     too wide with few seeds, by up to 2.7 points of 95 %; one t of joint degrees of freedom (Satterthwaite 1946) too narrow, by up
-    to 2.8. What is used lies between, nearer to the first the more of the variance is the seeds' and the smaller p is: from three
-    seeds on within a point of 95 %, and not short far out, where many comparisons are corrected for.
+    to 2.8. What is used lies between, nearer to the first the more of the variance is the seeds' and the smaller p is: within a
+    point of 95 %, and not short far out, where many comparisons are corrected for. Of two seeds there is no joint t worth having:
+    where they seem to be less than a fifth of the variance, their own t counts by the fourth power of that share (fitted: within
+    a point of 95 % whatever the share in truth is; far out it counts whole).
     """
 
     of_seeds: float
@@ -97,8 +102,11 @@ class Spread(NamedTuple):
         parts = [(self.of_seeds, of_seeds), (self.of_problems, self.problems - 1)]
         each = [_quantile(p, freedom) ** 2 * part for part, freedom in parts if part]
         apart = sum(each)
-        if not all(part for part, _ in parts) or of_seeds < _LEAST_JOINT:
+        if not all(part for part, _ in parts):
             return math.sqrt(apart)
+        if of_seeds < _LEAST_JOINT:
+            seems = min(1.0, self.of_seeds / self.variance / _SEEM_FEW) ** (4 * min(1.0, p / _USUAL) ** 2)
+            return math.sqrt(seems * each[0] + each[1])
         freedom = self.variance**2 / sum(part**2 / own for part, own in parts)
         together = _quantile(p, freedom) ** 2 * self.variance
         weight = (self.of_seeds / self.variance) ** min(1.0, math.sqrt(p / _USUAL))
@@ -194,16 +202,24 @@ def mean_interval(values: Hits, level: float = 0.95) -> Interval:
 
 
 def share_interval(hits: Hits, level: float = 0.95) -> Interval:
-    """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth.
-
-    From three seeds on it covers within a point of what it says; of two up to 4 points more.
-    """
-    mean, found = float(hits.mean()), spread(hits)
-    same = bool((hits == hits[0]).all())
-    if same:  # one run, or several that are one
-        return Interval(*score_interval(mean, hits.shape[1], float(distributions.norm.ppf((1 + level) / 2))))
+    """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth."""
+    found = spread(hits)
     quantile = found.half_width(level) / math.sqrt(found.variance)
-    return Interval(*score_interval(mean, mean * (1 - mean) / found.variance, quantile))
+    if _is_one(hits):
+        quantile = float(distributions.norm.ppf((1 + level) / 2))
+    return _share_interval(hits, found, quantile)
+
+
+def _is_one(hits: Hits) -> bool:
+    """Whether there is one run, or several that are one."""
+    return bool((hits == hits[0]).all())
+
+
+def _share_interval(hits: Hits, found: Spread, quantile: float) -> Interval:
+    """Wilson's at so many standard errors, of as many problems as the spread is worth."""
+    mean = float(hits.mean())
+    worth = hits.shape[1] if _is_one(hits) else mean * (1 - mean) / found.variance
+    return Interval(*score_interval(mean, worth, quantile))
 
 
 def paired_p(difference: Hits, edge: float = 0.0) -> float:
@@ -250,6 +266,47 @@ def spread_from_published(hits: Hits, value: float, n: int) -> Spread:
     return own._replace(of_problems=own.of_problems + value * (1 - value) / n)
 
 
+def interval_from_published(hits: Hits, value: float, n: int) -> Interval:
+    """95 % interval of an accuracy's difference from a published one, `value` of `n` other problems.
+
+    Wilson's limits of either, both at the quantile of their difference, put together as Newcombe does (1998, method 10): ours at
+    the quantile of few seeds, and theirs at that of many problems, would be up to 3 points too wide.
+    """
+    found, both = spread(hits), spread_from_published(hits, value, n)
+    quantile = Z95 if _is_one(hits) else both.half_width(0.95) / math.sqrt(both.variance)
+    own, theirs = _share_interval(hits, found, quantile), Interval(*score_interval(value, n, quantile))
+    mean = float(hits.mean())
+    down = math.hypot(mean - own.low, theirs.high - value)
+    up = math.hypot(own.high - mean, value - theirs.low)
+    return Interval(mean - value - down, mean - value + up)
+
+
+def hierarchical_bootstrap(values: Hits, rng: np.random.Generator, draws: int = 2000, level: float = 0.95) -> Interval:
+    """Percentile interval of the mean of values [seeds, problems], both drawn anew; of one seed the problems alone.
+
+    The values may be differences of two rows: then it is paired. To be looked at beside `mean_interval`; no verdict rests on it.
+    Drawing seeds with replacement gives their means (S − 1)/S of the variance that they have, so they are moved apart by as much.
+    What is neither the seed's nor the problem's is drawn with either (Owen 2007) and counts more than once; and of few seeds no
+    percentile is as far out as Student's t. How often it covers, `benchmarks/coverage.py` says.
+
+    Raises:
+        ValueError: fewer than two problems, or draws.
+    """
+    seeds, problems = values.shape
+    if problems < 2 or draws < 2:
+        raise ValueError(f"a bootstrap needs at least 2 problems and draws, got {problems} and {draws}")
+    by_seed = values.mean(1, keepdims=True)
+    apart = math.sqrt(seeds / (seeds - 1)) if seeds > 1 else 1.0
+    moved = values + (apart - 1) * (by_seed - by_seed.mean())
+    means = np.empty(draws)
+    for some in np.array_split(np.arange(draws), max(1, draws // 100)):
+        weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), len(some)) / seeds
+        asked = rng.multinomial(problems, np.full(problems, 1 / problems), len(some)) / problems
+        means[some] = ((weights @ moved) * asked).sum(1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
 def unpaired_spread(a: Hits, b: Hits) -> Spread:
     """How far the difference of two rows' means may be off, each [its seeds, problems], with no seed in common.
 
@@ -285,14 +342,6 @@ def equivalence_p(difference: Hits, margin: float) -> float:
     return tail if inside >= 0 else 1 - tail
 
 
-def difference_of_shares(a: Proportion, b: Proportion) -> Interval:
-    """95 % interval of a − b for two independent proportions (Newcombe 1998, method 10)."""
-    gap = a.value - b.value
-    down = math.hypot(a.value - a.low, b.high - b.value)
-    up = math.hypot(a.high - a.value, b.value - b.low)
-    return Interval(gap - down, gap + up)
-
-
 def probability_of_improvement(a: Sequence[float], b: Sequence[float]) -> float:
     """How often a run of `a` beats a run of `b`, ties halved (Agarwal et al. 2021): over all pairs of seeds."""
     first, second = np.asarray(a)[:, None], np.asarray(b)[None]
@@ -326,8 +375,8 @@ def seeds_to_decide(
     )
 
 
-def spread_to_decide(found: Spread, distance: float, level: float = 0.95) -> int | None:
-    """The same of any mean that lies so far from the limit: more seeds narrow the part of the seeds, no other.
+def spread_to_decide(found: Spread, distance: float, level: float = 0.95, *, both: bool = False) -> int | None:
+    """The same of any mean that lies so far from the (nearer) limit: more seeds narrow the part of the seeds, no other.
 
     None where not even 200 seeds are enough on these problems, or nothing is known of the spread between seeds.
     """
@@ -340,6 +389,7 @@ def spread_to_decide(found: Spread, distance: float, level: float = 0.95) -> int
         level,
         found.seeds,
         lambda seeds: found._replace(of_seeds=whole / seeds, seeds=seeds, noise=noise / seeds),
+        within=POWER if both else 2 * POWER - 1,
     )
 
 

@@ -131,7 +131,7 @@ def _before(file: Path) -> "list[Board]":
     type=click.IntRange(min=0),
     default=0,
     metavar="N",
-    help="Fail where fewer than N of its runs have their records here.",
+    help="Fail where fewer than N of its runs could be held against records here.",
 )
 @click.option("--runs", help="Folder of records and reports [CDBENCH_RUNS; ./runs].")
 def check(file: Path, as_json: bool, require: int, runs: str | None) -> None:
@@ -152,15 +152,22 @@ def check(file: Path, as_json: bool, require: int, runs: str | None) -> None:
             click.echo(one_line(sentence))
         for sentence in found.notes:
             click.echo(f"note: {one_line(sentence)}")
-        absent, apart = found.runs - found.present, found.present - found.held
+        absent, apart = found.runs - found.present, found.present - found.held - found.near
         if not found.wrong:
             gone = f", {absent} have none here" if absent else ""
-            gone += f", {apart} have one of another kind of machine, which gives other answers" if apart else ""
+            gone += (
+                f", {found.near} were made again on another kind of machine and are about as accurate"
+                if found.near
+                else ""
+            )
+            gone += (
+                f", {apart} were made again from models that came out otherwise and could not be held" if apart else ""
+            )
             click.echo(f"{file}: every number and place follows from its answers; {found.held} of {found.runs} runs were held "
                        f"against their records{gone}; cost is not compared")  # fmt: skip
-    if found.present < require:
+    if (held := found.held + found.near) < require:
         raise AnswerBad(
-            f"{found.present} of {found.runs} runs of {file} have their records in {plan.shortest(where.runs)}, and {require} "
+            f"{held} of {found.runs} runs of {file} could be held against a record in {plan.shortest(where.runs)}, and {require} "
             "are required: make them with cdbench run, or name their folder with --runs"
         )
     if found.wrong:
@@ -199,6 +206,7 @@ def _row_json(row: "Row", shifts: Sequence[str], where: plan.Places) -> dict[str
     return {
         "place": row.place,
         "tied": row.tied,
+        "place_between": row.between,
         "name": entry.name,
         "why_unplaced": row.why,
         "accuracy": row.accuracy,
@@ -245,6 +253,7 @@ def board_text(board: "Board") -> str:
     for row in rows:
         entry = row.entry
         place = row.why if row.place is None else f"{row.place}{'=' if row.tied else ''}"
+        place += f" ({row.between[0]}–{row.between[1]})" if row.between else ""
         seconds, memory = entry.mean("train_seconds"), entry.mean("peak_memory_mib")
         failed = f" (+{entry.failed} failed)" if entry.failed else ""
         table.append(
@@ -262,7 +271,7 @@ def board_text(board: "Board") -> str:
     ]
     lines += [
         "  = shares its place: it counts the rows that are significantly better (paired over seeds and problems, Holm-corrected)",
-        "  and is not before that of a row of higher accuracy",
+        "  and is not before that of a row of higher accuracy; in brackets the places that it could have, as far as is shown",
     ]
     if "smoke" in board.of_profiles:
         lines.append("  the smoke profile shows that the flow works: its numbers and places mean nothing")

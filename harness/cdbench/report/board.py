@@ -190,6 +190,8 @@ class Row:
     Attributes:
         place: None for the reference, and where nothing can be said.
         tied: whether another row has its place.
+        between: the first and the last place that it could have, as far as differences are shown: one more than the rows that are
+            better, and as many less than all as are worse.
         better_than, worse_than: rows that it differs from significantly.
         why: why it has no place.
     """
@@ -199,6 +201,7 @@ class Row:
     interval: Interval
     place: int | None = None
     tied: bool = False
+    between: tuple[int, int] | None = None
     better_than: tuple[str, ...] = ()
     worse_than: tuple[str, ...] = ()
     why: str = ""
@@ -230,6 +233,7 @@ def placed(board: Board) -> list[Row]:
                 row,
                 place=places[i],
                 tied=list(places.values()).count(places[i]) > 1,
+                between=(1 + beaten_by[i], len(judged) - sum(winner == i for winner, _ in better)),
                 better_than=tuple(rows[loser].name for winner, loser in sorted(better) if winner == i),
                 worse_than=tuple(rows[winner].name for winner, loser in sorted(better) if loser == i),
             )

@@ -22,10 +22,11 @@ from cdbench.inference import (
     MOST_SEEDS,
     Hits,
     Interval,
-    difference_of_shares,
     drop,
     equivalence_p,
+    hierarchical_bootstrap,
     holm,
+    interval_from_published,
     mcnemar,
     mean_interval,
     paired_p,
@@ -64,7 +65,7 @@ from cdbench.report.ledger import (
     unknown,
 )
 from cdbench.report.sampled import possible, spread_of
-from cdbench.stats import Proportion, wilson
+from cdbench.seeds import seed_for
 
 Outcome = Literal["supported", "refuted", "inconclusive", "not tested here"]
 OUTCOMES: tuple[Outcome, ...] = ("supported", "refuted", "inconclusive", "not tested here")
@@ -74,6 +75,7 @@ _FLOOR = 0.01
 """Of two rows that both solve less, neither can be seen to be the better one, nor the two to be as good."""
 _MOSTLY = 0.5
 """Of the part that a control takes instead of a circuit: with more of the circuit's own it is no control."""
+_DRAWS = 1000
 _LEAST_ERRORS = 20
 """Of the teacher, on fewer of which nobody is compared."""
 _PAPERS = ("Meta-Llama-3-8B", "Llama-3.2-1B")
@@ -359,6 +361,12 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
     found = _evidence(values, (claim.margin, math.inf), [high, low])
     asked = _asked(claim, data, high)
+    drawn = hierarchical_bootstrap(values, np.random.default_rng(seed_for("bootstrap", claim.id)), _DRAWS)
+    beside = (
+        f"a bootstrap over seeds and problems says {points(drawn.low)} to {points(drawn.high)}"
+        if len(values) > 1
+        else ""
+    )
     runs = [_hits(group, claim)[:, asked].mean(1) for group in (high, low)]
     pairs = len(runs[0]) * len(runs[1])
     won = probability_of_improvement(runs[0], runs[1]) * pairs
@@ -366,6 +374,7 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     if claim.where_teacher_errs:
         told = _with(told, f"of the {values.shape[1]} problems that the teacher gets wrong")
         found = replace(found, run_ids=(*found.run_ids, *_row(data, claim, TEACHER).run_ids))
+    told = _with(told, beside)
     return replace(found, detail=_with(_with(found.detail, told), _what_differs(high, low)))
 
 
@@ -455,11 +464,8 @@ def _by_mcnemar(difference: Hits) -> str:
 def _value(claim: Value, data: StudyData) -> Evidence:
     group = _row(data, claim, claim.row)
     hits = _hits(group, claim)
-    low, high = share_interval(hits)
-    value = float(hits.mean())
-    ours = Proportion(k=round(value * hits.shape[1]), n=hits.shape[1], value=value, low=low, high=high)
-    interval = difference_of_shares(ours, wilson(round(claim.paper * claim.paper_n), claim.paper_n))
-    effect, found = value - claim.paper, spread_from_published(hits, claim.paper, claim.paper_n)
+    interval = interval_from_published(hits, claim.paper, claim.paper_n)
+    effect, found = float(hits.mean()) - claim.paper, spread_from_published(hits, claim.paper, claim.paper_n)
     distance = abs(effect - math.copysign(claim.margin, effect))
     return Evidence(
         effect=effect,
@@ -469,7 +475,7 @@ def _value(claim: Value, data: StudyData) -> Evidence:
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
         p=min(1.0, 2 * found.tail(distance)),
-        seeds_needed=lambda level: spread_to_decide(found, distance, level),
+        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=True),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_caveats(group),
     )
@@ -485,7 +491,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         if bool((hits == hits[0]).all()):  # runs that are one: more of them say no more
             return None
         stretch = math.sqrt(edge * (1 - edge) / (effect * (1 - effect)))
-        return seeds_to_decide(hits, edge, level, stretch=stretch)
+        return seeds_to_decide(hits, edge, level, stretch=stretch, both=all(map(math.isfinite, region)))
 
     return Evidence(
         effect=effect,
@@ -524,7 +530,7 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
         p=min(1.0, 2 * found.tail(distance)),
-        seeds_needed=lambda level: spread_to_decide(found, distance, level),
+        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=all(map(math.isfinite, region))),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_caveats(group),
     )

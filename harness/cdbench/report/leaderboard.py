@@ -18,7 +18,8 @@ from cdbench.record import RECORD, Record, read
 from cdbench.report.anatomy import Answers
 from cdbench.report.board import FOLDER, PROFILES, Answered, Board, RowEntry, RunEntry, pack, placed
 from cdbench.report.build import template
-from cdbench.report.collect import machine_of, read_answers
+from cdbench.report.collect import UNTRAINED, machine_of, read_answers
+from cdbench.report.formats import percent
 
 _BOARDS = TypeAdapter(list[Board])
 _FENCE = "```json\n", "\n```\n"
@@ -190,12 +191,14 @@ class Checked:
     Attributes:
         runs: how many the file names.
         present: of these have a record here.
-        held: of these were held against the file; the others were made again on a machine of another kind.
+        held: of these have the record's answers, each one.
+        near: of these were made again on a machine of another kind, which gives other answers, and are about as accurate.
     """
 
     runs: int
     present: int
     held: int
+    near: int
     wrong: list[str]
     notes: list[str]
 
@@ -227,19 +230,28 @@ def check(file: Path, where: Places) -> Checked:
     ids = [run.run_id for board in told for row in board.rows for run in row.runs]
     here = {run_id for run_id in ids if (where.run(run_id) / RECORD).is_file()}
     ours = boards(where) if here else []
-    elsewhere: list[str] = []
+    made_again = _Elsewhere([], [])
     for board in told:
-        wrong += _against_records(board, ours, here, elsewhere, notes) + _of_other_profiles(board, here, where)
+        wrong += _against_records(board, ours, here, made_again, notes) + _of_other_profiles(board, here, where)
     notes += [
         f"{board.task}, profile {board.profile}: a board of {len(board.rows)} rows has its records here and is not in the file"
         for board in ours
         if not here & {run_id for row in board.rows for run_id in row.run_ids}
     ]
-    return Checked(len(ids), len(here), len(here) - len(elsewhere), wrong, notes + elsewhere)
+    held = len(here) - len(made_again.near) - len(made_again.apart)
+    return Checked(len(ids), len(here), held, len(made_again.near), wrong, notes + made_again.near + made_again.apart)
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """What is told of runs that were made again on machines of another kind: about as accurate, or of other models."""
+
+    near: list[str]
+    apart: list[str]
 
 
 def _against_records(
-    board: Board, ours: Sequence[Board], here: set[str], elsewhere: list[str], notes: list[str]
+    board: Board, ours: Sequence[Board], here: set[str], made_again: _Elsewhere, notes: list[str]
 ) -> list[str]:
     own = {run_id for row in board.rows for run_id in row.run_ids}
     mine = [each for each in ours if own & {run_id for row in each.rows for run_id in row.run_ids}]
@@ -260,8 +272,13 @@ def _against_records(
             )
     rows = [row for each in mine for row in each.rows]
     by_run = {run_id: row for row in rows for run_id in row.run_ids}
+    others = _other_models(board, by_run)
+    if others:
+        notes.append(
+            f"{board.task}, profile {board.profile}: {others}: its runs made again here cannot be held against it"
+        )
     for row in board.rows:
-        wrong += _row_against_records(row, by_run, here, elsewhere)
+        wrong += _row_against_records(row, by_run, here, made_again, bool(others))
     # What they answered is held above; code may change where no answer depends on it.
     apart = sum(any(r in by_run and by_run[r].code != row.code for r in row.run_ids) for row in board.rows)
     if apart:
@@ -284,29 +301,48 @@ def _of_other_profiles(board: Board, here: set[str], where: Places) -> list[str]
     return [] if right else [f"{board.task}: profile is not its records' {named}"]
 
 
+def _other_models(board: Board, by_run: Mapping[str, RowEntry]) -> str:
+    """Says so where the models themselves came out otherwise here: a small one that is trained on another processor may."""
+    for row in board.rows:
+        for run in row.runs if row.method in UNTRAINED else ():
+            mine = _counterpart(run, by_run)
+            if mine and _is_elsewhere(run, mine) and abs(_level(run) - _level(mine)) > _APART:
+                return f"'{row.name}' has {percent(_level(run))} there and {percent(_level(mine))} on {mine.machine}"
+    return ""
+
+
+def _counterpart(run: RunEntry, by_run: Mapping[str, RowEntry]) -> RunEntry | None:
+    row = by_run.get(run.run_id)
+    return next(each for each in row.runs if each.run_id == run.run_id) if row else None
+
+
+def _is_elsewhere(run: RunEntry, mine: RunEntry) -> bool:
+    return bool(run.machine) and mine.machine != run.machine and mine.seed == run.seed
+
+
+def _level(run: RunEntry) -> float:
+    return float(run.hits.mean())
+
+
 def _row_against_records(
-    row: RowEntry, by_run: Mapping[str, RowEntry], here: set[str], elsewhere: list[str]
+    row: RowEntry, by_run: Mapping[str, RowEntry], here: set[str], made_again: _Elsewhere, of_others: bool
 ) -> list[str]:
+    """`of_others`: the models here are not those of the file, and say nothing of runs that were made again."""
     wrong = []
     for run in row.runs:
         if run.run_id not in here:
             continue
-        if (ours := by_run.get(run.run_id)) is None:
-            wrong.append(f"{row.name}, run {run.run_id}: its record has no result, or is not of this board")
-            continue
-        mine = next(each for each in ours.runs if each.run_id == run.run_id)
         what = f"{row.name}, run {run.run_id}"
+        if (mine := _counterpart(run, by_run)) is None:
+            wrong.append(f"{what}: its record has no result, or is not of this board")
+            continue
         differ = [key for key in _KEPT if getattr(mine, key) != getattr(run, key)]
-        if differ and mine.seed == run.seed and run.machine and mine.machine != run.machine:
-            # The same spec, made again elsewhere: floating-point arithmetic is not the same everywhere. Nothing was held.
-            level = " and here ".join(f"{100 * each.hits.mean():.1f} %" for each in (run, mine))
-            elsewhere.append(
-                f"{what}: {', '.join(differ)} differ from the record here, which is of {mine.machine}, not {run.machine}; "
-                f"accuracy is {level}; this run was not held against its record"
-            )
+        if differ and _is_elsewhere(run, mine):
+            told = f"{what}: {', '.join(differ)} differ from the record here, which is of {mine.machine}, not {run.machine}"
+            wrong += _made_again((run, mine, by_run[run.run_id]), told, made_again, of_others)
         else:
             wrong += [f"{what}: {key} is not its record's" for key in differ]
-        if row.method != ours.method:
+        if row.method != (ours := by_run[run.run_id]).method:
             wrong.append(f"{what}: its record is of {ours.method}")
     if set(row.run_ids) <= here and not wrong:
         ours = by_run[row.run_ids[0]]
@@ -320,6 +356,25 @@ def _row_against_records(
     return wrong
 
 
+def _made_again(
+    runs: tuple[RunEntry, RunEntry, RowEntry], told: str, made_again: _Elsewhere, of_others: bool
+) -> list[str]:
+    """A run of the file, that run here, and its row here: the same spec, made elsewhere.
+
+    Floating-point arithmetic is not the same everywhere, and such a run is like one of another seed.
+    """
+    run, mine, ours = runs
+    told += f"; accuracy is {percent(_level(run))} and here {percent(_level(mine))}"
+    levels = [_level(each) for each in ours.runs]  # not the file's, which may be made up
+    may = _APART + max(levels) - min(levels)
+    if not of_others and abs(_level(run) - _level(mine)) > may:
+        return [f"{told}: more than {percent(may)} apart, which no machine explains"]
+    (made_again.apart if of_others else made_again.near).append(told)
+    return []
+
+
+_APART = 0.1
+"""How far accuracies of one spec on two machines may lie apart, more than those of its seeds do."""
 _KEPT = ("seed", "problems", "answers", "shift", "predictions", "cka_debiased", "sparsity", "worked")
 """What it cost differs from one time to the next, and is not compared; what it answered does not."""
 
