@@ -301,8 +301,8 @@ def hierarchical_bootstrap(values: Hits, rng: np.random.Generator, draws: int = 
     means = np.empty(draws)
     for some in np.array_split(np.arange(draws), max(1, draws // 100)):
         weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), len(some)) / seeds
-        asked = rng.multinomial(problems, np.full(problems, 1 / problems), len(some)) / problems
-        means[some] = ((weights @ moved) * asked).sum(1)
+        asked = rng.integers(problems, size=(len(some), problems))
+        means[some] = np.take_along_axis(weights @ moved, asked, 1).mean(1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(low), float(high))
 
