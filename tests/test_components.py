@@ -91,7 +91,7 @@ def test_pairing_by_importance_is_the_papers_rule_for_layers() -> None:
     )  # fmt: skip
 
 
-def test_pairing_by_importance_takes_the_nearest_of_all_the_teachers_and_leaves_out_what_harms() -> None:
+def test_pairing_by_importance_takes_the_nearest_of_all_the_teachers_and_what_harms_last() -> None:
     """By hand: 1 goes with 1 and .2 with .2, though the teacher's own better half is 1 and .9."""
     student = of(a0h0=[1.0, 1.0], a0h1=[0.2, 0.2], a1h0=[0.1, 0.1], a1h1=[-0.9, -0.9])
     teacher = of(a0h0=[1.0, 1.0], a0h1=[0.9, 0.9], a1h0=[0.2, 0.2], a1h1=[0.0, 0.0])

@@ -136,6 +136,19 @@ def test_a_published_share_is_a_sample_too() -> None:
     assert 2 * found.tail(0.0) == 1.0
 
 
+@pytest.mark.parametrize("apart", [0.0, 0.02, 0.1, 0.3])
+def test_a_published_number_of_fewer_problems_never_makes_it_surer(apart: float) -> None:
+    rng = np.random.default_rng(7)
+    hits = (rng.random((2, 500)) < np.array([[0.6 - apart / 2], [0.6 + apart / 2]])).astype(float)
+    widths = [
+        high - low
+        for low, high in (interval_from_published(hits, 0.5, n) for n in (10**6, 5000, 1000, 400, 200, 100, 50))
+    ]
+    # Wilson's limits lie a little nearer to the middle where they are far apart; without the bound some were half as wide.
+    assert min(widths) > 0.95 * widths[0]
+    assert widths[-1] > widths[0] or apart > 0
+
+
 def test_few_answers_that_differ_prove_nothing_by_chancing_to_balance() -> None:
     values = np.zeros((3, 1000))
     values[0, 0] = values[1, 1] = values[2, 2] = 1  # an exact sign test on three problems has p = 0.25
@@ -312,7 +325,7 @@ def test_a_bootstrap_of_one_seed_is_that_of_its_problems() -> None:
     theirs = distributions.bootstrap((values[0],), np.mean, method="percentile", n_resamples=9_999, rng=rng)
     assert (low, high) == pytest.approx(tuple(theirs.confidence_interval), abs=0.004)
     with pytest.raises(ValueError, match="at least 2 problems and draws, got 1 and 2000"):
-        hierarchical_bootstrap(np.ones((3, 1)), rng)
+        hierarchical_bootstrap(np.ones((3, 1)), rng, 2000)
 
 
 def test_a_bootstrap_draws_seeds_with_the_variance_that_they_have() -> None:

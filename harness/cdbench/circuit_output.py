@@ -104,7 +104,8 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
         if math.isfinite(low):
             less = [_less(rival, result[rival], key) for rival in ("magnitude", "random")]
             alike = ", all three walked back from the logits" if level == "edge" else ""
-            click.echo(f"     {'; '.join(less)}, 95 % over the same problems{alike}")
+            walked = f"walked {result['walked'][key]:.3f}; " if level == "edge" else ""
+            click.echo(f"     {walked}{'; '.join(less)}, 95 % over the same problems{alike}")
 
 
 def _less(rival: str, found: dict[str, Any], key: str) -> str:
@@ -168,7 +169,7 @@ def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) ->
     """A circuit as a graph, into an .svg file; returns how many items are in it, and the nodes.
 
     Of edges those of largest |score| are drawn, and in it are the nodes at their ends; of nodes and neurons those of largest
-    score are in it. Edges of score 0 are left out. A node's area is |score|, of edges and neurons that of their sum.
+    score are in it. Edges of score 0 are left out. A node's area is |score|, of edges and neurons the sum of theirs.
     """
     from cdbench.circuits.discovery import flat
     from cdbench.circuits.graph import top

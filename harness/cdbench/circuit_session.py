@@ -48,7 +48,7 @@ class Data:
     wordings: Wordings = "first"
 
     def __post_init__(self) -> None:
-        """Raises UserError where a commit or all wordings are said of what has none, or no commit where one is needed."""
+        """Raises UserError where a commit or all wordings are said of what has none, EnvironmentLacks where it is not cached."""
         if self.wordings == "all" and self.source not in mib_data.PUBLISHED:
             raise UserError("--wordings all: only MIB's data on the hub ask a problem in several wordings (--data mib)")
         if self.source in mib_data.PUBLISHED:

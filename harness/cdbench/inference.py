@@ -56,7 +56,8 @@ class Spread(NamedTuple):
     to 2.8. What is used lies between, nearer to the first the more of the variance is the seeds' and the smaller p is: within a
     point of 95 %, and not short far out, where many comparisons are corrected for. Of two seeds there is no joint t worth having:
     where they seem to be less than a fifth of the variance, their own t counts by the fourth power of that share (fitted: within
-    a point of 95 % whatever the share in truth is; far out it counts whole).
+    a point of 95 % whatever the share in truth is; far out it counts whole). Over all that two seeds may seem, that is: of one
+    pair more spread between problems may give the narrower interval.
     """
 
     of_seeds: float
@@ -238,7 +239,7 @@ def share_p(hits: Hits, edge: float) -> float:
     Its variance is that at the edge (a score test): near 0 and 1 that of the estimate is far too small.
     """
     mean, found = float(hits.mean()), spread(hits)
-    if bool((hits == hits[0]).all()):
+    if _is_one(hits):
         return float(2 * distributions.norm.sf(abs(mean - edge) / math.sqrt(edge * (1 - edge) / hits.shape[1])))
     at_edge = edge * (1 - edge) * found.variance / (mean * (1 - mean))
     return min(1.0, 2 * found.tail(abs(mean - edge) * math.sqrt(found.variance / at_edge)))
@@ -273,7 +274,9 @@ def interval_from_published(hits: Hits, value: float, n: int) -> Interval:
     the quantile of few seeds, and theirs at that of many problems, would be up to 3 points too wide.
     """
     found, both = spread(hits), spread_from_published(hits, value, n)
-    quantile = Z95 if _is_one(hits) else both.half_width(0.95) / math.sqrt(both.variance)
+    # That the other number is uncertain, too, makes nothing surer (which of two seeds `Spread` does not see to).
+    half = max(found.half_width(0.95), both.half_width(0.95))
+    quantile = Z95 if _is_one(hits) else half / math.sqrt(both.variance)
     own, theirs = _share_interval(hits, found, quantile), Interval(*score_interval(value, n, quantile))
     mean = float(hits.mean())
     down = math.hypot(mean - own.low, theirs.high - value)
@@ -281,7 +284,7 @@ def interval_from_published(hits: Hits, value: float, n: int) -> Interval:
     return Interval(mean - value - down, mean - value + up)
 
 
-def hierarchical_bootstrap(values: Hits, rng: np.random.Generator, draws: int = 2000, level: float = 0.95) -> Interval:
+def hierarchical_bootstrap(values: Hits, rng: np.random.Generator, draws: int, level: float = 0.95) -> Interval:
     """Percentile interval of the mean of values [seeds, problems], both drawn anew; of one seed the problems alone.
 
     The values may be differences of two rows: then it is paired. To be looked at beside `mean_interval`; no verdict rests on it.

@@ -233,7 +233,10 @@ def placed(board: Board) -> list[Row]:
                 row,
                 place=places[i],
                 tied=list(places.values()).count(places[i]) > 1,
-                between=(1 + beaten_by[i], len(judged) - sum(winner == i for winner, _ in better)),
+                between=(
+                    min(1 + beaten_by[i], places[i]),
+                    max(len(judged) - sum(winner == i for winner, _ in better), places[i]),
+                ),
                 better_than=tuple(rows[loser].name for winner, loser in sorted(better) if winner == i),
                 worse_than=tuple(rows[winner].name for winner, loser in sorted(better) if loser == i),
             )

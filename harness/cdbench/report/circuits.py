@@ -139,6 +139,8 @@ _NUMBERS = {
     "edge_alone": "edges.accuracy.value",
     "edge_exact": "edges.exact.spearman",
     "edge_halves": "edges.stability",
+    "walked_cpr": "edges.faithfulness.walked.cpr",
+    "walked_cmd": "edges.faithfulness.walked.cmd",
     "over_moved": "edges.faithfulness.magnitude.cpr_difference",
     "over_random": "edges.faithfulness.random.cpr_difference",
     "cmd_over_moved": "edges.faithfulness.magnitude.cmd_difference",

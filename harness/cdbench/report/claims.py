@@ -38,6 +38,7 @@ from cdbench.inference import (
     share_interval,
     share_p,
     sign_p,
+    spread,
     spread_from_published,
     spread_to_decide,
 )
@@ -342,10 +343,15 @@ def _evidence(values: Hits, region: tuple[float, float], groups: Sequence[Group]
         seeds=len(values),
         run_ids=tuple(run_id for group in groups for run_id in group.run_ids),
         p=paired_p(values, edge),
-        seeds_needed=lambda level: seeds_to_decide(values, edge, level, both=all(map(math.isfinite, region))),
+        seeds_needed=lambda level: seeds_to_decide(values, edge, level, both=_inside(region, effect)),
         lone=len(values) == 1 and not all(map(_is_fixed, groups)),
         detail="; ".join(filter(None, map(_caveats, groups))),
     )
+
+
+def _inside(region: tuple[float, float], effect: float) -> bool:
+    """Whether an interval must leave out both ends of a region: outside it, or where it is open, one end is enough."""
+    return all(map(math.isfinite, region)) and region[0] < effect < region[1]
 
 
 def _caveats(group: Group) -> str:
@@ -361,12 +367,10 @@ def _difference(claim: Difference, data: StudyData) -> Evidence:
     values, high, low = _pair(claim, data, claim.high, claim.low)
     found = _evidence(values, (claim.margin, math.inf), [high, low])
     asked = _asked(claim, data, high)
-    drawn = hierarchical_bootstrap(values, np.random.default_rng(seed_for("bootstrap", claim.id)), _DRAWS)
-    beside = (
-        f"a bootstrap over seeds and problems says {points(drawn.low)} to {points(drawn.high)}"
-        if len(values) > 1
-        else ""
-    )
+    beside = ""
+    if len(values) > 1:
+        drawn = hierarchical_bootstrap(values, np.random.default_rng(seed_for("bootstrap", claim.id)), _DRAWS)
+        beside = f"a bootstrap over seeds and problems says {points(drawn.low)} to {points(drawn.high)}"
     runs = [_hits(group, claim)[:, asked].mean(1) for group in (high, low)]
     pairs = len(runs[0]) * len(runs[1])
     won = probability_of_improvement(runs[0], runs[1]) * pairs
@@ -474,8 +478,10 @@ def _value(claim: Value, data: StudyData) -> Evidence:
         unit="points",
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
-        p=min(1.0, 2 * found.tail(distance)),
-        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=True),
+        p=min(
+            1.0, 2 * max(found.tail(distance), spread(hits).tail(distance))
+        ),  # as the interval is no narrower than ours alone
+        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=abs(effect) < claim.margin),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_caveats(group),
     )
@@ -491,7 +497,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
         if bool((hits == hits[0]).all()):  # runs that are one: more of them say no more
             return None
         stretch = math.sqrt(edge * (1 - edge) / (effect * (1 - effect)))
-        return seeds_to_decide(hits, edge, level, stretch=stretch, both=all(map(math.isfinite, region)))
+        return seeds_to_decide(hits, edge, level, stretch=stretch, both=_inside(region, effect))
 
     return Evidence(
         effect=effect,
@@ -530,7 +536,7 @@ def _drop(claim: Drop, data: StudyData) -> Evidence:
         seeds=len(hits),
         run_ids=tuple(group.run_ids),
         p=min(1.0, 2 * found.tail(distance)),
-        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=all(map(math.isfinite, region))),
+        seeds_needed=lambda level: spread_to_decide(found, distance, level, both=_inside(region, lost)),
         lone=len(hits) == 1 and not _is_fixed(group),
         detail=_caveats(group),
     )

@@ -191,10 +191,11 @@ class Metric(_OfRows):
     def _has_a_bound(self) -> "Metric":
         if (self.control is None) != (self.control_at_least is None):
             raise ValueError("control and control_at_least stand together")
-        if self.metric.endswith("needed_beyond_chance") and not (self.control_at_least or 0) > (self.at_least or 0):
+        asks = self.at_least or 0.0
+        if self.metric.endswith("needed_beyond_chance") and asks and not (self.control_at_least or 0.0) > asks:
             raise ValueError(
-                f"{self.metric} is at most its control: control_at_least must be above at_least ({self.at_least}), or no model "
-                "could support the claim"
+                f"{self.metric} is at most its control: control_at_least must be above at_least ({asks:g}), or a model whose "
+                "control lies between them could only refute the claim"
             )
         return _bounded(self)
 
