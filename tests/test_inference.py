@@ -267,7 +267,8 @@ def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_th
     seeds: int, of_seeds: float
 ) -> None:
     """As a claim about a published number is decided: its 1,000 problems are a sample, too. What is covered is the difference
-    from that one published model; of how far seeds of its method differ nothing was published."""
+    from that one published model; of how far seeds of its method differ nothing was published. Two seeds are up to 3 points on
+    the safe side: the interval is never narrower than that of ours alone, which two seeds' may be by chance."""
     rng, repeats, covered, rejected = np.random.default_rng(seeds), 1000, 0, 0
     share = truth(2.5, 1.5)
     gap = truth(2.5, 1.5, of_seeds) - share
@@ -278,7 +279,7 @@ def test_intervals_of_the_difference_from_a_published_share_cover_as_often_as_th
         covered += low <= gap <= high
         rejected += 2 * spread_from_published(hits, paper, 1000).tail(abs(mean - paper - gap)) < 0.05
     noise = 2 * math.sqrt(0.95 * 0.05 / repeats)
-    assert abs(covered / repeats - 0.95) < 0.01 + noise
+    assert 0.94 - noise < covered / repeats < (0.98 if seeds == 2 else 0.96) + noise
     assert rejected / repeats < 0.05 + noise
 
 
