@@ -547,17 +547,17 @@ def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
     row = next(row for row in told.rows if row.method == "finetune")
     first = row.runs[0]
 
-    def write(of: str, hits: Any, machine: str = "another, 1 threads") -> RunEntry:
-        """A file of which one run has other answers and another machine."""
+    def write(of: str, machine: str = "another, 1 threads", **update: object) -> RunEntry:
+        """A file of which one run has other numbers and another machine."""
         target = next(row for row in told.rows if row.method == of)
-        other = target.runs[0].model_copy(update={"answers": pack(list(hits)), "machine": machine})
+        other = target.runs[0].model_copy(update={"machine": machine, **update})
         rows = [r if r is not target else r.model_copy(update={"runs": [other, *r.runs[1:]]}) for r in told.rows]
         written.write_text(as_markdown([told.model_copy(update={"rows": rows})]))
         return other
 
     some = first.hits.copy()
     some[:5] = 1 - some[:5]
-    changed = write("finetune", some)
+    changed = write("finetune", answers=pack(list(some)))
     done = cli("leaderboard", "check")
     assert done.returncode == 0, done.stdout
     assert re.search(
@@ -571,12 +571,12 @@ def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
     assert required.returncode == 0, required.stderr
     more = cli("leaderboard", "check", "--require", str(int(told_of[2]) + 1))
     assert more.returncode == 3 and f"{told_of[2]} of {told_of[2]} runs" in more.stderr
-    write("finetune", some, first.machine)  # no other machine, no other answers
+    write("finetune", first.machine, answers=pack(list(some)))  # no other machine, no other answers
     assert cli("leaderboard", "check").returncode == 3
     # What no machine explains is a fault, whatever machine is named.
     faults = 0
     for made_up in (np.ones_like(some), np.zeros_like(some)):
-        write("finetune", made_up)
+        write("finetune", answers=pack(list(made_up)))
         done = cli("leaderboard", "check")
         apart = abs(made_up.mean() - first.hits.mean()) > 0.1 + np.ptp([run.hits.mean() for run in row.runs])
         assert done.returncode == (3 if apart else 0), done.stdout
@@ -588,16 +588,14 @@ def test_runs_made_again_on_another_machine_may_differ_and_a_note_says_so(
         ({"shift": solved}, "accuracy on addition_3digit is 1.000"),
         ({"cka_debiased": 0.99}, "CKA is 0.990"),
     ):
-        target = next(row for row in told.rows if row.method == "finetune")
-        other = first.model_copy(update={**update, "machine": "another, 1 threads"})
-        rows = [r if r is not target else r.model_copy(update={"runs": [other, *r.runs[1:]]}) for r in told.rows]
-        written.write_text(as_markdown([told.model_copy(update={"rows": rows})]))
+        write("finetune", **update)
         done = cli("leaderboard", "check", "--json")
         assert done.returncode == 3 and what in done.stdout, done.stdout
         assert json.loads(done.stdout)["held"] == int(told_of[2]) - 1
     # Where the models themselves came out otherwise, their runs are not held, and whoever requires them is told.
     base = next(row for row in told.rows if row.method == "base").runs[0]
-    write("base", 1 - np.round(base.hits) if abs(1 - 2 * base.hits.mean()) > 0.1 else np.ones_like(base.hits))
+    moved = 1 - base.hits if abs(1 - 2 * base.hits.mean()) > 0.1 else np.ones_like(base.hits)
+    write("base", answers=pack(list(moved)))
     done = cli("leaderboard", "check")
     assert done.returncode == 0, done.stdout
     assert "the models themselves came out otherwise here, by" in done.stdout

@@ -24,7 +24,7 @@ from cdbench.circuit_options import (
     where_options,
     work_told,
 )
-from cdbench.circuit_output import draw_attention, draw_graph, require_svg, show_interchange
+from cdbench.circuit_output import draw_attention, draw_graph, node_sizes, require_svg, show_interchange
 from cdbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -163,8 +163,7 @@ def attention(folder: Path, **options: Any) -> None:
     studied = studied_again(made, options)
     prompts = studied.prompts(data_of(made), options["problems"])
     pattern = attention_pattern(studied.model, studied.tokenizer, prompts)
-    size = mean.abs() if made.level == "node" else mean.abs().flatten(1).sum(1)
-    heads = top_heads(graph, size, options["heads"] or min(_HEADS, graph.layers * graph.heads))
+    heads = top_heads(graph, node_sizes(mean, made.level), options["heads"] or min(_HEADS, graph.layers * graph.heads))
     shown = {name: pattern.weights[layer, head] for name, (layer, head) in heads.items()}
     if options["out"]:
         draw_attention(options["out"], shown, pattern, made.model.name)

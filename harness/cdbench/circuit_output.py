@@ -103,9 +103,10 @@ def show_evaluation(result: dict[str, Any], level: str) -> None:
                    f"random {chance[key]:.3f} ({least:.3f} to {most:.3f} of {chance['draws']})   {better}")  # fmt: skip
         if math.isfinite(low):
             less = [_less(rival, result[rival], key) for rival in ("magnitude", "random")]
-            alike = ", all three walked back from the logits" if level == "edge" else ""
-            walked = f"walked {result['walked'][key]:.3f}; " if level == "edge" else ""
-            click.echo(f"     {walked}{'; '.join(less)}, 95 % over the same problems{alike}")
+            told = f"{'; '.join(less)}, 95 % over the same problems"
+            if level == "edge":
+                told = f"walked {result['walked'][key]:.3f}; {told}, all three walked back from the logits"
+            click.echo(f"     {told}")
 
 
 def _less(rival: str, found: dict[str, Any], key: str) -> str:
@@ -165,6 +166,11 @@ def draw_curves(file: Path, result: dict[str, Any], level: str, model: str) -> N
     _write(file, figures.panels("faithfulness", [title], [lines], "", "kept, %", bands))
 
 
+def node_sizes(scores: "Tensor", level: str) -> "Tensor":
+    """How much each node of a circuit does, [nodes]: |score|, of edges and neurons the sum of theirs."""
+    return scores.abs() if level == "node" else scores.abs().flatten(1).sum(1)
+
+
 def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) -> tuple[int, list[str]]:
     """A circuit as a graph, into an .svg file; returns how many items are in it, and the nodes.
 
@@ -176,7 +182,7 @@ def draw_graph(file: Path, made: "SavedCircuit", scores: "Tensor", kept: int) ->
     from cdbench.report import figures
 
     graph, edges = made.model.graph, {}
-    sizes = scores.abs() if made.level == "node" else scores.abs().flatten(1).sum(1)
+    sizes = node_sizes(scores, made.level)
     if made.level == "edge":
         values, names = flat(scores, graph, "edge"), graph.edges
         strongest = values.abs().argsort(descending=True, stable=True)[:kept].tolist()

@@ -206,12 +206,12 @@ def share_interval(hits: Hits, level: float = 0.95) -> Interval:
     """Interval of an accuracy, hits [seeds, problems] of 0 and 1: Wilson's, with as many problems as the spread is worth."""
     found = spread(hits)
     quantile = found.half_width(level) / math.sqrt(found.variance)
-    if _is_one(hits):
+    if is_one(hits):
         quantile = float(distributions.norm.ppf((1 + level) / 2))
     return _share_interval(hits, found, quantile)
 
 
-def _is_one(hits: Hits) -> bool:
+def is_one(hits: Hits) -> bool:
     """Whether there is one run, or several that are one."""
     return bool((hits == hits[0]).all())
 
@@ -219,7 +219,7 @@ def _is_one(hits: Hits) -> bool:
 def _share_interval(hits: Hits, found: Spread, quantile: float) -> Interval:
     """Wilson's at so many standard errors, of as many problems as the spread is worth."""
     mean = float(hits.mean())
-    worth = hits.shape[1] if _is_one(hits) else mean * (1 - mean) / found.variance
+    worth = hits.shape[1] if is_one(hits) else mean * (1 - mean) / found.variance
     return Interval(*score_interval(mean, worth, quantile))
 
 
@@ -239,7 +239,7 @@ def share_p(hits: Hits, edge: float) -> float:
     Its variance is that at the edge (a score test): near 0 and 1 that of the estimate is far too small.
     """
     mean, found = float(hits.mean()), spread(hits)
-    if _is_one(hits):
+    if is_one(hits):
         return float(2 * distributions.norm.sf(abs(mean - edge) / math.sqrt(edge * (1 - edge) / hits.shape[1])))
     at_edge = edge * (1 - edge) * found.variance / (mean * (1 - mean))
     return min(1.0, 2 * found.tail(abs(mean - edge) * math.sqrt(found.variance / at_edge)))
@@ -276,7 +276,7 @@ def interval_from_published(hits: Hits, value: float, n: int) -> Interval:
     found, both = spread(hits), spread_from_published(hits, value, n)
     # That the other number is uncertain, too, makes nothing surer (which of two seeds `Spread` does not see to).
     half = max(found.half_width(0.95), both.half_width(0.95))
-    quantile = Z95 if _is_one(hits) else half / math.sqrt(both.variance)
+    quantile = Z95 if is_one(hits) else half / math.sqrt(both.variance)
     own, theirs = _share_interval(hits, found, quantile), Interval(*score_interval(value, n, quantile))
     mean = float(hits.mean())
     down = math.hypot(mean - own.low, theirs.high - value)

@@ -27,6 +27,7 @@ from cdbench.inference import (
     hierarchical_bootstrap,
     holm,
     interval_from_published,
+    is_one,
     mcnemar,
     mean_interval,
     paired_p,
@@ -494,7 +495,7 @@ def _at_point(claim: AtPoint, data: StudyData) -> Evidence:
     edge = _edge(region, effect)
 
     def needed(level: float) -> int | None:
-        if bool((hits == hits[0]).all()):  # runs that are one: more of them say no more
+        if is_one(hits):  # runs that are one: more of them say no more
             return None
         stretch = math.sqrt(edge * (1 - edge) / (effect * (1 - effect)))
         return seeds_to_decide(hits, edge, level, stretch=stretch, both=_inside(region, effect))

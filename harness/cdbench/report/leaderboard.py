@@ -311,14 +311,13 @@ def _models_moved(board: Board, by_run: Mapping[str, RowEntry]) -> float:
         (run, mine)
         for row in board.rows
         for run in (row.runs if row.method in UNTRAINED else ())
-        if (mine := _counterpart(run, by_run)) and _is_elsewhere(run, mine)
+        if (ours := by_run.get(run.run_id)) and _is_elsewhere(run, mine := _counterpart(run, ours))
     ]
     return max((abs(float(run.hits.mean() - mine.hits.mean())) for run, mine in pairs), default=0.0)
 
 
-def _counterpart(run: RunEntry, by_run: Mapping[str, RowEntry]) -> RunEntry | None:
-    row = by_run.get(run.run_id)
-    return next(each for each in row.runs if each.run_id == run.run_id) if row else None
+def _counterpart(run: RunEntry, ours: RowEntry) -> RunEntry:
+    return next(each for each in ours.runs if each.run_id == run.run_id)
 
 
 def _is_elsewhere(run: RunEntry, mine: RunEntry) -> bool:
@@ -360,7 +359,7 @@ def _row_against_records(
 
 
 def _run_against_record(run: RunEntry, ours: RowEntry, what: str, seen: _Seen, moved: float) -> list[str]:
-    mine = next(each for each in ours.runs if each.run_id == run.run_id)
+    mine = _counterpart(run, ours)
     differ = [key for key in _KEPT if getattr(mine, key) != getattr(run, key)]
     if not differ:
         seen.held.append(what)
